@@ -55,7 +55,9 @@ class Job:
         queue: name of the queue it waits in (``trainer``, ``quantizer-awq``).
         priority: 0 (low) to 9 (high).
         attempt: executions so far; the current value is the fencing token.
-        max_attempts: executions before the job fails for good.
+        max_attempts: executions before the job fails for good; those that were given back don't count.
+        given_back: executions that ended without a fault (pause, preemption, a worker's shutdown). The job fails for good when
+            ``attempt - given_back`` reaches ``max_attempts``.
         lease_owner: worker that holds it; empty when none does.
         lease_until: when the lease ends unless renewed.
         progress: newest progress (step, total_steps, metrics, eta_seconds, phase), JSON-ready.
@@ -77,6 +79,7 @@ class Job:
     priority: int = 5
     attempt: int = 0
     max_attempts: int = 5
+    given_back: int = 0
     lease_owner: str = ""
     lease_until: float = 0.0
     create_time: float = 0.0
@@ -208,7 +211,7 @@ class JobStore(Protocol):
         error: Mapping[str, Any] | None = None,
     ) -> Job:
         """Held -> SUCCEEDED, FAILED, CANCELLED, PAUSED or QUEUED (given back), with the current token only. A job whose cancel was asked for
-        can't become PAUSED or QUEUED: it becomes CANCELLED."""
+        can't become PAUSED or QUEUED: it becomes CANCELLED. PAUSED, and QUEUED without an ``error``, add one to ``given_back``."""
         ...
 
     def request_cancel(self, job_id: str) -> Job:
