@@ -1,0 +1,1 @@
+"""gRPC helpers that every service and client shares; import the modules, this package re-exports nothing."""
