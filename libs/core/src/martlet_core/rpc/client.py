@@ -21,7 +21,8 @@ from martlet_core.rpc.status import STATUS_DETAILS_KEY, error_of_code, from_stat
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 DEFAULT_TIMEOUT_SECONDS = 30.0
 
-#: Methods that only read, by service: these alone are repeated by the channel on UNAVAILABLE. Watch streams resume by cursor instead.
+#: Methods that only read, by service: these alone are repeated by the channel on UNAVAILABLE.
+#: Watch streams resume by cursor instead.
 READ_METHODS: dict[str, tuple[str, ...]] = {
     "martlet.trainer.v1.TrainingService": (
         "GetTrainingJob",
@@ -47,8 +48,8 @@ MESSAGE_OPTIONS: tuple[tuple[str, Any], ...] = (
 def open_channel(address: str, *, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
     """Open a channel that lives as long as the process does; connections are made and renewed by it.
 
-    It spreads calls over all addresses that a name resolves to, notices dead peers by keepalive (30 s + 10 s), and repeats reads
-    (``READ_METHODS``) on UNAVAILABLE, up to four times in all.
+    It spreads calls over all addresses that a name resolves to, notices dead peers by keepalive (30 s + 10 s), and
+    repeats reads (``READ_METHODS``) on UNAVAILABLE, up to four times in all.
 
     Args:
         address: ``host:port`` or any gRPC target (``dns:///trainer:50051``).
@@ -85,7 +86,7 @@ def call_metadata(
 
 
 def timeout_seconds(limit: float = DEFAULT_TIMEOUT_SECONDS) -> float:
-    """Time-out for a call made now: ``limit``, or what is left of the deadline of the call being served if that is less."""
+    """Time-out for a call made now: ``limit``, or what is left of the deadline of the call being served if less."""
     remaining = call_context().remaining_seconds()
     return limit if remaining is None else min(limit, remaining)
 
@@ -105,8 +106,11 @@ def error_from_rpc(error: grpc.RpcError) -> MartletError:
     return error_of_code(code.name)(text or f"The call failed with {code.name}.")
 
 
-class translate_errors:  # noqa: N801  # used like a function: ``async with translate_errors(): ...``
-    """Turns a ``grpc.RpcError`` that leaves the block into the MartletError behind it. Works with ``with`` and ``async with``."""
+class translate_errors:
+    """Turns a ``grpc.RpcError`` that leaves the block into the MartletError behind it.
+
+    Used like a function: ``with translate_errors(): ...`` or ``async with translate_errors(): ...``.
+    """
 
     def __enter__(self) -> None:
         return None

@@ -32,7 +32,8 @@ class CallContext:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
-_current: ContextVar[CallContext] = ContextVar("martlet_call_context", default=CallContext())
+_OUTSIDE = CallContext()
+_current: ContextVar[CallContext] = ContextVar("martlet_call_context", default=_OUTSIDE)
 
 
 def call_context() -> CallContext:
@@ -41,5 +42,5 @@ def call_context() -> CallContext:
 
 
 def set_call_context(context: CallContext) -> None:
-    """Make ``context`` current for this task and those it starts (the server interceptor and the gateway's HTTP side do)."""
+    """Make ``context`` current for this task and those it starts."""
     _current.set(context)

@@ -48,8 +48,9 @@ class _Call:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every method of a server.
 
-    Without ``authenticate`` the tenant is what the caller's metadata says: right between our own services, which show one another
-    the internal token. A server that outsiders reach passes ``authenticate``, and the metadata's tenant is then ignored.
+    Without ``authenticate`` the tenant is what the caller's metadata says: right between our own services, which show
+    one another the internal token. A server that outsiders reach passes ``authenticate``, and the metadata's tenant is
+    then ignored.
     """
 
     def __init__(self, *, internal_token: str = "", authenticate: Authenticate | None = None) -> None:
@@ -60,7 +61,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._stopping = False
 
     def end_watches(self) -> None:
-        """End the ``Watch...`` streams with UNAVAILABLE, so that clients resume at another replica instead of holding up the stop."""
+        """End the ``Watch...`` streams with UNAVAILABLE: clients resume elsewhere and don't hold up the stop."""
         self._stopping = True
         for task in tuple(self._watches):
             task.cancel()
@@ -166,8 +167,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return
         if self._token and not hmac.compare_digest(metadata.get(INTERNAL_TOKEN_KEY, "").encode(), self._token):
             raise Unauthenticated(
-                f"The call needs the deployment's internal token in the metadata {INTERNAL_TOKEN_KEY}; set MARTLET_INTERNAL_TOKEN "
-                "to the same value for all services.",
+                f"The call needs the deployment's internal token in the metadata {INTERNAL_TOKEN_KEY}; "
+                "set MARTLET_INTERNAL_TOKEN to the same value for all services.",
                 reason="INTERNAL_TOKEN_REQUIRED",
             )
         if self._authenticate is not None:
@@ -181,7 +182,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         set_call_context(CallContext(tenant, record.request_id, deadline))
 
     async def _fail(self, record: _Call, context: Any, error: BaseException) -> None:
-        """Log a failed call and abort it with a status. Returns only for a cancelled or already aborted call, which the caller re-raises."""
+        """Log a failed call and abort it with a status. Returns only for a cancelled or already aborted call."""
         if isinstance(error, asyncio.CancelledError):
             _log_end(record, context, "CANCELLED")
             return
@@ -203,7 +204,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 async def _pump(messages: Any, context: Any) -> None:
-    """Write what an async generator yields. It is closed at once when the client goes away, not when it is collected: a generation stops."""
+    """Write what an async generator yields; close it at once when the client goes away, so that its work stops."""
     if not hasattr(messages, "__aiter__"):
         raise TypeError("a streaming method must be an async generator")
     write = context.write

@@ -1,4 +1,4 @@
-"""A gRPC server with everything each of our services needs: limits, keepalive, health, reflection, errors, graceful stop."""
+"""A gRPC server with what each of our services needs: limits, keepalive, health, reflection, errors, graceful stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from martlet_core.errors import FailedPrecondition
@@ -17,6 +18,8 @@ from martlet_core.rpc.client import MESSAGE_OPTIONS
 from martlet_core.rpc.interceptors import Authenticate, CallInterceptor
 
 log = logging.getLogger(__name__)
+
+_HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class GrpcServer:
         internal_token: token that callers must show; empty turns the check off.
         interceptors: further interceptors, run inside ours (their MartletErrors become statuses too).
         authenticate: for a server that outsiders reach: finds the tenant from the metadata (see ``CallInterceptor``).
-        connection_age_seconds: after this, clients are sent to resolve the name again, so that new replicas get their share.
-            Running calls go on for up to an hour.
+        connection_age_seconds: after this, clients are sent to resolve the name again, so that new replicas get their
+            share. Running calls go on for up to an hour.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class GrpcServer:
         self._interceptors = (self._calls, *interceptors)
         self._connection_age_seconds = connection_age_seconds
         self._serving = {"": True, **{service.full_name: True for service in self._services}}
-        self._health = health.aio.HealthServicer()
+        self._health = health_aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> int:
@@ -77,14 +80,15 @@ class GrpcServer:
             service.add_to_server(service.servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [service.full_name for service in self._services]
-        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        reflection.enable_server_reflection([*names, _HEALTH_SERVICE, reflection.SERVICE_NAME], server)
         for name, serving in self._serving.items():
             await self._health.set(name, _health_status(serving))
         try:
             port = server.add_insecure_port(self.address)
         except RuntimeError as error:
             raise FailedPrecondition(
-                f"Can't listen for gRPC on {self.address}: {error}. Another process may use the port; set MARTLET_GRPC_ADDRESS.",
+                f"Can't listen for gRPC on {self.address}: {error}. Another process may use the port; "
+                "set MARTLET_GRPC_ADDRESS.",
                 reason="ADDRESS_IN_USE",
             ) from error
         await server.start()
@@ -93,7 +97,7 @@ class GrpcServer:
         return port
 
     async def stop(self, grace_seconds: float = 10.0) -> None:
-        """Report NOT_SERVING, end Watch streams (clients resume elsewhere), let running calls end for up to ``grace_seconds``, then cut."""
+        """Report NOT_SERVING, end Watch streams, let running calls end for up to ``grace_seconds``, then cut them."""
         if self._server is None:
             return
         await self._health.enter_graceful_shutdown()
@@ -101,7 +105,7 @@ class GrpcServer:
         await self._server.stop(grace_seconds)
 
     def set_serving(self, service_name: str, serving: bool) -> asyncio.Future[None]:
-        """Set what health checks are told about a service; ``""`` is the server as a whole. Call it on the server's loop.
+        """Set what health checks hear about a service; ``""`` is the server as a whole. Call it on the server's loop.
 
         Returns:
             A future that is done when watchers were told; it need not be awaited.

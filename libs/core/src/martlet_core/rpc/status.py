@@ -51,18 +51,14 @@ def from_status(status: status_pb2.Status) -> MartletError:
     metadata: dict[str, str] = {}
     violations: list[FieldViolation] = []
     retry_after_seconds = None
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    bad_request = error_details_pb2.BadRequest()
     for detail in status.details:
-        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            info = error_details_pb2.ErrorInfo()
-            detail.Unpack(info)
+        if detail.Unpack(info):
             reason, metadata = info.reason or None, dict(info.metadata)
-        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
-            bad_request = error_details_pb2.BadRequest()
-            detail.Unpack(bad_request)
+        elif detail.Unpack(bad_request):
             violations = [FieldViolation(v.field, v.description) for v in bad_request.field_violations]
-        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-            retry = error_details_pb2.RetryInfo()
-            detail.Unpack(retry)
+        elif detail.Unpack(retry):
             retry_after_seconds = retry.retry_delay.ToNanoseconds() / 1e9
     return error_of_code(_CODE_NAMES.get(status.code, "UNKNOWN"))(
         status.message,
