@@ -1,0 +1,308 @@
+"""What a training or merge job asks for, as frozen values that mirror ``TrainingSpec`` and ``MergeSpec``.
+
+Everything about a request that can be known without opening its data or its model is checked here, so that a wrong request is refused
+at submission. This module imports no ML library: the ``serve`` process uses it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from martlet_core.errors import FieldViolation, InvalidArgument
+from martlet_trainer.config_errors import violations_of
+
+ARTIFACT_PATTERN = re.compile(r"artifacts/[a-z0-9]{1,64}")
+SUFFIX_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
+BASE_MODEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,255}|file:///.+")
+
+#: Default peak learning rate by tuner; adapters take far larger steps than whole models.
+DEFAULT_LEARNING_RATE = {"lora": 2e-4, "qlora": 2e-4, "full": 1e-5}
+
+
+def _refuse_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+def _plain_enum(prefix: str) -> Callable[[Any], Any]:
+    """Reads ``ON_BAD_ROWS_FAIL`` as ``fail``, so that a proto enum's name is taken as well as the plain word."""
+
+    def plain(value: Any) -> Any:
+        return value.removeprefix(prefix).lower() if isinstance(value, str) else value
+
+    return plain
+
+
+Int = Annotated[int, BeforeValidator(_refuse_bool)]
+Float = Annotated[float, BeforeValidator(_refuse_bool)]
+OnBadRows = Annotated[Literal["fail", "skip"], BeforeValidator(_plain_enum("ON_BAD_ROWS_"))]
+OnLongRows = Annotated[Literal["truncate", "refuse"], BeforeValidator(_plain_enum("ON_LONG_ROWS_"))]
+Device = Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(_plain_enum("DEVICE_"))]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+Optimizer = Literal[
+    "adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "adafactor", "sgd"
+]
+
+
+class Config(BaseModel):
+    """Base of all configs: frozen; unknown keys, NaN and infinity are refused; a proto's "not set" reads as absent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    #: Fields in which an empty string says something of its own.
+    keep_empty: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_unset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {key: value for key, value in values.items() if not cls._is_unset(key, value)}
+
+    @classmethod
+    def _is_unset(cls, key: str, value: Any) -> bool:
+        if isinstance(value, str):
+            return (value == "" and key not in cls.keep_empty) or value.endswith("_UNSPECIFIED")
+        return value is None
+
+
+C = TypeVar("C", bound=Config)
+
+
+class TunerConfig(Config):
+    """Which weights are trained."""
+
+    kind: Literal["lora", "qlora", "full"] = "lora"
+    lora_rank: Annotated[Int, Ge(1), Le(512)] = 8
+    lora_alpha: Annotated[Float, Gt(0), Le(65536)] | None = Field(None, description="Default: 2 x lora_rank.")
+    lora_dropout: Annotated[Float, Ge(0), Le(0.9)] = 0.0
+    target_modules: tuple[str, ...] = ("all-linear",)
+    modules_to_save: tuple[str, ...] = ()
+    use_rslora: bool = False
+    use_dora: bool = False
+    quantization: Literal["nf4", "int8"] = "nf4"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_targets_are_default(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("target_modules") in ([], ()):
+            return {key: value for key, value in values.items() if key != "target_modules"}
+        return values
+
+
+class Hyperparameters(Config):
+    """Numbers of a training."""
+
+    epoch_count: Annotated[Float, Gt(0), Le(10000)] = 3.0
+    max_steps: Annotated[Int, Ge(1)] | None = None
+    per_device_batch_size: Annotated[Int, Ge(1), Le(65536)] = 8
+    gradient_accumulation_steps: Annotated[Int, Ge(1), Le(65536)] = 1
+    learning_rate: Annotated[Float, Gt(0), Le(10)] | None = Field(None, description="Default: by tuner, see DEFAULT_LEARNING_RATE.")
+    learning_rate_multiplier: Annotated[Float, Gt(0), Le(1000)] | None = None
+    learning_rate_schedule: Schedule = "cosine"
+    warmup_ratio: Annotated[Float, Ge(0), Le(1)] = 0.03
+    weight_decay: Annotated[Float, Ge(0), Le(10)] = 0.0
+    max_grad_norm: Annotated[Float, Ge(0)] = 1.0
+    eval_steps: Annotated[Int, Ge(1)] | None = Field(None, description="Default: at each epoch's end.")
+    early_stopping_patience: Annotated[Int, Ge(1)] | None = None
+    optimizer: Optimizer = "adamw_torch"
+    precision: Precision = "auto"
+    gradient_checkpointing: bool | None = Field(None, description="Default: off on CPU, on on GPU.")
+
+
+class DataConfig(Config):
+    """How rows are read."""
+
+    keep_empty: ClassVar[frozenset[str]] = frozenset({"system"})
+
+    max_length: Annotated[Int, Ge(8), Le(1 << 24)] | None = Field(None, description="Default: the model's context, at most 2048.")
+    packing: bool = False
+    on_bad_rows: OnBadRows = "fail"
+    on_long_rows: OnLongRows = "truncate"
+    validation_split: Annotated[Float, Ge(0), Le(0.5)] = 0.0
+    assistant_only_loss: bool = True
+    system: str | None = Field(None, description="Default: what the model's chat template does by itself.")
+
+
+class ResourceConfig(Config):
+    """Where a training runs."""
+
+    device: Device = "auto"
+    device_count: Annotated[Int, Ge(1), Le(64)] = 1
+    priority: Annotated[Int, Ge(0), Le(9)] = 5
+    max_attempts: Annotated[Int, Ge(1), Le(100)] = 5
+
+
+class CheckpointConfig(Config):
+    """When checkpoints are taken; whichever interval ends first counts."""
+
+    interval_steps: Annotated[Int, Ge(1)] | None = Field(None, description="Default: by time only.")
+    interval_seconds: Annotated[Float, Ge(1)] = 300.0
+
+
+class SftOptions(Config):
+    """Options that only the recipe ``sft`` knows."""
+
+    group_by_length: bool = Field(False, description="Put rows of similar length into one batch.")
+
+
+#: Recipe name -> its options. Adding a recipe: a line here and a line in ``recipes/__init__.py``.
+RECIPE_OPTIONS: Mapping[str, type[Config]] = {"sft": SftOptions}
+
+
+class TrainingConfig(Config):
+    """One training, as asked for; mirrors ``martlet.trainer.v1.TrainingSpec``."""
+
+    base_model: str
+    training_dataset: str
+    validation_dataset: str | None = None
+    recipe: str = "sft"
+    tuner: TunerConfig = Field(default_factory=TunerConfig)
+    hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters)
+    data: DataConfig = Field(default_factory=DataConfig)
+    resources: ResourceConfig = Field(default_factory=ResourceConfig)
+    checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    suffix: str | None = None
+    recipe_options: dict[str, Any] = Field(default_factory=dict)
+    seed: Annotated[Int, Ge(0), Le(2**31 - 1)] = 42
+
+    def resolved(self) -> TrainingConfig:
+        """The same config with the defaults filled in that follow from other fields; doing it twice changes nothing.
+
+        What depends on the device or the model (precision, gradient checkpointing, max_length) stays unset: only the recipe can know it.
+        """
+        tuner, numbers = self.tuner, self.hyperparameters
+        if tuner.lora_alpha is None:
+            tuner = tuner.model_copy(update={"lora_alpha": 2.0 * tuner.lora_rank})
+        if numbers.learning_rate is None:
+            rate = DEFAULT_LEARNING_RATE[tuner.kind] * (numbers.learning_rate_multiplier or 1.0)
+            numbers = numbers.model_copy(update={"learning_rate": rate, "learning_rate_multiplier": None})
+        return self.model_copy(update={"tuner": tuner, "hyperparameters": numbers})
+
+
+class MergeConfig(Config):
+    """One merge, as asked for; mirrors ``martlet.trainer.v1.MergeSpec``."""
+
+    adapter: str
+    precision: Precision = "auto"
+    suffix: str | None = None
+    max_logprob_difference: Annotated[Float, Gt(0), Le(100)] | None = Field(
+        None, description="Nats. Default: 0.02 for 32-bit storage, 0.15 for 16-bit storage."
+    )
+
+
+def parse_training_config(values: Mapping[str, Any], prefix: str = "spec") -> TrainingConfig:
+    """Read a training config from plain values.
+
+    Args:
+        values: keys as in ``TrainingSpec``; enums by proto name or plain word; None and "" mean "not set".
+        prefix: path put in front of field names in violations; empty for none.
+
+    Raises:
+        InvalidArgument: with one violation for every field at fault.
+    """
+    config = _parse(TrainingConfig, values, prefix)
+    violations = [*_name_violations(config), *_combination_violations(config)]
+    _raise_if_any([FieldViolation(_join(prefix, v.field), v.description) for v in violations])
+    return config
+
+
+def parse_merge_config(values: Mapping[str, Any], prefix: str = "spec") -> MergeConfig:
+    """Read a merge config from plain values; see ``parse_training_config``.
+
+    Raises:
+        InvalidArgument: with one violation for every field at fault.
+    """
+    config = _parse(MergeConfig, values, prefix)
+    violations = []
+    if not BASE_MODEL_PATTERN.fullmatch(config.adapter):
+        violations.append(FieldViolation("adapter", f"is {config.adapter!r}; give a fine-tuned model's name or artifacts/<id>"))
+    violations += _suffix_violations(config.suffix)
+    _raise_if_any([FieldViolation(_join(prefix, v.field), v.description) for v in violations])
+    return config
+
+
+def parse_recipe_options(config: TrainingConfig) -> Config:
+    """The options of the config's recipe, typed.
+
+    Raises:
+        InvalidArgument: the recipe isn't known, or doesn't know an option.
+    """
+    return _parse(_options_model(config.recipe), config.recipe_options, "recipe_options")
+
+
+def _options_model(recipe: str) -> type[Config]:
+    if recipe not in RECIPE_OPTIONS:
+        raise InvalidArgument.field("recipe", f"is {recipe!r}; must be one of: {', '.join(RECIPE_OPTIONS)}")
+    return RECIPE_OPTIONS[recipe]
+
+
+def _parse(model: type[C], values: Mapping[str, Any], prefix: str) -> C:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        _raise_if_any(violations_of(error, model, prefix))
+        raise
+
+
+def _name_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
+    found: list[FieldViolation] = []
+    if not BASE_MODEL_PATTERN.fullmatch(config.base_model):
+        forms = "a registered name, org/model@revision, artifacts/<id>, a fine-tuned model's name or file:///path"
+        found.append(FieldViolation("base_model", f"is {config.base_model!r}; give {forms}"))
+    for name in ("training_dataset", "validation_dataset"):
+        value = getattr(config, name)
+        if value is not None and not ARTIFACT_PATTERN.fullmatch(value):
+            found.append(FieldViolation(name, f"is {value!r}; give artifacts/<id> of an uploaded data set"))
+    found += _suffix_violations(config.suffix)
+    try:
+        parse_recipe_options(config)
+    except InvalidArgument as error:
+        found += error.violations
+    return found
+
+
+def _suffix_violations(suffix: str | None) -> list[FieldViolation]:
+    if suffix is None or SUFFIX_PATTERN.fullmatch(suffix):
+        return []
+    return [FieldViolation("suffix", f"is {suffix!r}; use 1 to 64 letters, digits, dots, underscores or hyphens")]
+
+
+def _combination_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
+    tuner, numbers = config.tuner, config.hyperparameters
+    found: list[FieldViolation] = []
+    if numbers.learning_rate is not None and numbers.learning_rate_multiplier is not None:
+        found.append(
+            FieldViolation("hyperparameters.learning_rate_multiplier", "can't be used together with learning_rate; give one of them")
+        )
+    if config.data.validation_split > 0 and config.validation_dataset is not None:
+        found.append(FieldViolation("data.validation_split", "can't be used together with validation_dataset; give one of them"))
+    if numbers.early_stopping_patience is not None and not config.validation_dataset and config.data.validation_split == 0:
+        found.append(
+            FieldViolation(
+                "hyperparameters.early_stopping_patience", "needs validation rows; set validation_dataset or data.validation_split"
+            )
+        )
+    if tuner.kind == "full" and tuner.modules_to_save:
+        found.append(FieldViolation("tuner.modules_to_save", "has no meaning with tuner.kind full, which trains every module; leave it out"))
+    if "all-linear" in tuner.target_modules and len(tuner.target_modules) > 1:
+        found.append(FieldViolation("tuner.target_modules", "mixes all-linear with names; give either all-linear or the names"))
+    if tuner.use_dora and tuner.kind == "qlora" and tuner.quantization == "int8":
+        found.append(FieldViolation("tuner.use_dora", "doesn't work on an int8 base; set tuner.quantization to nf4 or use_dora to false"))
+    return found
+
+
+def _join(prefix: str, field: str) -> str:
+    return f"{prefix}.{field}" if prefix else field
+
+
+def _raise_if_any(violations: Sequence[FieldViolation]) -> None:
+    if violations:
+        raise InvalidArgument("; ".join(f"{v.field}: {v.description}" for v in violations), violations=tuple(violations))
