@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
+from grpc_health.v1.health import aio as health_aio  # pyright: ignore[reportAttributeAccessIssue]  # stubs lack it
 from grpc_reflection.v1alpha import reflection
 
 from martlet_core.errors import FailedPrecondition
