@@ -1,0 +1,47 @@
+"""``python -m martlet_inference serve``: builds the replica and runs it until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+
+from martlet_core.errors import MartletError
+from martlet_core.logs import configure
+
+from martlet_inference.replica import Replica
+from martlet_inference.settings import InferenceSettings
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(
+        prog="martlet_inference", description="Martlet's inference service; settings are MARTLET_* variables."
+    )
+    parser.add_argument("command", choices=["serve"], help="serve: answer martlet.inference.v1")
+    parser.parse_args()
+    settings = InferenceSettings()  # pyright: ignore[reportCallIssue]  # every field has a default or a variable
+    configure("inference", settings.log_level, settings.log_format)
+    try:
+        asyncio.run(serve(settings))
+    except MartletError as exc:
+        print(f"martlet_inference: {exc.message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def serve(settings: InferenceSettings) -> None:
+    """Run a replica until SIGTERM or SIGINT, then drain it."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    replica = await Replica.build(settings)
+    await replica.start()
+    await replica.run_until(stop)
+    await replica.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

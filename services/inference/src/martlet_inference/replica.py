@@ -1,0 +1,180 @@
+"""A replica as a whole: engine, models, server and registration, brought up and taken down in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from martlet.gateway.v1 import replica_pb2
+from martlet.inference.v1 import inference_service_pb2_grpc as service_grpc
+from martlet_core.artifacts.types import PublishedModel
+from martlet_core.errors import FailedPrecondition, InvalidArgument, MartletError, NotFound, Unavailable
+from martlet_core.rpc.context import DEFAULT_TENANT
+from martlet_core.rpc.server import GrpcServer, Service
+from martlet_core.stores import open_stores
+
+from martlet_inference import convert
+from martlet_inference.dataplane import DataPlane
+from martlet_inference.engines.base import Engine, WholeModel
+from martlet_inference.engines.echo import EchoEngine
+from martlet_inference.model_source import FixedSource, ModelSource, RegistrySource
+from martlet_inference.models import ModelPool
+from martlet_inference.registration import Registration
+from martlet_inference.servicer import SERVICE_NAME, InferenceServicer
+from martlet_inference.settings import InferenceSettings
+
+log = logging.getLogger(__name__)
+
+REGISTRY_POLL_SECONDS = 1.0
+#: After a first model that the engine could not start, in seconds.
+START_RETRY_SECONDS = 15.0
+
+
+class Replica:
+    """One inference replica.
+
+    Args:
+        settings: where it is deployed.
+        engine: the engine, not started yet.
+        source: where models come from.
+    """
+
+    def __init__(self, settings: InferenceSettings, engine: Engine, source: ModelSource) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._source = source
+        self.pool = ModelPool(engine, source)
+        self.plane = DataPlane(engine, self.pool, max_requests=settings.max_requests)
+        self.server = GrpcServer(
+            settings.grpc_address,
+            [Service(service_grpc.add_InferenceServiceServicer_to_server, InferenceServicer(self.plane), SERVICE_NAME)],
+            internal_token=settings.internal_token,
+        )
+        self.port = 0
+        self._registration: Registration | None = None
+        self._bring_up: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def build(cls, settings: InferenceSettings) -> Replica:
+        """A replica with the engine and the stores that the settings name."""
+        return cls(settings, build_engine(settings), await asyncio.to_thread(build_source, settings))
+
+    async def start(self) -> None:
+        """Serve, register, and begin to get the first model ready; returns once the port is open."""
+        self._report_health()
+        self.pool.on_change(self._report_health)
+        self.port = await self.server.start()
+        if self._settings.gateway_address:
+            self._registration = Registration(
+                self._settings.gateway_address,
+                self._describe,
+                renew_seconds=self._settings.renew_seconds,
+                internal_token=self._settings.internal_token,
+            )
+            self.pool.on_change(self._registration.changed)
+            self._registration.start()
+        if self._settings.model:
+            self._bring_up = asyncio.create_task(self._load_first_model(), name="first-model")
+
+    async def run_until(self, stop: asyncio.Event) -> None:
+        """Wait for ``stop``; a first model that can never be served ends the wait with its error."""
+        stopped = asyncio.create_task(stop.wait())
+        tasks = {stopped, self._bring_up} if self._bring_up else {stopped}
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if self._bring_up in done and stopped not in done:
+            if self._bring_up and self._bring_up.exception():
+                stopped.cancel()
+                await self.stop()
+                self._bring_up.result()
+            await stopped
+
+    async def stop(self) -> None:
+        """Take no new requests, let the running ones end for up to ``drain_seconds``, deregister, stop."""
+        self.plane.draining = True
+        self._report_health()
+        if self._bring_up:
+            self._bring_up.cancel()
+        if self._registration:
+            try:
+                await self._registration.report()
+            except MartletError as exc:
+                log.warning("could not report the draining", extra={"error": exc.message})
+        if not await self.pool.wait_idle(self._settings.drain_seconds):
+            log.warning("requests cut off at shutdown", extra={"requests": self.pool.active_requests})
+        if self._registration:
+            await self._registration.stop()
+        await self.server.stop(grace_seconds=1.0)
+        await self._engine.stop()
+
+    async def _describe(self, name: str) -> replica_pb2.Replica:
+        host = self._settings.grpc_address.rpartition(":")[0]
+        address = self._settings.advertise_address or f"{host}:{self.port}"
+        return await convert.replica(
+            self.plane, name=name, address=address, accepts_placement=self._settings.accepts_placement
+        )
+
+    def _report_health(self) -> None:
+        for name in ("", SERVICE_NAME):
+            self.server.set_serving(name, self.plane.ready)
+
+    async def _load_first_model(self) -> None:
+        model, source = await self._first_model()
+        while True:
+            try:
+                await self.pool.load_whole(model, source=source)
+                return
+            except Unavailable as exc:
+                log.warning(
+                    "the model is not ready yet; trying again", extra={"model": model.name, "error": exc.message}
+                )
+                await asyncio.sleep(START_RETRY_SECONDS)
+
+    async def _first_model(self) -> tuple[PublishedModel, WholeModel | None]:
+        name = self._settings.model
+        if self._settings.model_dir:
+            directory = self._settings.model_dir.resolve()
+            if not (directory / "config.json").is_file():
+                raise FailedPrecondition(
+                    f"MARTLET_MODEL_DIR={directory}: there is no config.json in it, so it is not a model directory."
+                )
+            return PublishedModel(name, "base"), WholeModel(name, str(directory))
+        if "/" in name:
+            if not self._settings.model_revision:
+                raise InvalidArgument(
+                    f"MARTLET_MODEL={name} is a hub id: pin its commit with MARTLET_MODEL_REVISION.",
+                    reason="REVISION_REQUIRED",
+                )
+            return PublishedModel(name, "base"), WholeModel(name, name, self._settings.model_revision)
+        return await self._wait_for_model(name), None
+
+    async def _wait_for_model(self, name: str) -> PublishedModel:
+        told = False
+        while True:
+            try:
+                return await self._source.resolve(name, DEFAULT_TENANT)
+            except (NotFound, Unavailable) as exc:
+                if not told:
+                    log.warning("waiting for the model to be published", extra={"model": name, "error": exc.message})
+                told = True
+            await asyncio.sleep(REGISTRY_POLL_SECONDS)
+
+
+def build_engine(settings: InferenceSettings) -> Engine:
+    """The engine that the settings name."""
+    if settings.engine == "echo":
+        return EchoEngine(
+            tokens_per_second=settings.echo_tokens_per_second,
+            default_tokens=settings.echo_default_tokens,
+            max_lora_rank=settings.max_lora_rank,
+            max_adapters=settings.max_adapters,
+        )
+    raise NotImplementedError
+
+
+def build_source(settings: InferenceSettings) -> ModelSource:
+    """Where models come from: the stores, or nothing but the settings."""
+    if not settings.resolve_models:
+        return FixedSource(settings.model)
+    stores = open_stores(settings)
+    return RegistrySource(stores.models, stores.artifacts, Path(settings.cache_dir) / "models")

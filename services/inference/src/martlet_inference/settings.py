@@ -1,0 +1,59 @@
+"""Where an inference replica is deployed and what it may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from martlet_core.settings import CoreSettings
+from pydantic import Field
+
+
+class InferenceSettings(CoreSettings):
+    """Settings of the inference service, from ``MARTLET_*`` variables."""
+
+    grpc_address: str = Field(
+        "127.0.0.1:50053", description="Address this service listens on for gRPC; port 0 picks a free one."
+    )
+    engine: Literal["vllm", "echo"] = Field("vllm", description="Engine: vllm, or echo for tests and benchmarks.")
+    model: str = Field(
+        "smollm2-135m-instruct",
+        description="Name of the whole model to serve from the start; empty waits for LoadModel.",
+    )
+    model_dir: Path | None = Field(None, description="Directory of that model, instead of the registry's artifact.")
+    model_revision: str = Field("", description="Commit of that model where its name is a hub id; required then.")
+    resolve_models: bool = Field(
+        True, description="Look names up in the model registry; false serves `model` alone and needs no object store."
+    )
+    gateway_address: str = Field(
+        "", description="gRPC address of the gateway to register with; empty registers nowhere."
+    )
+    advertise_address: str = Field(
+        "", description="host:port under which the gateway reaches this replica; default: grpc_address."
+    )
+    accepts_placement: bool = Field(
+        True, description="The gateway may ask this replica to swap its engine for another whole model."
+    )
+    renew_seconds: float = Field(
+        2.0, gt=0, description="Interval at which models and load are reported to the gateway."
+    )
+    drain_seconds: float = Field(
+        30.0, ge=0, description="How long running requests may take to end when the replica is stopped."
+    )
+    max_requests: int = Field(1024, ge=1, description="Requests in work beyond which more are refused.")
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = Field(64, description="Largest LoRA rank of an adapter.")
+    max_adapters: int = Field(8, ge=1, description="Adapters held at a time; the one unused for longest makes room.")
+    max_model_len: int = Field(2048, ge=64, description="Longest context in tokens: prompt and answer together.")
+    dtype: str = Field(
+        "", description="Type the engine computes in; default: float32 on a CPU, the model's own on a GPU."
+    )
+    kv_cache_gib: int = Field(1, ge=1, description="Memory for the KV cache on a CPU, in GiB.")
+    gpu_memory_share: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that the engine takes.")
+    engine_threads: int = Field(
+        0, ge=0, description="Threads the engine computes with on a CPU; 0: as many as there are cores."
+    )
+    engine_start_seconds: float = Field(900.0, gt=0, description="How long the engine may take to get a model ready.")
+    echo_tokens_per_second: float = Field(
+        0.0, ge=0, description="Rate of each stream of the echo engine; 0 sends at once."
+    )
+    echo_default_tokens: int = Field(16, ge=1, description="Tokens of an echo answer whose request names no maximum.")
