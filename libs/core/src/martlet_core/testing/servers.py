@@ -31,24 +31,26 @@ class RunningServer:
         process: its process, in a session of its own.
         log_path: what it wrote to stdout and stderr.
         port: its TCP port.
+        stop_seconds: how long ``stop`` waits between SIGTERM and SIGKILL.
     """
 
     url: str
     process: subprocess.Popen[bytes]
     log_path: Path
     port: int
+    stop_seconds: float = 10.0
 
     @property
     def pid(self) -> int:
         """Process id."""
         return self.process.pid
 
-    def stop(self, timeout_seconds: float = 10.0) -> None:
-        """SIGTERM, then SIGKILL after the time-out. Does nothing if it ended already."""
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL after ``stop_seconds``. Does nothing if it ended already."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(timeout_seconds)
+                self.process.wait(self.stop_seconds)
             except subprocess.TimeoutExpired:
                 self.kill()
 
@@ -74,7 +76,7 @@ def start_valkey(directory: Path, *, port: int = 0, password: str = "", append_o
 def start_seaweedfs(
     directory: Path, access_key: str, secret_key: str, *, port: int = 0, bucket: str = "martlet"
 ) -> RunningServer:
-    """Start SeaweedFS and wait until it stores objects; makes ``bucket``. The same ``directory`` again keeps its data."""
+    """Start SeaweedFS and wait until it stores objects; makes ``bucket``. The same ``directory`` keeps its data."""
     port = port or free_port(with_grpc_offset=True)
     server = _start(seaweedfs_command(directory, port, access_key, secret_key), directory / "seaweedfs.log", port)
     try:
@@ -95,7 +97,7 @@ def _start(command: ServerCommand, log_path: Path, port: int) -> RunningServer:
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-    return RunningServer(command.url, process, log_path, port)
+    return RunningServer(command.url, process, log_path, port, command.stop_seconds)
 
 
 def _die_with_parent() -> None:
