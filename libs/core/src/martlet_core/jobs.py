@@ -55,15 +55,16 @@ class Job:
         queue: name of the queue it waits in (``trainer``, ``quantizer-awq``).
         priority: 0 (low) to 9 (high).
         attempt: executions so far; the current value is the fencing token.
-        max_attempts: executions before the job fails for good; those that were given back don't count.
-        given_back: executions that ended without a fault (pause, preemption, a worker's shutdown). The job fails for good when
-            ``attempt - given_back`` reaches ``max_attempts``.
+        max_attempts: lost attempts before the job fails for good.
+        lost_attempts: executions that ended in a fault (a crash, a lapsed lease); those given back (pause, preemption,
+            a worker's shutdown) don't count.
         lease_owner: worker that holds it; empty when none does.
         lease_until: when the lease ends unless renewed.
         progress: newest progress (step, total_steps, metrics, eta_seconds, phase), JSON-ready.
         result: (partial) result, JSON-ready.
         error: ``MartletError.to_dict()`` of the last failure; None when there is none.
-        checkpoints: committed checkpoints that are kept, oldest first: {artifact_id, step, create_time, metrics, is_best}.
+        checkpoints: committed checkpoints that are kept, oldest first: {artifact_id, step, create_time, metrics,
+            is_best}.
     """
 
     id: str
@@ -79,7 +80,7 @@ class Job:
     priority: int = 5
     attempt: int = 0
     max_attempts: int = 5
-    given_back: int = 0
+    lost_attempts: int = 0
     lease_owner: str = ""
     lease_until: float = 0.0
     create_time: float = 0.0
@@ -103,7 +104,8 @@ class JobEvent:
         level: ``info``, ``warn`` or ``error``.
         attempt: attempt that said it; 0 when none had begun.
         message: text for people.
-        data: details by type: state {from, to, reason}; metrics {step, values}; checkpoint {step, artifact_id}; log {source}.
+        data: details by type: state {from, to, reason}; metrics {step, values}; checkpoint {step, artifact_id};
+            log {source}.
     """
 
     type: str
@@ -151,8 +153,8 @@ class JobStore(Protocol):
     """
 
     def create(self, job: Job) -> tuple[Job, bool]:
-        """Insert a job (VALIDATING or QUEUED) and return (job, True); or, if its tenant, stage and ``request_id`` are known, (the job made then,
-        False). AlreadyExists if that request id was used with another spec or kind."""
+        """Insert a job (VALIDATING or QUEUED) and return (job, True); or, if its tenant, stage and ``request_id`` are
+        known, (the job made then, False). AlreadyExists if that request id was used with another spec or kind."""
         ...
 
     def get(self, job_id: str) -> Job:
@@ -174,11 +176,11 @@ class JobStore(Protocol):
         ...
 
     def enqueue(self, job_id: str) -> Job:
-        """VALIDATING -> QUEUED."""
+        """VALIDATING -> QUEUED. QUEUED stays. FailedPrecondition otherwise."""
         ...
 
     def claim(self, job_id: str, owner: str, lease_seconds: float) -> Claim | None:
-        """QUEUED -> RUNNING with a new attempt and a lease; None if the job isn't QUEUED (someone has it, or it is over)."""
+        """QUEUED -> RUNNING with a new attempt and a lease; None if it isn't QUEUED (someone has it, or it is over)."""
         ...
 
     def claim_next(self, queue: str, owner: str, lease_seconds: float) -> Claim | None:
@@ -210,12 +212,18 @@ class JobStore(Protocol):
         result: Mapping[str, Any] | None = None,
         error: Mapping[str, Any] | None = None,
     ) -> Job:
-        """Held -> SUCCEEDED, FAILED, CANCELLED, PAUSED or QUEUED (given back), with the current token only. A job whose cancel was asked for
-        can't become PAUSED or QUEUED: it becomes CANCELLED. PAUSED, and QUEUED without an ``error``, add one to ``given_back``."""
+        """Held -> SUCCEEDED, FAILED, CANCELLED, PAUSED or QUEUED (given back), with the current token only.
+
+        Look at the state of the answer: a job whose cancel was asked for becomes CANCELLED whatever is given; one
+        whose pause was asked for becomes PAUSED instead of QUEUED, and the other way round when the pause was taken back.
+        QUEUED with an ``error`` counts as a lost attempt, and becomes FAILED when ``max_attempts`` are lost; without one
+        it costs nothing. Repeating a call whose answer was lost on the way gives the same answer.
+        """
         ...
 
     def request_cancel(self, job_id: str) -> Job:
-        """VALIDATING, QUEUED, PAUSED -> CANCELLED; RUNNING, PAUSING -> CANCELLING. FailedPrecondition in a final state."""
+        """VALIDATING, QUEUED, PAUSED -> CANCELLED; RUNNING, PAUSING -> CANCELLING. CANCELLING stays. FailedPrecondition
+        in a final state."""
         ...
 
     def request_pause(self, job_id: str) -> Job:
@@ -223,16 +231,18 @@ class JobStore(Protocol):
         ...
 
     def request_resume(self, job_id: str) -> Job:
-        """PAUSED -> QUEUED; PAUSING -> RUNNING. FailedPrecondition otherwise."""
+        """PAUSED -> QUEUED at the place its age gives it; PAUSING -> RUNNING. FailedPrecondition otherwise."""
         ...
 
     def reap(self, stage: str) -> Sequence[Job]:
-        """Handle lapsed leases: RUNNING -> QUEUED (or FAILED at ``max_attempts``), PAUSING -> PAUSED, CANCELLING -> CANCELLED. Returns the
-        jobs changed."""
+        """Handle lapsed leases: RUNNING -> QUEUED (or FAILED when ``max_attempts`` were lost), PAUSING -> PAUSED,
+        CANCELLING -> CANCELLED. Returns the jobs changed. A worker whose lease lapsed may still renew it or finish
+        until this was called."""
         ...
 
     def queued(self, stage: str, *, older_than_seconds: float = 0.0) -> Sequence[Job]:
-        """QUEUED jobs of a stage in the order they will be claimed, for re-ringing."""
+        """QUEUED jobs of a stage, by priority, then age, for re-ringing; only those that have been QUEUED for at least
+        ``older_than_seconds``."""
         ...
 
     def queue_position(self, job_id: str) -> int:
@@ -247,12 +257,18 @@ class JobStore(Protocol):
         """Store an event; returns it with cursor and time. State changes append theirs by themselves, atomically."""
         ...
 
-    def events(self, job_id: str, *, after: str = "", limit: int = 100, newest_first: bool = False) -> Sequence[JobEvent]:
-        """Events behind ``after`` (a cursor), oldest first; or before ``after``, newest first."""
+    def events(
+        self, job_id: str, *, after: str = "", limit: int = 100, newest_first: bool = False
+    ) -> Sequence[JobEvent]:
+        """Events behind ``after`` (a cursor), oldest first; or before ``after``, newest first. ``limit``: 1 to 1000."""
         ...
 
     def wait_events(self, job_id: str, *, after: str, timeout_seconds: float) -> Sequence[JobEvent]:
         """Like ``events``, but waits up to ``timeout_seconds`` for the first one; empty on time-out."""
+        ...
+
+    def expire_events(self, job_id: str, after_seconds: float) -> None:
+        """Drop the job's events after that time: to be called once they are archived. The job itself stays."""
         ...
 
     def acquire_lease(self, name: str, owner: str, lease_seconds: float) -> bool:
