@@ -1,7 +1,7 @@
 """The rules of a job's life, as data that every job store obeys.
 
-``RedisJobStore`` turns ``TRANSITIONS`` into a Lua table for its scripts, ``MemoryJobStore`` reads it as it is: one place
-says which state follows which.
+``RedisJobStore`` turns ``TRANSITIONS`` into a Lua table for its scripts, ``MemoryJobStore`` reads it as it is: one
+place says which state follows which.
 """
 
 from __future__ import annotations

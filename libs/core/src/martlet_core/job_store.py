@@ -1,9 +1,10 @@
 """The job store on Redis or Valkey.
 
 One hash a job, changed only by Lua scripts (``lua/``) that compare and set by the server's clock; beside it sorted
-sets that say who waits, who holds a lease and what was created when, and one stream of events a job. Every method is one
-round trip, save for long lists. The server must keep what it is given: append-only file on, ``maxmemory-policy noeviction``. A
-single server (or a primary with replicas) is meant, not Redis Cluster: the scripts work out their keys themselves.
+sets that say who waits, who holds a lease and what was created when, and one stream of events a job. Every method is
+one round trip, save for long lists. The server must keep what it is given: append-only file on, ``maxmemory-policy
+noeviction``. A single server (or a primary with replicas) is meant, not Redis Cluster: the scripts work out their
+keys themselves.
 
 Keys behind the prefix: ``job:<id>`` (hash), ``events:<id>`` (stream), ``queue:<queue>``, ``leases:<stage>``,
 ``jobs:<stage|*>:<kind|*>:<tenant|*>`` (sorted sets), ``queues:<stage>`` (set), ``requests:<stage>:<tenant>`` (hash),

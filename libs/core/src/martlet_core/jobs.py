@@ -215,9 +215,10 @@ class JobStore(Protocol):
         """Held -> SUCCEEDED, FAILED, CANCELLED, PAUSED or QUEUED (given back), with the current token only.
 
         Look at the state of the answer: a job whose cancel was asked for becomes CANCELLED whatever is given; one
-        whose pause was asked for becomes PAUSED instead of QUEUED, and the other way round when the pause was taken back.
-        QUEUED with an ``error`` counts as a lost attempt, and becomes FAILED when ``max_attempts`` are lost; without one
-        it costs nothing. Repeating a call whose answer was lost on the way gives the same answer.
+        whose pause was asked for becomes PAUSED instead of QUEUED, and the other way round when the pause was
+        taken back. QUEUED with an ``error`` counts as a lost attempt, and becomes FAILED when
+        ``max_attempts`` are lost; without one it costs nothing. Repeating a call whose answer was lost on the
+        way gives the same answer.
         """
         ...
 
