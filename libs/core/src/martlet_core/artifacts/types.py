@@ -111,7 +111,7 @@ class ObjectStore(Protocol):
         ...
 
     def put_if_absent(self, key: str, data: bytes, *, content_type: str = "application/json") -> bool:
-        """Write unless the key exists (``If-None-Match: *``); False if it did. Exactly one of several racers gets True."""
+        """Write unless the key exists (``If-None-Match: *``); False if it did. One of several racers gets True."""
         ...
 
     def upload(self, key: str, path: Path) -> None:
@@ -138,6 +138,10 @@ class ObjectStore(Protocol):
         """Keys with a prefix in order, behind ``after``."""
         ...
 
+    def copy(self, source: str, target: str) -> None:
+        """Copy inside the store; NotFound if ``source`` isn't there."""
+        ...
+
     def presign_get(self, key: str, expires_seconds: int) -> str:
         """URL for one GET."""
         ...
@@ -152,8 +156,8 @@ class ObjectStore(Protocol):
 
 
 class ArtifactStore(Protocol):
-    """Artifacts on top of an ObjectStore. Thread-safe. Raises NotFound, AlreadyExists, InvalidArgument, Unavailable and DataLoss-like
-    FailedPrecondition (reason ``CONTENT_MISMATCH``) when bytes don't match their hash."""
+    """Artifacts on top of an ObjectStore. Thread-safe. Raises NotFound, AlreadyExists, InvalidArgument, Unavailable, and
+    FailedPrecondition with reason ``CONTENT_MISMATCH`` when bytes don't match their hash."""
 
     objects: ObjectStore
 
@@ -170,22 +174,21 @@ class ArtifactStore(Protocol):
         source_job: str = "",
         parents: Sequence[str] = (),
     ) -> Artifact:
-        """Upload the files (those already stored are not sent again), then the manifest. With a given ``artifact_id`` that exists already:
-        AlreadyExists (a zombie lost the race) unless the content is the same."""
+        """Upload the files (those already stored are not sent again), then the manifest. With a given ``artifact_id``
+        that exists already: AlreadyExists (a zombie lost the race) unless the content is the same."""
         ...
 
     def get(self, artifact_id: str, *, tenant: str | None = None) -> Artifact:
-        """The artifact from its verified manifest. NotFound also if it belongs to another tenant (when one is given)."""
+        """The artifact from its verified manifest. NotFound also if it belongs to another tenant (if one is given)."""
         ...
 
-    def list(
-        self, *, tenant: str, kind: str | None = None, page_size: int = 100, page_token: str = ""
-    ) -> ArtifactPage:
+    def list(self, *, tenant: str, kind: str | None = None, page_size: int = 100, page_token: str = "") -> ArtifactPage:
         """Artifacts of a tenant, newest first; ``page_token`` may also be the id of the last one seen."""
         ...
 
     def download(self, artifact_id: str, directory: Path) -> Artifact:
-        """Put the files into a directory, hard-linked from the local cache where possible; every byte was checked against its sha256."""
+        """Put the files into a directory, hard-linked from the local cache where possible (so: don't write to them).
+        Every byte was checked against its sha256."""
         ...
 
     def open_file(self, artifact: Artifact, path: str) -> Iterator[bytes]:
@@ -205,7 +208,8 @@ class ModelRegistry(Protocol):
         ...
 
     def get(self, name: str, *, tenant: str | None = None) -> PublishedModel:
-        """Resolve a name. NotFound (with ``metadata["close_matches"]``, comma-separated) also if it belongs to another tenant."""
+        """Resolve a name. NotFound (with ``metadata["close_matches"]``, comma-separated) also if it belongs to
+        another tenant."""
         ...
 
     def list(self, *, tenant: str) -> Sequence[PublishedModel]:

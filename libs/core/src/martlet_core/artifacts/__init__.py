@@ -1,0 +1,1 @@
+"""Objects, artifacts and their local cache; import the modules, this package re-exports nothing."""

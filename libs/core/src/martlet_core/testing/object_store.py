@@ -1,0 +1,104 @@
+"""MemoryObjectStore: an ObjectStore without a server; it passes the same suite as the real one."""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import threading
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from martlet_core.errors import FailedPrecondition, NotFound
+
+
+class MemoryObjectStore:
+    """Objects in a dict. Thread-safe.
+
+    Attributes:
+        calls: how often each method was called, for tests that count what was sent.
+        sent_bytes: bytes written by ``put``, ``put_if_absent`` and ``upload``.
+    """
+
+    def __init__(self, bucket: str = "memory") -> None:
+        self.bucket = bucket
+        self.calls: Counter[str] = Counter()
+        self.sent_bytes = 0
+        self._objects: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> bytes:
+        with self._lock:
+            self.calls["get"] += 1
+            if key not in self._objects:
+                raise NotFound(f"There is no object {self.uri(key)}.", reason="OBJECT_NOT_FOUND")
+            return self._objects[key]
+
+    def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
+        with self._lock:
+            self.calls["put"] += 1
+            self.sent_bytes += len(data)
+            self._objects[key] = bytes(data)
+
+    def put_if_absent(self, key: str, data: bytes, *, content_type: str = "application/json") -> bool:
+        with self._lock:
+            self.calls["put_if_absent"] += 1
+            if key in self._objects:
+                return False
+            self.sent_bytes += len(data)
+            self._objects[key] = bytes(data)
+            return True
+
+    def upload(self, key: str, path: Path) -> None:
+        data = path.read_bytes()
+        with self._lock:
+            self.calls["upload"] += 1
+            self.sent_bytes += len(data)
+            self._objects[key] = data
+
+    def download(self, key: str, path: Path, size_bytes: int) -> None:
+        data = self.get(key)
+        if len(data) < size_bytes:
+            raise FailedPrecondition(
+                f"{self.uri(key)} has fewer than {size_bytes} bytes; it is damaged.", reason="CONTENT_MISMATCH"
+            )
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+        temporary.write_bytes(data[:size_bytes])
+        os.replace(temporary, path)
+
+    def open(self, key: str) -> BinaryIO:
+        return io.BytesIO(self.get(key))
+
+    def size(self, key: str) -> int | None:
+        with self._lock:
+            self.calls["size"] += 1
+            data = self._objects.get(key)
+            return None if data is None else len(data)
+
+    def delete(self, key: str) -> None:
+        with self._lock:
+            self.calls["delete"] += 1
+            self._objects.pop(key, None)
+
+    def list(self, prefix: str, *, after: str = "", limit: int = 1000) -> Sequence[str]:
+        with self._lock:
+            self.calls["list"] += 1
+            keys = sorted(key for key in self._objects if key.startswith(prefix))
+        return keys[bisect_right(keys, after) if after else 0 :][:limit]
+
+    def copy(self, source: str, target: str) -> None:
+        data = self.get(source)
+        with self._lock:
+            self._objects[target] = data
+
+    def presign_get(self, key: str, expires_seconds: int) -> str:
+        return f"memory://{self.bucket}/{key}?method=GET&expires={expires_seconds}"
+
+    def presign_put(self, key: str, expires_seconds: int) -> str:
+        return f"memory://{self.bucket}/{key}?method=PUT&expires={expires_seconds}"
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self.bucket}/{key}"
