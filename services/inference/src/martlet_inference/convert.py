@@ -229,12 +229,17 @@ def page(
     size = request.page_size or DEFAULT_PAGE_SIZE
     if not 1 <= size <= MAX_PAGE_SIZE:
         raise InvalidArgument.field("page_size", f"is {size}; must be from 1 to {MAX_PAGE_SIZE}")
-    start = 0
-    if request.page_token:
-        try:
-            start = int(base64.urlsafe_b64decode(request.page_token))
-        except ValueError as exc:
-            raise InvalidArgument.field("page_token", "is not a token of an earlier answer") from exc
+    start = _position(request.page_token) if request.page_token else 0
     more = start + size < len(models)
     token = base64.urlsafe_b64encode(str(start + size).encode()).decode() if more else ""
     return service_pb.ListServedModelsResponse(models=models[start : start + size], next_page_token=token)
+
+
+def _position(page_token: str) -> int:
+    try:
+        position = int(base64.urlsafe_b64decode(page_token))
+    except ValueError:
+        position = -1
+    if position < 0:
+        raise InvalidArgument.field("page_token", "is not a token of an earlier answer")
+    return position

@@ -89,6 +89,11 @@ class ModelPool:
         return self._whole
 
     @property
+    def swapping(self) -> bool:
+        """Whether a whole model is giving way to another."""
+        return bool(self._swapping_to)
+
+    @property
     def active_requests(self) -> int:
         """Requests in work."""
         return self._active

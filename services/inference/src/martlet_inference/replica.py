@@ -18,6 +18,8 @@ from martlet_inference import convert
 from martlet_inference.dataplane import DataPlane
 from martlet_inference.engines.base import Engine, WholeModel
 from martlet_inference.engines.echo import EchoEngine
+from martlet_inference.engines.vllm import VllmEngine, installed_vllm
+from martlet_inference.engines.vllm_process import VllmOptions
 from martlet_inference.model_source import FixedSource, ModelSource, RegistrySource
 from martlet_inference.models import ModelPool
 from martlet_inference.registration import Registration
@@ -124,10 +126,8 @@ class Replica:
             try:
                 await self.pool.load_whole(model, source=source)
                 return
-            except Unavailable as exc:
-                log.warning(
-                    "the model is not ready yet; trying again", extra={"model": model.name, "error": exc.message}
-                )
+            except MartletError as exc:
+                log.error("the model is not ready; trying again", extra={"model": model.name, "error": exc.message})
                 await asyncio.sleep(START_RETRY_SECONDS)
 
     async def _first_model(self) -> tuple[PublishedModel, WholeModel | None]:
@@ -169,7 +169,20 @@ def build_engine(settings: InferenceSettings) -> Engine:
             max_lora_rank=settings.max_lora_rank,
             max_adapters=settings.max_adapters,
         )
-    raise NotImplementedError
+    version, device = installed_vllm()
+    options = VllmOptions(
+        device=device,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        max_lora_rank=settings.max_lora_rank,
+        max_adapters=settings.max_adapters,
+        kv_cache_gib=settings.kv_cache_gib,
+        gpu_memory_share=settings.gpu_memory_share,
+        threads=settings.engine_threads,
+        tool_call_parser=settings.tool_call_parser,
+        extra_args=settings.engine_args,
+    )
+    return VllmEngine(options, version=version, start_seconds=settings.engine_start_seconds)
 
 
 def build_source(settings: InferenceSettings) -> ModelSource:

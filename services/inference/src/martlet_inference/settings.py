@@ -41,7 +41,9 @@ class InferenceSettings(CoreSettings):
         30.0, ge=0, description="How long running requests may take to end when the replica is stopped."
     )
     max_requests: int = Field(1024, ge=1, description="Requests in work beyond which more are refused.")
-    max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = Field(64, description="Largest LoRA rank of an adapter.")
+    max_lora_rank: Literal[0, 8, 16, 32, 64, 128, 256] = Field(
+        64, description="Largest LoRA rank of an adapter; 0: none taken."
+    )
     max_adapters: int = Field(8, ge=1, description="Adapters held at a time; the one unused for longest makes room.")
     max_model_len: int = Field(2048, ge=64, description="Longest context in tokens: prompt and answer together.")
     dtype: str = Field(
@@ -52,6 +54,10 @@ class InferenceSettings(CoreSettings):
     engine_threads: int = Field(
         0, ge=0, description="Threads the engine computes with on a CPU; 0: as many as there are cores."
     )
+    tool_call_parser: str = Field(
+        "hermes", description="How the model writes tool calls; empty refuses tool_choice auto."
+    )
+    engine_args: str = Field("", description="More arguments for the engine's command line, as in a shell.")
     engine_start_seconds: float = Field(900.0, gt=0, description="How long the engine may take to get a model ready.")
     echo_tokens_per_second: float = Field(
         0.0, ge=0, description="Rate of each stream of the echo engine; 0 sends at once."

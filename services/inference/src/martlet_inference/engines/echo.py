@@ -91,10 +91,11 @@ def parse_request(route: Route, body: bytes, default_tokens: int = DEFAULT_TOKEN
         raise BadEchoRequest("The body must be a JSON object.")
     chat = route is Route.CHAT_COMPLETIONS
     prompt, prompt_tokens = _chat_prompt(fields) if chat else _text_prompt(fields)
-    limit = fields.get("max_completion_tokens") or fields.get("max_tokens")
+    limit = fields.get("max_completion_tokens")
+    limit = fields.get("max_tokens") if limit is None else limit
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise BadEchoRequest("max_tokens must be an integer of at least 1.", "max_tokens")
-    choices = fields.get("n") or 1
+    choices = 1 if fields.get("n") is None else fields["n"]
     if not isinstance(choices, int) or choices < 1:
         raise BadEchoRequest("n must be an integer of at least 1.", "n")
     return EchoRequest(

@@ -1,0 +1,289 @@
+"""What a replica holds: loading at first use, eviction, swaps, and who may see what."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from martlet_core.artifacts.types import PublishedModel
+from martlet_core.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from martlet_inference.engines.base import EngineState, WholeModel
+from martlet_inference.models import RECHECK_SECONDS, ModelPool
+from martlet_inference.testing import BASE, Clock, MemorySource, RecordingEngine, adapter
+
+
+async def until_swapping(pool: ModelPool) -> None:
+    begun = asyncio.Event()
+    pool.on_change(lambda: begun.set() if pool.swapping else None)
+    async with asyncio.timeout(5):
+        await begun.wait()
+
+
+async def touch(pool: ModelPool, name: str, tenant: str = "default") -> None:
+    async with pool.use(name, tenant):
+        pass
+
+
+async def test_an_adapter_is_loaded_at_its_first_use_and_only_then(
+    pool: ModelPool, source: MemorySource, engine: RecordingEngine
+) -> None:
+    source.publish(adapter("ft:1"))
+    for _ in range(3):
+        async with pool.use("ft:1", "default") as held:
+            assert held.active == 1
+            assert pool.state(held) is EngineState.READY
+    assert engine.log == ["load ft:1"]
+    assert source.resolved == ["ft:1"]
+    assert pool.active_requests == 0
+
+
+async def test_requests_that_come_together_share_one_load(
+    pool: ModelPool, source: MemorySource, engine: RecordingEngine
+) -> None:
+    source.publish(adapter("ft:1"))
+    engine.gate.clear()
+    uses = [asyncio.create_task(touch(pool, "ft:1")) for _ in range(20)]
+    await engine.at_gate.wait()
+    assert [pool.state(held) for held in pool.held()][1:] == [EngineState.STARTING]
+    engine.gate.set()
+    await asyncio.gather(*uses)
+    assert engine.log == ["load ft:1"]
+
+
+async def test_a_waiter_that_gives_up_leaves_the_load_to_the_others(
+    pool: ModelPool, source: MemorySource, engine: RecordingEngine
+) -> None:
+    source.publish(adapter("ft:1"))
+    engine.gate.clear()
+    first, second = (asyncio.create_task(touch(pool, "ft:1")) for _ in range(2))
+    await engine.at_gate.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    engine.gate.set()
+    await second
+    assert engine.log == ["load ft:1"]
+
+
+async def test_the_adapter_unused_for_longest_makes_room(
+    pool: ModelPool, source: MemorySource, engine: RecordingEngine
+) -> None:
+    source.publish(adapter("ft:1"), adapter("ft:2"), adapter("ft:3"))
+    for name in ("ft:1", "ft:2", "ft:1", "ft:3"):
+        await touch(pool, name)
+    assert engine.log == ["load ft:1", "load ft:2", "unload ft:2", "load ft:3"]
+    assert [held.model.name for held in pool.held()] == ["base-1", "ft:1", "ft:3"]
+
+
+async def test_adapters_in_use_or_pinned_stay(pool: ModelPool, source: MemorySource, engine: RecordingEngine) -> None:
+    source.publish(adapter("ft:1"), adapter("ft:2"), adapter("ft:3"))
+    await pool.load("ft:1", "default", pin=True, drain_seconds=0)
+    async with pool.use("ft:2", "default"):
+        with pytest.raises(ResourceExhausted) as caught:
+            await touch(pool, "ft:3")
+        assert caught.value.reason == "NO_ADAPTER_SLOT"
+        assert caught.value.retry_after_seconds
+    await touch(pool, "ft:3")
+    assert engine.log == ["load ft:1", "load ft:2", "unload ft:2", "load ft:3"]
+    pool.pin("ft:1", "default", False)
+    await touch(pool, "ft:2")
+    assert engine.log[-2:] == ["unload ft:1", "load ft:2"]
+
+
+async def test_many_adapters_through_few_slots(pool: ModelPool, source: MemorySource, engine: RecordingEngine) -> None:
+    names = [f"ft:{i}" for i in range(10)]
+    source.publish(*(adapter(name) for name in names))
+    semaphore = asyncio.Semaphore(2)  # never more adapters in use than there are slots
+
+    async def use(name: str) -> None:
+        async with semaphore, pool.use(name, "default"):
+            assert name in engine.adapters
+
+    await asyncio.gather(*(use(name) for name in names * 5))
+    assert len(engine.adapters) <= engine.max_adapters
+
+
+async def test_an_adapter_of_another_tenant_does_not_exist(pool: ModelPool, source: MemorySource) -> None:
+    source.publish(adapter("ft:1", tenant="acme"))
+    await touch(pool, "ft:1", "acme")
+    for tenant in ("default", "other"):
+        with pytest.raises(NotFound) as caught:
+            await touch(pool, "ft:1", tenant)
+        assert caught.value.reason == "MODEL_NOT_FOUND"
+        with pytest.raises(NotFound):
+            pool.pin("ft:1", tenant, True)
+        with pytest.raises(NotFound):
+            await pool.unload("ft:1", tenant)
+
+
+async def test_an_adapter_of_another_base_says_which_is_needed(pool: ModelPool, source: MemorySource) -> None:
+    source.publish(adapter("ft:1", base="base-2"))
+    with pytest.raises(FailedPrecondition) as caught:
+        await touch(pool, "ft:1")
+    assert caught.value.reason == "BASE_MODEL_NOT_LOADED"
+    assert caught.value.metadata["base_model"] == "base-2"
+    assert "'base-2'" in caught.value.message
+
+
+async def test_a_rank_above_the_maximum_is_refused_before_the_download(
+    pool: ModelPool, source: MemorySource, engine: RecordingEngine
+) -> None:
+    source.publish(adapter("ft:1", rank=32))
+    with pytest.raises(FailedPrecondition) as caught:
+        await touch(pool, "ft:1")
+    assert caught.value.reason == "LORA_RANK_TOO_HIGH"
+    assert "MARTLET_MAX_LORA_RANK" in caught.value.message
+    assert engine.log == []
+
+
+async def test_a_whole_model_is_not_loaded_by_a_request(pool: ModelPool, source: MemorySource) -> None:
+    source.publish(PublishedModel("merged-1", "whole", artifact_id="a2"))
+    with pytest.raises(NotFound) as caught:
+        await touch(pool, "merged-1")
+    assert caught.value.reason == "MODEL_NOT_LOADED"
+
+
+async def test_after_a_restart_of_the_engine_adapters_come_back_with_their_next_request(
+    pool: ModelPool, source: MemorySource, engine: RecordingEngine
+) -> None:
+    source.publish(adapter("ft:1"))
+    await pool.load("ft:1", "default", pin=True, drain_seconds=0)
+    await engine.restart()
+    [_, held] = pool.held()
+    assert pool.state(held) is EngineState.UNHEALTHY
+    assert held.pinned
+    await touch(pool, "ft:1")
+    assert engine.log == ["load ft:1", "load ft:1"]
+    assert pool.state(held) is EngineState.READY
+
+
+async def test_a_refused_adapter_is_forgotten_and_tried_anew(
+    pool: ModelPool, source: MemorySource, engine: RecordingEngine
+) -> None:
+    source.publish(adapter("ft:1"))
+    engine.refused["ft:1"] = FailedPrecondition("bad weights", reason="ADAPTER_REFUSED")
+    with pytest.raises(FailedPrecondition, match="bad weights"):
+        await touch(pool, "ft:1")
+    assert [held.model.name for held in pool.held()] == ["base-1"]
+    del engine.refused["ft:1"]
+    await touch(pool, "ft:1")
+
+
+async def test_a_deleted_name_ceases_to_answer_within_the_recheck_interval(
+    pool: ModelPool, source: MemorySource, engine: RecordingEngine, clock: Clock
+) -> None:
+    source.publish(adapter("ft:1"))
+    await touch(pool, "ft:1")
+    del source.models["ft:1"]
+    await touch(pool, "ft:1")
+    clock.now += RECHECK_SECONDS
+    with pytest.raises(NotFound):
+        await touch(pool, "ft:1")
+    assert engine.log == ["load ft:1", "unload ft:1"]
+    assert len(pool.held()) == 1
+
+
+async def test_while_the_engine_is_down_requests_are_told_to_try_again(
+    pool: ModelPool, source: MemorySource, engine: RecordingEngine
+) -> None:
+    source.publish(adapter("ft:1"))
+    await engine.stop()
+    for name in ("base-1", "ft:1"):
+        with pytest.raises(Unavailable) as caught:
+            await touch(pool, name)
+        assert caught.value.reason == "ENGINE_NOT_READY"
+        assert caught.value.retry_after_seconds
+    with pytest.raises(NotFound):
+        await touch(pool, "nonsense")
+
+
+async def test_a_swap_waits_for_running_requests_and_refuses_new_ones(
+    pool: ModelPool, source: MemorySource, engine: RecordingEngine
+) -> None:
+    source.publish(PublishedModel("base-2", "base", artifact_id="a2"), adapter("ft:1"))
+    await touch(pool, "ft:1")
+    engine.log.clear()
+    async with AsyncExitStack() as running:
+        await running.enter_async_context(pool.use("base-1", "default"))
+        swap = asyncio.create_task(pool.load("base-2", "default", pin=False, drain_seconds=60))
+        await until_swapping(pool)
+        with pytest.raises(Unavailable) as caught:
+            await touch(pool, "base-1")
+        assert caught.value.reason == "MODEL_SWAPPING"
+        assert engine.log == []
+    held = await swap
+    assert held.model.name == "base-2"
+    assert engine.log == ["start base-2"]
+    await touch(pool, "base-2")
+    with pytest.raises(FailedPrecondition) as refused:
+        await touch(pool, "ft:1")
+    assert refused.value.reason == "BASE_MODEL_NOT_LOADED"
+    with pytest.raises(NotFound):
+        await touch(pool, "base-1")
+
+
+async def test_a_swap_cuts_off_requests_that_outlast_the_drain_time(pool: ModelPool, source: MemorySource) -> None:
+    source.publish(PublishedModel("base-2", "base", artifact_id="a2"))
+    async with pool.use("base-1", "default"):
+        await pool.load("base-2", "default", pin=False, drain_seconds=0.01)
+    assert pool.active_requests == 0
+
+
+async def test_a_model_the_engine_refuses_leaves_the_previous_one_in_place(
+    pool: ModelPool, source: MemorySource, engine: RecordingEngine
+) -> None:
+    source.publish(PublishedModel("broken", "whole", artifact_id="a2"))
+    engine.refused["broken"] = FailedPrecondition("no such architecture", reason="ENGINE_REFUSED_MODEL")
+    with pytest.raises(FailedPrecondition, match="no such architecture"):
+        await pool.load("broken", "default", pin=False, drain_seconds=0)
+    assert engine.log == ["start broken", "start base-1"]
+    await touch(pool, "base-1")
+
+
+async def test_a_pinned_whole_model_is_not_swapped_or_unloaded(pool: ModelPool, source: MemorySource) -> None:
+    source.publish(PublishedModel("base-2", "base", artifact_id="a2"))
+    await pool.load("base-1", "default", pin=True, drain_seconds=0)
+    with pytest.raises(FailedPrecondition) as caught:
+        await pool.load("base-2", "default", pin=False, drain_seconds=0)
+    assert caught.value.reason == "MODEL_PINNED"
+    with pytest.raises(FailedPrecondition):
+        await pool.unload("base-1", "default")
+
+
+async def test_unload(pool: ModelPool, source: MemorySource, engine: RecordingEngine) -> None:
+    source.publish(adapter("ft:1"))
+    async with pool.use("ft:1", "default"):
+        with pytest.raises(FailedPrecondition) as caught:
+            await pool.unload("ft:1", "default")
+        assert caught.value.reason == "MODEL_IN_USE"
+    await pool.unload("ft:1", "default")
+    assert engine.log == ["load ft:1", "unload ft:1"]
+    with pytest.raises(NotFound) as missing:
+        await pool.unload("ft:1", "default")
+    assert missing.value.reason == "MODEL_NOT_LOADED"
+    await pool.unload("base-1", "default")
+    assert engine.state is EngineState.STOPPED
+    assert pool.held() == []
+    await pool.load("base-1", "default", pin=False, drain_seconds=0)
+    await touch(pool, "base-1")
+
+
+async def test_changes_are_told(pool: ModelPool, source: MemorySource, engine: RecordingEngine) -> None:
+    source.publish(adapter("ft:1"))
+    seen: list[list[tuple[str, EngineState]]] = []
+    pool.on_change(lambda: seen.append([(h.model.name, pool.state(h)) for h in pool.held()]))
+    await touch(pool, "ft:1")
+    assert seen[0] == [("base-1", EngineState.READY), ("ft:1", EngineState.STARTING)]
+    assert seen[-1] == [("base-1", EngineState.READY), ("ft:1", EngineState.READY)]
+    await engine.stop()
+    assert seen[-1][0] == ("base-1", EngineState.STOPPED)
+
+
+async def test_a_directory_can_be_served_without_the_registry(engine: RecordingEngine, source: MemorySource) -> None:
+    pool = ModelPool(engine, source)
+    await pool.load_whole(PublishedModel("local", "base"), source=WholeModel("local", str(Path("/models/local"))))
+    await touch(pool, "local")
+    assert source.resolved == []
+    assert BASE.name not in [held.model.name for held in pool.held()]
