@@ -1,0 +1,161 @@
+"""Jobs in the object store: the spec before a job is queued, the final record and the events after it ended.
+
+jobs/<id>/spec.json      the job as it was created
+jobs/<id>/events.jsonl   its events, one a line
+jobs/<id>/final.json     its final record; written last, so whoever has it has all
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+
+from martlet_core.artifacts.types import ArtifactStore, ObjectStore
+from martlet_core.errors import NotFound
+from martlet_core.jobs import Job, JobEvent, JobState, JobStore
+
+logger = logging.getLogger(__name__)
+
+_PAGE = 1000
+
+
+def spec_key(job_id: str) -> str:
+    """Key of a job as it was created."""
+    return f"jobs/{job_id}/spec.json"
+
+
+def final_key(job_id: str) -> str:
+    """Key of a job's final record."""
+    return f"jobs/{job_id}/final.json"
+
+
+def events_key(job_id: str) -> str:
+    """Key of a finished job's events."""
+    return f"jobs/{job_id}/events.jsonl"
+
+
+def job_to_json(job: Job) -> bytes:
+    """A job as it is kept in the object store."""
+    return json.dumps({**asdict(job), "state": job.state.value}, separators=(",", ":")).encode()
+
+
+def job_from_json(data: bytes) -> Job:
+    """The inverse of ``job_to_json``; fields that this version doesn't know are left out."""
+    values = json.loads(data)
+    known = {name: value for name, value in values.items() if name in Job.__dataclass_fields__}
+    return Job(**{**known, "state": JobState(known["state"])})
+
+
+def store_spec(objects: ObjectStore, job: Job) -> None:
+    """Keep a job as it was created."""
+    objects.put(spec_key(job.id), job_to_json(job), content_type="application/json")
+
+
+def archive_job(jobs: JobStore, objects: ObjectStore, job: Job) -> None:
+    """Keep a final job's events and record."""
+    lines = [json.dumps(asdict(event), separators=(",", ":")) for event in _all_events(jobs, job.id)]
+    objects.put(events_key(job.id), "".join(line + "\n" for line in lines).encode(), content_type="application/jsonl")
+    objects.put(final_key(job.id), job_to_json(job), content_type="application/json")
+
+
+def restore_jobs(jobs: JobStore, objects: ObjectStore, artifacts: ArtifactStore, stage: str) -> int:
+    """Put a stage's jobs back into an emptied job store; returns how many.
+
+    Final jobs come back as they ended. The others are queued again with the checkpoints that their artifacts show, in
+    an attempt that no artifact bears yet, so that they go on where they were.
+    """
+    restored = 0
+    for job_id in _job_ids(objects):
+        job = _read_job(objects, job_id)
+        if job is not None and job.stage == stage:
+            restored += jobs.restore(job if job.state.is_final else _to_queue_again(job, artifacts))
+    return restored
+
+
+class EventLog:
+    """Pages of a job's events, from the job store or, when they have expired there, from the archive."""
+
+    def __init__(self, jobs: JobStore, objects: ObjectStore) -> None:
+        self._jobs = jobs
+        self._objects = objects
+
+    def page(self, job: Job, after: str, limit: int) -> Sequence[JobEvent]:
+        """Up to ``limit`` events behind the cursor ``after``, oldest first."""
+        events = self._jobs.events(job.id, after=after, limit=limit)
+        if events or not job.state.is_final:
+            return events
+        archived = self._archived(job.id)
+        cursors = [event.cursor for event in archived]
+        start = cursors.index(after) + 1 if after in cursors else 0 if not after else len(archived)
+        return archived[start : start + limit]
+
+    def _archived(self, job_id: str) -> list[JobEvent]:
+        try:
+            data = self._objects.get(events_key(job_id))
+        except NotFound:
+            return []
+        return [JobEvent(**json.loads(line)) for line in data.splitlines()]
+
+
+def _all_events(jobs: JobStore, job_id: str) -> Iterator[JobEvent]:
+    cursor = ""
+    while True:
+        events = jobs.events(job_id, after=cursor, limit=_PAGE)
+        yield from events
+        if len(events) < _PAGE:
+            return
+        cursor = events[-1].cursor
+
+
+def _job_ids(objects: ObjectStore) -> list[str]:
+    """Ids of all jobs that have a spec, oldest first."""
+    ids: dict[str, None] = {}
+    last = ""
+    while keys := objects.list("jobs/", after=last, limit=_PAGE):
+        ids.update((key.split("/")[1], None) for key in keys)
+        last = keys[-1]
+    return list(ids)
+
+
+def _read_job(objects: ObjectStore, job_id: str) -> Job | None:
+    for key in (final_key(job_id), spec_key(job_id)):
+        try:
+            return job_from_json(objects.get(key))
+        except NotFound:
+            continue
+    return None  # events without a spec: nothing to go by
+
+
+def _to_queue_again(job: Job, artifacts: ArtifactStore) -> Job:
+    found = []
+    token = ""
+    while True:
+        page = artifacts.list(tenant=job.tenant, kind="checkpoint", page_size=_PAGE, page_token=token)
+        found += [artifact for artifact in page.artifacts if artifact.source_job == job.id]
+        token = page.next_page_token
+        if not token:
+            break
+    entries = [
+        {
+            "artifact_id": artifact.id,
+            "step": artifact.metadata["step"],
+            "create_time": artifact.create_time,
+            "metrics": artifact.metadata.get("metrics", {}),
+            "is_best": artifact.metadata.get("is_best", False),
+        }
+        for artifact in sorted(found, key=lambda artifact: (artifact.metadata["step"], artifact.create_time))
+    ]
+    attempts = [artifact.metadata["attempt"] for artifact in found]
+    # One more than any artifact shows: an attempt may have been lost before its first checkpoint.
+    attempt = max([job.attempt, *attempts]) + 1
+    return replace(
+        job,
+        state=JobState.QUEUED,
+        attempt=attempt,
+        lost_attempts=0,
+        lease_owner="",
+        lease_until=0.0,
+        checkpoints=entries,
+    )

@@ -1,0 +1,72 @@
+"""What a stage plugs into the worker: how a kind of job becomes a recipe's config and inputs, and what its outputs
+mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from martlet_core.artifacts.types import Artifact, PublishedModel
+from martlet_core.jobs import Job
+
+
+@dataclass(frozen=True)
+class PreparedJob:
+    """What the recipe is started with.
+
+    Attributes:
+        config: goes into ``job.json``; JSON-ready.
+        inputs: artifact ids by the name of the directory under ``inputs/`` that they are downloaded to.
+    """
+
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FinishedJob:
+    """What came of a job.
+
+    Attributes:
+        result: goes into the job's record; JSON-ready.
+        model: the model to publish; None when the job makes none.
+    """
+
+    result: Mapping[str, Any]
+    model: PublishedModel | None = None
+
+
+class JobHandler(Protocol):
+    """One kind of job. Methods raise ``martlet_core.errors``: Unavailable is tried again, anything else fails the
+    job.
+    """
+
+    @property
+    def kind(self) -> str:
+        """``Job.kind`` that this handler is for."""
+        ...
+
+    @property
+    def entrypoint(self) -> str:
+        """The recipe, ``module:function``; it is imported in the child process only."""
+        ...
+
+    def prepare(self, job: Job) -> PreparedJob:
+        """Say what the recipe needs."""
+        ...
+
+    def finish(self, job: Job, values: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> FinishedJob:
+        """Turn what the recipe returned, and its committed outputs by name, into the job's result. Must not write
+        anything.
+        """
+        ...
+
+    def published_model(self, job: Job) -> PublishedModel | None:
+        """The model that a SUCCEEDED job's record says was published, so that a lost publication can be made good."""
+        ...
+
+    def checkpoint_model(self, job: Job, checkpoint: Mapping[str, Any]) -> PublishedModel | None:
+        """The model to publish for a checkpoint (an entry of ``Job.checkpoints``); None where it can't be served."""
+        ...

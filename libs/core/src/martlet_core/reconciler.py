@@ -1,0 +1,206 @@
+"""Mends what died, got lost or was forgotten. One reconciler a stage is at work at a time, elected by a named lease."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from martlet_core.errors import FailedPrecondition, MartletError, NotFound
+from martlet_core.job_archive import archive_job, final_key, restore_jobs
+from martlet_core.job_bus import Bell
+from martlet_core.job_handler import JobHandler
+from martlet_core.jobs import FINAL_STATES, Job, JobState
+from martlet_core.publishing import publish_model
+
+if TYPE_CHECKING:
+    from martlet_core.stores import Stores
+
+logger = logging.getLogger(__name__)
+
+_PAGE = 200
+_LONGEST_PAUSE_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class ReconcilerOptions:
+    """How often what is looked at, in seconds.
+
+    Attributes:
+        interval_seconds: between two rounds; a lapsed lease is noticed that late.
+        unclaimed_seconds: a job QUEUED for longer gets its bell rung again, then after twice that, and so on.
+        full_scan_seconds: between two looks at all final jobs; a round by itself looks at the newest page.
+        abandoned_seconds: a job VALIDATING for longer is cancelled: whoever created it is gone.
+        keep_events_seconds: events of an archived job stay in the job store that long.
+    """
+
+    interval_seconds: float = 5.0
+    unclaimed_seconds: float = 15.0
+    full_scan_seconds: float = 300.0
+    abandoned_seconds: float = 600.0
+    keep_events_seconds: float = 7 * 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class _Rung:
+    time: float
+    pause_seconds: float
+
+
+class Reconciler:
+    """Keeps one stage's jobs moving.
+
+    Args:
+        stage: whose jobs.
+        stores: where everything is kept.
+        bell: wakes workers.
+        handlers: one for each kind of job; they say which models should be published.
+        owner: name in the election; unique to the process.
+        options: see ``ReconcilerOptions``.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        stores: Stores,
+        bell: Bell,
+        handlers: Sequence[JobHandler],
+        owner: str,
+        options: ReconcilerOptions | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._stage = stage
+        self._stores = stores
+        self._bell = bell
+        self._handlers = {handler.kind: handler for handler in handlers}
+        self._owner = owner
+        self._options = options or ReconcilerOptions()
+        self._lease_name = f"reconciler:{stage}"
+        self._clock = clock
+        self._archived: set[str] = set()
+        self._rung: dict[str, _Rung] = {}
+        self._may_need_restore = True
+        self._rounds_to_full_scan = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"reconciler-{stage}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work, in a thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the round under way, and let another take over."""
+        self._stopped.set()
+        self._thread.join()
+        try:
+            self._stores.jobs.release_lease(self._lease_name, self._owner)
+        except MartletError as error:
+            logger.info("The reconciler's lease was left to lapse: %s", error)
+
+    def run_once(self) -> bool:
+        """One round; False if another reconciler is the elected one."""
+        lease_seconds = 3 * self._options.interval_seconds + 10
+        if not self._stores.jobs.acquire_lease(self._lease_name, self._owner, lease_seconds):
+            return False
+        self._restore_if_empty()
+        self._reap()
+        self._ring_again()
+        self._cancel_abandoned()
+        self._archive_final()
+        return True
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self.run_once()
+            except MartletError as error:
+                logger.warning("A round of the %s reconciler failed: %s", self._stage, error)
+            except Exception:
+                logger.exception("A round of the %s reconciler failed.", self._stage)
+            self._stopped.wait(self._options.interval_seconds)
+
+    def _restore_if_empty(self) -> None:
+        if self._stores.jobs.list(stage=self._stage, page_size=1).jobs:
+            self._may_need_restore = True
+            return
+        if not self._may_need_restore:
+            return
+        stores = self._stores
+        restored = restore_jobs(stores.jobs, stores.objects, stores.artifacts, self._stage)
+        self._may_need_restore = False
+        if restored:
+            self._archived.clear()
+            self._rounds_to_full_scan = 0
+            logger.warning("The job store had no %s jobs: restored %d from the object store.", self._stage, restored)
+
+    def _reap(self) -> None:
+        for job in self._stores.jobs.reap(self._stage):
+            logger.warning("The lease of job %s lapsed; it is %s now.", job.id, job.state.value)
+            if job.state is JobState.QUEUED:
+                self._bell.ring(job.queue, job.id)
+
+    def _ring_again(self) -> None:
+        """Ring for jobs nobody claimed, ever more rarely for each: when all workers are busy for hours, rings must not
+        pile up.
+        """
+        queued = self._stores.jobs.queued(self._stage, older_than_seconds=self._options.unclaimed_seconds)
+        now = self._clock()
+        rung: dict[str, _Rung] = {}
+        for job in queued:
+            last = self._rung.get(job.id)
+            if last is not None and now < last.time + last.pause_seconds:
+                rung[job.id] = last
+                continue
+            pause_seconds = 2 * last.pause_seconds if last else self._options.unclaimed_seconds
+            rung[job.id] = _Rung(now, min(pause_seconds, _LONGEST_PAUSE_SECONDS))
+            self._bell.ring(job.queue, job.id)
+        self._rung = rung
+
+    def _cancel_abandoned(self) -> None:
+        for job in self._pages([JobState.VALIDATING]):
+            if self._clock() - job.update_time > self._options.abandoned_seconds:
+                try:
+                    self._stores.jobs.request_cancel(job.id)
+                except FailedPrecondition:
+                    continue  # its creator came back meanwhile
+                logger.warning("Job %s was left VALIDATING and is cancelled.", job.id)
+
+    def _archive_final(self) -> None:
+        full = self._rounds_to_full_scan <= 0
+        if full:
+            self._rounds_to_full_scan = round(self._options.full_scan_seconds / self._options.interval_seconds)
+        self._rounds_to_full_scan -= 1
+        for number, job in enumerate(self._pages(sorted(FINAL_STATES, key=lambda state: state.value))):
+            if number >= _PAGE and not full:
+                return
+            if job.id not in self._archived:
+                self._archive(job)
+                self._archived.add(job.id)
+
+    def _archive(self, job: Job) -> None:
+        if self._stores.objects.size(final_key(job.id)) is not None:
+            return
+        handler = self._handlers.get(job.kind)
+        if handler is not None and job.state is JobState.SUCCEEDED:
+            model = handler.published_model(job)
+            if model is not None:  # published already, unless the worker died in between
+                publish_model(self._stores.models, model)
+        archive_job(self._stores.jobs, self._stores.objects, job)
+        try:
+            self._stores.jobs.expire_events(job.id, self._options.keep_events_seconds)
+        except NotFound:
+            return
+
+    def _pages(self, states: Sequence[JobState]) -> Iterator[Job]:
+        token = ""
+        while True:
+            page = self._stores.jobs.list(stage=self._stage, states=states, page_size=_PAGE, page_token=token)
+            yield from page.jobs
+            token = page.next_page_token
+            if not token:
+                return

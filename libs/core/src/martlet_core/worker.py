@@ -1,0 +1,227 @@
+"""The worker: a thin supervisor that hears the bell, claims jobs and carries them out one at a time.
+
+Celery runs it with one pool thread (``docs/adr/0002-worker-pool.md``). It imports no ML library: a recipe runs in a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from martlet_core.artifacts.types import Artifact, PublishedModel
+from martlet_core.errors import MartletError, NotFound, Unimplemented
+from martlet_core.job_bus import Bell, run_celery_worker
+from martlet_core.job_handler import FinishedJob, JobHandler, PreparedJob
+from martlet_core.jobs import Claim, Job, JobState
+from martlet_core.supervisor import JobRun
+
+if TYPE_CHECKING:
+    from martlet_core.stores import Stores
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_PAUSE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How a worker behaves.
+
+    Attributes:
+        queue: the queue it serves.
+        work_dir: scratch space; one directory an attempt.
+        lease_seconds: length of a claim's lease.
+        stop_grace_seconds: time a recipe gets to write its last checkpoint and stop.
+        idle_poll_seconds: how often an idle worker looks into the queue by itself: a bell may be lost, or heard by
+            a busy worker.
+    """
+
+    queue: str
+    work_dir: Path
+    lease_seconds: float = 30.0
+    stop_grace_seconds: float = 60.0
+    idle_poll_seconds: float = 1.0
+
+
+class Worker:
+    """Carries out the jobs of one queue, one at a time.
+
+    Args:
+        stores: where everything is kept.
+        bell: rung when a job is given back, so that another worker takes it at once.
+        handlers: one for each kind of job.
+        options: see ``WorkerOptions``.
+    """
+
+    def __init__(self, stores: Stores, bell: Bell, handlers: Sequence[JobHandler], options: WorkerOptions) -> None:
+        self._stores = stores
+        self._bell = bell
+        self._handlers = {handler.kind: handler for handler in handlers}
+        self._options = options
+        self.owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._busy = threading.Lock()
+        self._shutdown = threading.Event()
+        self._run: JobRun | None = None
+        self._poller = threading.Thread(target=self._poll, name="idle-poll", daemon=True)
+
+    def start(self) -> None:
+        """Clear what dead workers left in the scratch space, and begin to look into the queue now and then."""
+        self._options.work_dir.mkdir(parents=True, exist_ok=True)
+        _sweep(self._options.work_dir)
+        self._poller.start()
+
+    def stop(self) -> None:
+        """Ask the running job to write a checkpoint and give its worker back; claim no more. Returns at once."""
+        self._shutdown.set()
+        run = self._run
+        if run is not None:
+            run.wake()
+
+    def join(self) -> None:
+        """Wait until no job runs."""
+        with self._busy:
+            return
+
+    def on_ring(self, job_id: str) -> None:
+        """Claim the job that the bell named, unless someone has it, then whatever waits. Blocks while the worker is
+        busy.
+        """
+        with self._busy:
+            self._drain(job_id)
+
+    def drain(self) -> None:
+        """Claim and carry out jobs until the queue is empty."""
+        with self._busy:
+            self._drain(None)
+
+    def _drain(self, job_id: str | None) -> None:
+        try:
+            claim = self._claim(job_id) if job_id else self._claim_next()
+            while claim is not None:
+                self._carry_out(claim)
+                claim = self._claim_next()
+        except MartletError as error:
+            logger.warning("No job could be claimed: %s", error)
+
+    def _claim(self, job_id: str) -> Claim | None:
+        if self._shutdown.is_set():
+            return None
+        try:
+            return self._stores.jobs.claim(job_id, self.owner, self._options.lease_seconds)
+        except NotFound:
+            logger.info("The bell rang for job %s, which is gone.", job_id)
+            return None
+
+    def _claim_next(self) -> Claim | None:
+        if self._shutdown.is_set():
+            return None
+        return self._stores.jobs.claim_next(self._options.queue, self.owner, self._options.lease_seconds)
+
+    def _carry_out(self, claim: Claim) -> None:
+        job = claim.job
+        logger.info("Attempt %s at %s job %s begins.", claim.token, job.kind, job.id)
+        with _scratch(self._options.work_dir, f"{job.id}-{claim.token}") as workdir:
+            self._run = JobRun(
+                self._stores,
+                self._handler(claim),
+                claim,
+                workdir=workdir,
+                lease_seconds=self._options.lease_seconds,
+                stop_grace_seconds=self._options.stop_grace_seconds,
+                shutdown=self._shutdown,
+            )
+            try:
+                state = self._run.run()
+            finally:
+                self._run = None
+        logger.info("Attempt %s at job %s ended: %s.", claim.token, job.id, state.value if state else "lease lost")
+        if state is JobState.QUEUED:
+            self._after_queued(job.id, job.lost_attempts)
+
+    def _after_queued(self, job_id: str, lost_before: int) -> None:
+        """Let another worker have a job that was given back; wait a little before a crashed one is tried again."""
+        if self._shutdown.is_set():
+            self._bell.ring(self._options.queue, job_id)
+        elif self._stores.jobs.get(job_id).lost_attempts > lost_before:
+            self._shutdown.wait(min(2.0**lost_before, _LONGEST_PAUSE_SECONDS))
+
+    def _handler(self, claim: Claim) -> JobHandler:
+        return self._handlers.get(claim.job.kind) or _UnknownKind(claim.job.kind, sorted(self._handlers))
+
+    def _poll(self) -> None:
+        while not self._shutdown.wait(self._options.idle_poll_seconds):
+            if self._busy.acquire(blocking=False):
+                try:
+                    self._drain(None)
+                finally:
+                    self._busy.release()
+
+
+def run_worker(worker: Worker, redis_url: str, queue: str) -> int:
+    """Run a worker under Celery until SIGTERM; returns the exit code. Call it in the main thread."""
+    worker.start()
+    exit_code = run_celery_worker(redis_url, queue, worker.owner, on_ring=worker.on_ring, on_stop=worker.stop)
+    worker.stop()
+    worker.join()
+    return exit_code
+
+
+class _UnknownKind:
+    """Stands in for the handler of a kind that this worker doesn't know: the job fails with a readable reason."""
+
+    entrypoint = ""
+
+    def __init__(self, kind: str, known: Sequence[str]) -> None:
+        self.kind = kind
+        self._known = known
+
+    def prepare(self, job: Job) -> PreparedJob:
+        raise Unimplemented(
+            f"No worker of queue {job.queue!r} knows jobs of kind {self.kind!r}; known: {', '.join(self._known)}."
+        )
+
+    def finish(self, job: Job, values: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> FinishedJob:
+        raise NotImplementedError  # not reached: prepare refuses
+
+    def published_model(self, job: Job) -> PublishedModel | None:
+        return None
+
+    def checkpoint_model(self, job: Job, checkpoint: Mapping[str, Any]) -> PublishedModel | None:
+        return None
+
+
+@contextmanager
+def _scratch(work_dir: Path, name: str) -> Iterator[Path]:
+    """A directory for one attempt, locked while it is in use and deleted afterwards."""
+    home = work_dir / name
+    workdir = home / "job"
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (home / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield workdir
+        finally:
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _sweep(work_dir: Path) -> None:
+    """Delete directories of workers that died: nobody holds their lock."""
+    for path in work_dir.glob("*/.lock"):
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            logger.info("Deleting %s, which a worker that died left behind.", path.parent)
+            shutil.rmtree(path.parent, ignore_errors=True)

@@ -1,0 +1,94 @@
+"""A recipe for drills: a counter whose every step depends on all steps before, so that a lost or doubled step shows.
+
+Config: ``steps``, ``step_seconds``, ``checkpoint_every`` (steps), and how to misbehave: ``raise_at``, ``refuse_at``,
+``kill_at`` (a step; only in the attempts that ``in_attempts`` lists) and ``ignore_stop``. ``trace`` names a file that
+gets a line a step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from martlet_core.errors import InvalidArgument
+from martlet_core.recipe import OutputArtifact, RecipeResult, Report, StopRequested
+
+_MULTIPLIER, _INCREMENT, _MODULUS = 6364136223846793005, 1442695040888963407, 2**64
+
+
+def next_value(value: int) -> int:
+    """The step function."""
+    return (value * _MULTIPLIER + _INCREMENT) % _MODULUS
+
+
+def value_after(steps: int) -> int:
+    """What an unbroken run ends with."""
+    value = 1
+    for _ in range(steps):
+        value = next_value(value)
+    return value
+
+
+def run(config: dict[str, Any], workdir: Path, report: Report, should_stop: Callable[[], bool]) -> RecipeResult:
+    """Count, with a checkpoint now and then."""
+    attempt = json.loads((workdir / "job.json").read_text())["attempt"]
+    step, value = _resume(workdir)
+    report.phase("counting")
+    report.partial_result({"started_at": step})
+    print(f"starting behind step {step}")
+    last_saved = step
+    while step < config["steps"]:
+        if should_stop() and not config.get("ignore_stop"):
+            if step > last_saved:
+                _save(workdir, report, step, value)
+            raise StopRequested
+        time.sleep(config.get("step_seconds", 0.0))
+        step, value = step + 1, next_value(value)
+        _trace(config, attempt, step)
+        report.metrics(step, config["steps"], {"loss": value / _MODULUS})
+        if step % config.get("checkpoint_every", 10) == 0:
+            _save(workdir, report, step, value)
+            last_saved = step
+        if attempt in config.get("in_attempts", [1]):
+            _misbehave(config, step)
+    output = workdir / "output" / "model"
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "value.json").write_text(json.dumps({"value": value}))
+    return RecipeResult({"value": str(value)}, {"model": OutputArtifact(output, "adapter", {"steps": step})})
+
+
+def _resume(workdir: Path) -> tuple[int, int]:
+    path = workdir / "resume" / "state.json"
+    if not path.exists():
+        return 0, 1
+    state = json.loads(path.read_text())
+    return state["step"], state["value"]
+
+
+def _save(workdir: Path, report: Report, step: int, value: int) -> None:
+    path = workdir / "checkpoints" / f"step-{step}"
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "state.json").write_text(json.dumps({"step": step, "value": value}))
+    report.checkpoint(path, step, {"loss": value / _MODULUS})
+
+
+def _trace(config: dict[str, Any], attempt: int, step: int) -> None:
+    if "trace" in config:
+        with open(config["trace"], "a") as file:
+            file.write(f"{attempt} {step}\n")
+
+
+def _misbehave(config: dict[str, Any], step: int) -> None:
+    if step == config.get("raise_at"):
+        raise RuntimeError("the toy broke")
+    if step == config.get("refuse_at"):
+        raise InvalidArgument.field("spec.steps", "the toy doesn't like this number")
+    if step == config.get("kill_at"):
+        print("about to be killed", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
