@@ -3,9 +3,10 @@
 Keys in the object store (one bucket):
 
     blobs/sha256/<hash>                content, shared by all artifacts that have it
-    refs/<hash>/<artifact id>          empty; says who needs a blob, so that deleting can find out
+    refs/<hash>/<artifact id>          says who needs a blob, so that deleting can find out
+    locks/blobs/<hash>                 a blob is being deleted
     artifacts/<id>/manifest.json       what an artifact is; written last, by a conditional PUT, never changed
-    tenants/<tenant>/artifacts/<id>    empty; index for listing
+    tenants/<tenant>/artifacts/<inverted id>.<kind>    index for listing, newest first
     models/<quoted name>.json          a published model name -> artifact
     jobs/<id>/spec.json, final.json, events.jsonl
     keys/<key hash>.json               API keys
@@ -156,8 +157,8 @@ class ObjectStore(Protocol):
 
 
 class ArtifactStore(Protocol):
-    """Artifacts on top of an ObjectStore. Thread-safe. Raises NotFound, AlreadyExists, InvalidArgument, Unavailable, and
-    FailedPrecondition with reason ``CONTENT_MISMATCH`` when bytes don't match their hash."""
+    """Artifacts on top of an ObjectStore. Thread-safe. Raises NotFound, AlreadyExists, InvalidArgument, Unavailable,
+    and FailedPrecondition with reason ``CONTENT_MISMATCH`` when bytes don't match their hash."""
 
     objects: ObjectStore
 
