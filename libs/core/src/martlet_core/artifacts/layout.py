@@ -51,8 +51,8 @@ def index_prefix(tenant: str) -> str:
 def index_key(tenant: str, artifact_id: str, kind: str) -> str:
     """Key in a tenant's index.
 
-    A store lists keys in ascending order only, so the id is inverted digit by digit: ids sort by creation, inverted ones
-    newest first. The kind is part of the key, so that filtering reads no manifest.
+    A store lists keys in ascending order only, so the id is inverted digit by digit: ids sort by creation, inverted
+    ones newest first. The kind is in the key, so that filtering reads no manifest.
     """
     return f"{index_prefix(tenant)}{artifact_id.translate(_INVERTED)}.{kind}"
 
@@ -69,7 +69,7 @@ def parse_index_key(key: str) -> tuple[str, str]:
 
 
 def check_path(path: str, field: str = "path") -> str:
-    """Return a file's path if it is safe: relative, forward slashes, components of letters, digits, ``.``, ``_``, ``-``.
+    """Return a file's path if it is safe: relative, forward slashes, components of letters, digits and ``._-``.
 
     Raises:
         InvalidArgument: it isn't.

@@ -123,7 +123,7 @@ class ContentAddressedStore:
         return self.commit(draft, lambda file: self._send(file, sources[file.sha256]))
 
     def commit(self, artifact: Artifact, send: Callable[[ArtifactFile], None]) -> Artifact:
-        """Make an artifact of contents: refs, then ``send`` for each content that isn't stored, then index and manifest.
+        """Make an artifact of contents: refs, ``send`` for each content that isn't stored, index and manifest.
 
         Raises:
             AlreadyExists: the id is taken by other content.
