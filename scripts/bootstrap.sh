@@ -26,4 +26,4 @@ if [ ! -x "$cli/bin/uv" ]; then
     fail "$python has no pip. Install it (Debian, Ubuntu: apt install python3-pip), or put uv on PATH."
   fi
 fi
-exec env PYTHONPATH="$root/libs/cli/src" MARTLET_ROOT="$root" "$cli/bin/python" -m martlet_cli.environments "${@:-cli}"
+exec env PYTHONPATH="$root/libs/cli/src:$root/libs/core/src" MARTLET_ROOT="$root" "$cli/bin/python" -m martlet_cli.environments "${@:-cli}"

@@ -1,6 +1,7 @@
 """Make each environment from its lock: ``.martlet/envs/<name>``, reused while the lock is the same.
 
-Standard library only: ``scripts/bootstrap.sh`` makes the command's own environment with it (``python -m martlet_cli.environments cli``).
+Standard library only: ``scripts/bootstrap.sh`` makes the command's own environment with
+``python -m martlet_cli.environments cli`` before anything is installed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from martlet_core.errors import FailedPrecondition, InvalidArgument, MartletError
+
 from martlet_cli.layout import Layout, read_json, write_json
 from martlet_cli.pip_config import base_python, pip_options, uv_environment
 
@@ -25,10 +28,6 @@ PYTHON = (3, 11)
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 STAMP = "martlet-stamp.json"
 Say = Callable[[str], None]
-
-
-class EnvironmentFailed(Exception):
-    """An environment can't be made; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,16 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     "cli": Environment(
         ("libs/cli/requirements.txt",), ("libs/core", "libs/cli"), "the martlet command, Valkey, SeaweedFS"
     ),
-    "gateway": Environment(("services/gateway/requirements.{accelerator}.txt",), ("libs/core", "services/gateway"), "gateway"),
-    "trainer": Environment(("services/trainer/requirements.{accelerator}.txt",), ("libs/core", "services/trainer"), "trainer"),
+    "gateway": Environment(
+        ("services/gateway/requirements.{accelerator}.txt",), ("libs/core", "services/gateway"), "gateway"
+    ),
+    "trainer": Environment(
+        ("services/trainer/requirements.{accelerator}.txt",), ("libs/core", "services/trainer"), "trainer"
+    ),
     "inference": Environment(
-        ("services/inference/requirements.{accelerator}.txt",), ("libs/core", "services/inference"), "inference with vLLM"
+        ("services/inference/requirements.{accelerator}.txt",),
+        ("libs/core", "services/inference"),
+        "inference with vLLM",
     ),
     "dev": Environment(
         ("requirements.dev.txt",),
@@ -75,13 +80,13 @@ def accelerator(environ: Mapping[str, str] | None = None) -> str:
     """``cuda`` where an NVIDIA driver answers, else ``cpu``; ``MARTLET_ACCELERATOR`` decides if it is set.
 
     Raises:
-        EnvironmentFailed: if the variable holds something else.
+        InvalidArgument: if the variable holds something else.
     """
     named = (os.environ if environ is None else environ).get("MARTLET_ACCELERATOR", "")
     if named in ("cpu", "cuda"):
         return named
     if named:
-        raise EnvironmentFailed(f"MARTLET_ACCELERATOR is {named!r}; it must be cpu or cuda")
+        raise InvalidArgument.field("MARTLET_ACCELERATOR", f"{named!r} isn't known; it must be cpu or cuda")
     tool = shutil.which("nvidia-smi")
     if tool and subprocess.run([tool, "-L"], capture_output=True, check=False).returncode == 0:
         return "cuda"
@@ -89,13 +94,13 @@ def accelerator(environ: Mapping[str, str] | None = None) -> str:
 
 
 def check_python(version: tuple[int, int] | None = None) -> None:
-    """Raise EnvironmentFailed unless Python is 3.11: the locks were made for it and nothing else was tried."""
+    """Raise FailedPrecondition unless Python is 3.11: the locks were made for it and nothing else was tried."""
     found = version or sys.version_info[:2]
     if tuple(found) != PYTHON:
-        raise EnvironmentFailed(
-            f"Python {found[0]}.{found[1]} can't be used: the environments are locked for Python {PYTHON[0]}.{PYTHON[1]}. "
-            "Install it (Debian and Ubuntu: python3.11; or pyenv or uv python install 3.11) and run scripts/bootstrap.sh with "
-            "MARTLET_PYTHON set to it."
+        raise FailedPrecondition(
+            f"Python {found[0]}.{found[1]} can't be used: the environments are locked for "
+            f"{PYTHON[0]}.{PYTHON[1]}. Install that (Debian, Ubuntu: python3.11; or pyenv, or uv python install 3.11) "
+            "and run scripts/bootstrap.sh with MARTLET_PYTHON set to it."
         )
 
 
@@ -103,16 +108,17 @@ def lock_files(layout: Layout, name: str, kind: str) -> list[Path]:
     """The lock files of an environment.
 
     Raises:
-        EnvironmentFailed: if the name isn't known or a file isn't there.
+        InvalidArgument: if the name isn't known.
+        FailedPrecondition: if a file isn't there.
     """
     if name not in ENVIRONMENTS:
-        raise EnvironmentFailed(f"there is no environment {name!r}; known are {', '.join(ENVIRONMENTS)}")
+        raise InvalidArgument(f"there is no environment {name!r}; known are {', '.join(ENVIRONMENTS)}")
     files = [layout.root / lock.format(accelerator=kind) for lock in ENVIRONMENTS[name].locks]
     for file in files:
         if not file.is_file():
-            raise EnvironmentFailed(
+            raise FailedPrecondition(
                 f"environment {name}: its lock {file.relative_to(layout.root)} is missing. Write it with "
-                "`uv pip compile` (docs/operations.md, Environments), or choose the other kind with MARTLET_ACCELERATOR."
+                "`uv pip compile` (docs/operations.md, Environments), or choose the other kind by MARTLET_ACCELERATOR."
             )
     return files
 
@@ -125,7 +131,7 @@ def stamp_of(layout: Layout, name: str, kind: str) -> dict[str, str]:
     for project in ENVIRONMENTS[name].projects:  # entry points and the place of the sources
         file = layout.root / project / "pyproject.toml"
         if not file.is_file():
-            raise EnvironmentFailed(f"environment {name}: {project}/pyproject.toml is missing")
+            raise FailedPrecondition(f"environment {name}: {project}/pyproject.toml is missing")
         digest.update(str(file).encode() + b"\0" + file.read_bytes() + b"\0")
     return {"sha256": digest.hexdigest(), "python": sys.version.split()[0], "accelerator": kind}
 
@@ -157,7 +163,7 @@ def sync(layout: Layout, name: str, *, say: Say = print, force: bool = False) ->
         force: remake it even if it is current.
 
     Raises:
-        EnvironmentFailed: with the reason and the remedy.
+        FailedPrecondition: with the reason and the remedy.
     """
     check_python()
     kind = accelerator()
@@ -191,21 +197,21 @@ def _install(layout: Layout, name: str, kind: str, say: Say) -> None:
     # One call installs the lock and the projects: nothing but the locked packages, and the sources from their place.
     projects = directory / "martlet-projects.txt"
     projects.write_text("".join(f"-e {layout.root / project}\n" for project in ENVIRONMENTS[name].projects))
-    _run(
-        [uv, "pip", "sync", "--python", str(layout.python(name)), *map(str, locks), str(projects)], environ, name, say
-    )
+    _run([uv, "pip", "sync", "--python", str(layout.python(name)), *map(str, locks), str(projects)], environ, name, say)
 
 
 def find_uv() -> str:
     """uv's path: the one beside this interpreter, else the first on PATH.
 
     Raises:
-        EnvironmentFailed: if there is none.
+        FailedPrecondition: if there is none.
     """
     beside = Path(sys.executable).parent / "uv"
     found = str(beside) if beside.is_file() else shutil.which("uv")
     if not found:
-        raise EnvironmentFailed("uv is missing; run scripts/bootstrap.sh, which installs it into the command's environment")
+        raise FailedPrecondition(
+            "uv is missing; run scripts/bootstrap.sh, which installs it into the command's environment"
+        )
     return found
 
 
@@ -220,7 +226,9 @@ def _run(argv: list[str], environ: Mapping[str, str], name: str, say: Say) -> No
             say(f"{name}: {line.rstrip()}")
     if process.wait() != 0:
         told = "\n".join(lines[-30:])
-        raise EnvironmentFailed(f"environment {name}: `{' '.join(argv[:3])} …` failed with exit code {process.returncode}:\n{told}")
+        raise FailedPrecondition(
+            f"environment {name}: `{' '.join(argv[:3])} …` failed with exit code {process.returncode}:\n{told}"
+        )
 
 
 def describe(layout: Layout) -> list[dict[str, str]]:
@@ -231,7 +239,7 @@ def describe(layout: Layout) -> list[dict[str, str]]:
         try:
             current = is_current(layout, name, kind)
             state = "ready" if current else ("stale" if layout.python(name).exists() else "missing")
-        except EnvironmentFailed:
+        except MartletError:
             state = "no lock"
         rows.append({"name": name, "state": state, "accelerator": kind, "purpose": environment.purpose})
     return rows
@@ -245,7 +253,7 @@ def main(argv: list[str]) -> int:
     layout = Layout.discover()
     try:
         seconds = {name: round(sync(layout, name), 1) for name in argv}
-    except EnvironmentFailed as error:
+    except MartletError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(json.dumps(seconds))

@@ -20,7 +20,8 @@ class Layout:
     Attributes:
         root: the repository.
         home: of one platform: data, logs, state, secrets (``MARTLET_HOME``; default ``<root>/.martlet``).
-        environments: virtual environments, shared by all homes (``MARTLET_ENVIRONMENTS``; default ``<root>/.martlet/envs``).
+        environments: virtual environments, shared by all homes (``MARTLET_ENVIRONMENTS``; default
+            ``<root>/.martlet/envs``).
     """
 
     root: Path

@@ -1,0 +1,42 @@
+# Every target makes what it needs: the command's environment first (scripts/bootstrap.sh), then the others from their locks.
+# ARGS goes to the command: make up ARGS="--http-port 9000", make test ARGS="-k gateway".
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint up down status protos locks bench
+
+CLI := .martlet/envs/cli/bin/martlet
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Fine-tune a real model on real data, see that it got better, chat with it
+	@scripts/bootstrap.sh
+	@$(CLI) demo $(ARGS)
+
+test: ## All tests this machine can run
+	@scripts/test.sh $(ARGS)
+
+lint: ## Format, lint, types, layers, contracts, stub drift
+	@scripts/lint.sh
+
+up: ## Start the platform and leave it running in the background
+	@scripts/bootstrap.sh
+	@$(CLI) up --detach $(ARGS)
+
+down: ## Stop it
+	@scripts/bootstrap.sh
+	@$(CLI) down
+
+status: ## What runs
+	@scripts/bootstrap.sh
+	@$(CLI) status
+
+protos: ## Generate the Python stubs of protos/
+	@scripts/bootstrap.sh cli protos
+	@scripts/gen_protos.sh .martlet/envs/protos/bin/python
+
+locks: ## Write the locks that hold no ML library anew
+	@scripts/bootstrap.sh
+	@scripts/lock.sh .martlet/envs/cli/bin/uv
+
+bench: ## Every benchmark; tables and JSON in benchmarks/
+	@scripts/bench.sh $(ARGS)

@@ -1,0 +1,72 @@
+"""``files upload|list``: data sets on the platform."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from martlet_core.errors import InvalidArgument
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from martlet_cli.context import Context, Subparsers, command, group
+from martlet_cli.gateway import translated
+
+
+def add(subparsers: Subparsers) -> None:
+    """Add the commands."""
+    commands = group(subparsers, "files", "upload and list data sets")
+    upload = command(
+        commands, "upload", _upload, "upload data sets; every row is checked, bad rows are named with their line"
+    )
+    upload.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="jsonl, json, csv or parquet")
+    listing = command(commands, "list", _list, "list the files of this key's owner")
+    listing.add_argument("--limit", type=int, default=100, help="most files to show (default 100)")
+
+
+def upload(context: Context, path: Path) -> dict[str, Any]:
+    """Upload a data set; returns the file as the gateway describes it.
+
+    Raises:
+        InvalidArgument: if there is no such file, it is empty, or the gateway refuses its rows.
+    """
+    if not path.is_file():
+        raise InvalidArgument(f"{path}: there is no such file")
+    if path.stat().st_size == 0:
+        raise InvalidArgument(f"{path}: the file is empty; a data set needs at least one row")
+    bar = Progress(
+        TextColumn("uploading {task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=context.output.remarks,
+        transient=True,
+        disable=not context.output.live,
+    )
+    with translated(), bar, open(path, "rb") as stream:
+        task = bar.add_task(path.name, total=path.stat().st_size)
+        reader = bar.wrap_file(stream, task_id=task) if context.output.live else stream
+        made = context.gateway.openai.files.create(file=(path.name, reader), purpose="fine-tune")  # type: ignore[arg-type]
+    if made.status == "error":
+        raise InvalidArgument(f"{path}: {made.status_details} (stored as {made.id})")
+    return made.model_dump()
+
+
+def _upload(context: Context, arguments: argparse.Namespace) -> int:
+    rows = [upload(context, path) for path in arguments.paths]
+    context.output.table(rows, ("id", "filename", "bytes", "status"))
+    return 0
+
+
+def _list(context: Context, arguments: argparse.Namespace) -> int:
+    with translated():
+        files = context.gateway.openai.files.list(limit=arguments.limit)
+    rows = [file.model_dump() | {"created": when(file.created_at)} for file in files.data]
+    context.output.table(rows, ("id", "filename", "bytes", "purpose", "status", "created"), empty="no files yet")
+    return 0
+
+
+def when(seconds: float | None) -> str:
+    """A time for people, local and without its zone."""
+    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S") if seconds else ""

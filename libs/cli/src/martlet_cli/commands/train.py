@@ -1,0 +1,61 @@
+"""``train``: SWIFT's arguments, made into a fine-tuning job."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from martlet_core.errors import InvalidArgument
+from rich.markup import escape
+
+from martlet_cli import swift_arguments
+from martlet_cli.commands.files import upload
+from martlet_cli.context import Context, Subparsers, command
+from martlet_cli.gateway import translated
+from martlet_cli.watch import conclude, follow
+
+_EXAMPLE = """example:
+  martlet train --model smollm2-135m-instruct --dataset rows.jsonl --tuner_type lora --lora_rank 8 \\
+      --learning_rate 2e-4 --num_train_epochs 1 --watch"""
+
+
+def add(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = command(subparsers, "train", _train, "fine-tune a model; takes SWIFT's argument names", epilog=_EXAMPLE)
+    swift_arguments.add_arguments(parser)
+    parser.add_argument("--watch", action="store_true", help="follow the job until it is over")
+
+
+def _train(context: Context, arguments: argparse.Namespace) -> int:
+    body = swift_arguments.request(arguments)
+    if not arguments.dataset:
+        raise InvalidArgument.field("--dataset", "is required: a local file, or the id of an uploaded one")
+    body["training_file"] = _file_id(context, "--dataset", arguments.dataset)
+    if arguments.val_dataset:
+        body["validation_file"] = _file_id(context, "--val_dataset", arguments.val_dataset)
+    extension = body.pop("martlet", {})
+    with translated():
+        job = context.gateway.openai.fine_tuning.jobs.create(
+            **body, extra_body={"martlet": extension} if extension else None
+        )
+    if not arguments.watch:
+        context.output.result(job.model_dump(), f"{job.id}: {job.status}")
+        if not context.output.as_json:
+            context.output.say(f"follow it: martlet jobs watch {job.id}")
+        return 0
+    context.output.say(f"job {escape(job.id)}")
+    return conclude(context.output, follow(context.gateway, job.id, context.output))
+
+
+def _file_id(context: Context, flag: str, values: list[str]) -> str:
+    """The id of the data set: of a local file after uploading it, or as it was given."""
+    value = swift_arguments.one_dataset(flag, values)
+    if Path(value).exists():
+        made = upload(context, Path(value))
+        context.output.say(f"uploaded {escape(value)} as {made['id']}")
+        return made["id"]
+    if "/" in value or "." in value:
+        raise InvalidArgument.field(
+            flag, f"{value}: there is no such file here, and it isn't the id of an uploaded one"
+        )
+    return value

@@ -1,0 +1,167 @@
+"""Start the whole platform on one machine and keep it running.
+
+``run`` is the launcher itself, in the foreground; ``start_detached`` starts one in the background. Data, ports and
+secrets stay in the home directory, so a restart keeps all.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+from martlet_core.errors import AlreadyExists, Unavailable
+
+from martlet_cli import environments
+from martlet_cli.api_key import ensure_api_key
+from martlet_cli.credentials import load_or_make
+from martlet_cli.layout import Layout, read_json
+from martlet_cli.platform_options import PlatformOptions
+from martlet_cli.platform_processes import plan
+from martlet_cli.platform_state import Say, State, running_launcher, stop_leftovers
+from martlet_cli.ports import choose_ports
+from martlet_cli.processes import ProcessStatus, Supervisor
+
+#: How long the parts that everything needs may take to come up, in seconds.
+START_SECONDS = 120.0
+_POLL_SECONDS = 0.2
+
+
+def run(layout: Layout, options: PlatformOptions, say: Say) -> int:
+    """Start everything and keep it running until SIGINT or SIGTERM; returns the exit code.
+
+    Raises:
+        AlreadyExists: if a platform runs in this home already.
+        FailedPrecondition: if an environment or a port can't be had.
+        Unavailable: if the platform doesn't come up; everything is stopped again then.
+    """
+    if running_launcher(layout):
+        raise AlreadyExists(
+            f"the platform is up already in {layout.home}; `martlet status` shows it, `martlet down` stops it"
+        )
+    stopping = _stop_on_signals()
+    stop_leftovers(layout, say)
+    layout.home.mkdir(parents=True, exist_ok=True)
+    state = State(layout)
+    state.phase("installing")
+    try:
+        for name in _needed_environments(options):
+            environments.sync(layout, name, say=say)
+        if stopping.is_set():
+            return 0
+        return _supervise(layout, options, state, stopping, say)
+    finally:
+        state.close()
+
+
+def _supervise(layout: Layout, options: PlatformOptions, state: State, stopping: threading.Event, say: Say) -> int:
+    credentials = load_or_make(layout.secrets_file)
+    ports = choose_ports(options.ports, state.last_ports)
+    platform = plan(layout, options, credentials, ports)
+    state.begin(ports, options)
+    supervisor = Supervisor(platform.specs, on_change=lambda status: _changed(state, status, say))
+    supervisor.start()
+    try:
+        # Inference may take minutes to load its model; training works meanwhile.
+        core = [spec.name for spec in platform.specs if spec.name not in ("inference", "base-model")]
+        late = supervisor.wait_ready(core, START_SECONDS, stopping)
+        if late and not stopping.is_set():
+            raise Unavailable(
+                f"not ready after {START_SECONDS:.0f} s: {', '.join(late)}; see {layout.logs}/{late[0]}.log"
+            )
+        if not stopping.is_set():
+            base_url = f"http://127.0.0.1:{ports['http']}/v1"
+            ensure_api_key(layout, platform.settings, base_url, say)
+            state.phase("up")
+            say(f"up: {base_url} (gRPC 127.0.0.1:{ports['grpc']})")
+        stopping.wait()
+    finally:
+        state.phase("stopping")
+        say("stopping")
+        supervisor.stop()
+    return 0
+
+
+def start_detached(layout: Layout, arguments: list[str], say: Say, *, wait_for: str = "core") -> None:
+    """Start a launcher in a session of its own and wait until the platform is up.
+
+    Args:
+        arguments: of ``martlet up``, without ``--detach``.
+        say: takes lines about the progress.
+        wait_for: ``core`` (all but inference) or ``all``.
+
+    Raises:
+        Unavailable: if it ends before it is up; the message holds the end of its log.
+    """
+    if running_launcher(layout):
+        raise AlreadyExists(
+            f"the platform is up already in {layout.home}; `martlet status` shows it, `martlet down` stops it"
+        )
+    layout.logs.mkdir(parents=True, exist_ok=True)
+    log_path = layout.logs / "launcher.log"
+    with open(log_path, "ab") as log:
+        seen = log.tell()
+        launcher = subprocess.Popen(
+            [sys.executable, "-m", "martlet_cli", "up", *arguments],
+            env=os.environ | {"MARTLET_HOME": str(layout.home), "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    while True:
+        ended = launcher.poll() is not None
+        with open(log_path, "rb") as log:
+            log.seek(seen)
+            told = log.read()
+        if ended:
+            raise Unavailable(
+                f"the launcher ended with exit code {launcher.returncode}:\n{told.decode(errors='replace')[-2000:]}"
+            )
+        complete = told[: told.rfind(b"\n") + 1]
+        seen += len(complete)
+        for line in complete.decode(errors="replace").splitlines():
+            say(line)
+        state = read_json(layout.state_file)
+        ours = state.get("launcher", {}).get("pid") == launcher.pid
+        if ours and state.get("phase") == "up" and (wait_for == "core" or _all_ready(state)):
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _changed(state: State, status: ProcessStatus, say: Say) -> None:
+    state.update(status)
+    words = {
+        "ready": f"ready after {status.ready_seconds or 0:.1f} s" + (f", port {status.port}" if status.port else ""),
+        "done": "done",
+        "restarting": f"ended with exit code {status.last_exit_code}; starting again",
+    }
+    if status.state.value in words:
+        say(f"{status.name}: {words[status.state.value]}")
+
+
+def _needed_environments(options: PlatformOptions) -> list[str]:
+    return list(dict.fromkeys(options.environments.get(name, name) for name in environments.PLATFORM))
+
+
+def _all_ready(state: Mapping[str, Any]) -> bool:
+    processes = state.get("processes", {})
+    return bool(processes) and all(process["state"] in ("ready", "done") for process in processes.values())
+
+
+def _stop_on_signals() -> threading.Event:
+    """An event that SIGINT or SIGTERM sets. Further ones change nothing: stopping is under way, and it has an end."""
+    stopping = threading.Event()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return stopping

@@ -1,0 +1,33 @@
+"""What the user may choose about a platform. Imports nothing heavy: every command's parser needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+#: Every port of a platform and its usual number; 0: any free one. The usual one is taken when it is free.
+PORTS: Mapping[str, int] = {"http": 8000, "grpc": 50051, "valkey": 0, "s3": 0, "trainer": 0, "inference": 0}
+
+
+@dataclass(frozen=True)
+class PlatformOptions:
+    """What to start.
+
+    Attributes:
+        engine: inference engine, ``vllm`` or ``echo``.
+        model: base model that inference serves.
+        environments: service -> name of the environment it runs in, where it isn't the service's own.
+        host: address that the gateway listens on.
+        redis_url: a Valkey or Redis that runs already; empty: start one.
+        s3_endpoint: an S3 endpoint that runs already (keys in MARTLET_S3_ACCESS_KEY, ..._SECRET_KEY); empty: start one.
+        ports: ports by name (see ``PORTS``); 0 asks for any free one.
+    """
+
+    engine: str = "vllm"
+    model: str = DEFAULT_MODEL
+    environments: Mapping[str, str] = field(default_factory=dict)
+    host: str = "127.0.0.1"
+    redis_url: str = ""
+    s3_endpoint: str = ""
+    ports: Mapping[str, int] = field(default_factory=dict)

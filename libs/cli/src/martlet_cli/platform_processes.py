@@ -1,0 +1,195 @@
+"""Which processes make a platform on one machine, in which environment, with which settings, in which order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from martlet_core.local_servers import ServerCommand, seaweedfs_command, valkey_command
+
+from martlet_cli import probes
+from martlet_cli.credentials import Credentials
+from martlet_cli.layout import Layout
+from martlet_cli.platform_options import PlatformOptions
+from martlet_cli.processes import ProcessSpec
+
+BUCKET = "martlet"
+#: A worker that is told to stop may have to write a checkpoint first.
+WORKER_STOP_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The addresses and processes of one platform.
+
+    Attributes:
+        settings: the ``MARTLET_*`` variables that all services share.
+        specs: the processes, needed ones first.
+    """
+
+    settings: Mapping[str, str]
+    specs: tuple[ProcessSpec, ...]
+
+
+def plan(layout: Layout, options: PlatformOptions, credentials: Credentials, ports: Mapping[str, int]) -> Platform:
+    """The processes of a platform. Nothing is started; configuration files of the servers are written."""
+    own_redis, own_s3 = not options.redis_url, not options.s3_endpoint
+    settings = {
+        "MARTLET_S3_ACCESS_KEY": credentials.s3_access_key if own_s3 else os.environ.get("MARTLET_S3_ACCESS_KEY", ""),
+        "MARTLET_S3_SECRET_KEY": credentials.s3_secret_key if own_s3 else os.environ.get("MARTLET_S3_SECRET_KEY", ""),
+        "MARTLET_S3_BUCKET": os.environ.get("MARTLET_S3_BUCKET") or BUCKET,
+        "MARTLET_INTERNAL_TOKEN": credentials.internal_token,
+        "MARTLET_CACHE_DIR": str(layout.home / "cache"),
+        "MARTLET_WORK_DIR": str(layout.home / "work"),
+        "MARTLET_REDIS_URL": options.redis_url,
+        "MARTLET_S3_ENDPOINT": options.s3_endpoint,
+    }
+    specs: list[ProcessSpec] = []
+    if own_redis:
+        command = valkey_command(layout.data / "valkey", ports["valkey"], password=credentials.valkey_password)
+        settings["MARTLET_REDIS_URL"] = command.url
+        specs.append(_server(layout, "valkey", command, ports["valkey"], probes.valkey(command.url)))
+    if own_s3:
+        command = seaweedfs_command(
+            layout.data / "seaweedfs", ports["s3"], credentials.s3_access_key, credentials.s3_secret_key
+        )
+        settings["MARTLET_S3_ENDPOINT"] = command.url
+        ready = probes.object_store(
+            command.url, credentials.s3_access_key, credentials.s3_secret_key, settings["MARTLET_S3_BUCKET"]
+        )
+        specs.append(_server(layout, "seaweedfs", command, ports["s3"], ready))
+    specs += _services(layout, options, settings, ports, needs=tuple(spec.name for spec in specs))
+    return Platform(settings, tuple(specs))
+
+
+def _services(
+    layout: Layout,
+    options: PlatformOptions,
+    settings: Mapping[str, str],
+    ports: Mapping[str, int],
+    needs: tuple[str, ...],
+) -> list[ProcessSpec]:
+    builder = _Builder(layout, options, settings)
+    trainer = f"127.0.0.1:{ports['trainer']}"
+    gateway_grpc = f"127.0.0.1:{ports['grpc']}"
+    inference = f"127.0.0.1:{ports['inference']}"
+    local_host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
+    model_directory = layout.home / "models" / options.model
+    specs = [
+        builder.service(
+            "trainer",
+            ("martlet_trainer", "serve"),
+            {"MARTLET_GRPC_ADDRESS": trainer},
+            needs=needs,
+            port=ports["trainer"],
+            ready=probes.grpc_health(trainer),
+        ),
+        builder.service(
+            "trainer-worker",
+            ("martlet_trainer", "work"),
+            {},
+            needs=needs,
+            stop_seconds=WORKER_STOP_SECONDS,
+        ),
+        builder.service(
+            "gateway",
+            ("martlet_gateway", "serve"),
+            {
+                "MARTLET_GRPC_ADDRESS": f"{options.host}:{ports['grpc']}",
+                "MARTLET_HTTP_HOST": options.host,
+                "MARTLET_HTTP_PORT": str(ports["http"]),
+                "MARTLET_TRAINER_ADDRESS": trainer,
+                "MARTLET_UPLOAD_DIR": str(layout.home / "work" / "uploads"),
+            },
+            needs=needs,
+            port=ports["http"],
+            ready=probes.http(f"http://{local_host}:{ports['http']}/healthz"),
+        ),
+    ]
+    inference_needs = ("gateway",)
+    inference_environ = {
+        "MARTLET_GRPC_ADDRESS": inference,
+        "MARTLET_GATEWAY_ADDRESS": gateway_grpc,
+        "MARTLET_ENGINE": options.engine,
+        "MARTLET_MODEL": options.model,
+    }
+    if options.engine != "echo":
+        specs.append(
+            builder.service(
+                "base-model",
+                ("martlet_trainer.base_models", "prepare", options.model, "--out", str(model_directory)),
+                {},
+                environment="trainer",
+                once=True,
+            )
+        )
+        inference_needs += ("base-model",)
+        inference_environ["MARTLET_MODEL_DIR"] = str(model_directory)
+    specs.append(
+        builder.service(
+            "inference",
+            ("martlet_inference", "serve"),
+            inference_environ,
+            needs=inference_needs,
+            port=ports["inference"],
+            ready=probes.grpc_health(inference),
+            stop_seconds=30.0,
+        )
+    )
+    return specs
+
+
+@dataclass(frozen=True)
+class _Builder:
+    layout: Layout
+    options: PlatformOptions
+    settings: Mapping[str, str]
+
+    def service(
+        self,
+        name: str,
+        arguments: tuple[str, ...],
+        environ: Mapping[str, str],
+        *,
+        environment: str = "",
+        needs: tuple[str, ...] = (),
+        port: int = 0,
+        ready: probes.Probe | None = None,
+        once: bool = False,
+        stop_seconds: float = 15.0,
+    ) -> ProcessSpec:
+        """A Python service: ``python -m <arguments>`` in its own environment."""
+        wanted = environment or name.removesuffix("-worker")
+        python = self.layout.python(self.options.environments.get(wanted, wanted))
+        return ProcessSpec(
+            name=name,
+            argv=(str(python), "-m", *arguments),
+            environ={**_clean(os.environ), **self.settings, **environ},
+            log=self.layout.logs / f"{name}.log",
+            cwd=self.layout.home,
+            ready=ready,
+            needs=needs,
+            port=port,
+            once=once,
+            stop_seconds=stop_seconds,
+        )
+
+
+def _server(layout: Layout, name: str, command: ServerCommand, port: int, ready: probes.Probe) -> ProcessSpec:
+    return ProcessSpec(
+        name=name,
+        argv=tuple(command.argv),
+        environ=_clean(os.environ) | command.env,
+        log=layout.logs / f"{name}.log",
+        cwd=layout.home,
+        ready=ready,
+        port=port,
+        stop_seconds=command.stop_seconds,
+    )
+
+
+def _clean(environ: Mapping[str, str]) -> dict[str, str]:
+    """The launcher's variables without those that belong to its own Python."""
+    dropped = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "MARTLET_API_KEY", "MARTLET_BASE_URL")
+    return {name: value for name, value in environ.items() if name not in dropped}

@@ -1,0 +1,215 @@
+"""SWIFT's argument names, as ``martlet train`` takes them, and what each becomes in a fine-tuning request.
+
+A name that isn't in the table is refused with the nearest ones; nothing is ignored in silence.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from martlet_core.errors import InvalidArgument
+
+TUNERS = ("lora", "qlora", "full")
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_NUMBERS = "hyperparameters"
+
+
+def boolean(text: str) -> bool:
+    """``true`` and ``false`` as SWIFT takes them."""
+    if text.lower() in ("true", "1", "yes"):
+        return True
+    if text.lower() in ("false", "0", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument.
+
+    Attributes:
+        name: SWIFT's name.
+        target: dotted place in the request's ``martlet`` object; empty for those that ``request`` treats by hand.
+        kind: converts the text; ``boolean`` ones may stand without a value.
+        help: what it does, with its unit and default.
+        many: takes several values.
+        older: names it had in earlier versions of SWIFT.
+        choices: what is allowed; None: any.
+    """
+
+    name: str
+    target: str
+    kind: Any
+    help: str
+    many: bool = False
+    older: tuple[str, ...] = ()
+    choices: tuple[str, ...] | None = None
+
+    @property
+    def attribute(self) -> str:
+        """Where the parser puts its value."""
+        return self.name.removeprefix("--")
+
+
+GROUPS: Mapping[str, tuple[Argument, ...]] = {
+    "model and data": (
+        Argument("--model", "", str, "base model: a registered name, a hub id, artifacts/<id>, or a fine-tuned model"),
+        Argument("--dataset", "", str, "rows to train on: a local file, or the id of an uploaded one", many=True),
+        Argument("--val_dataset", "", str, "rows to validate on: a local file or an id", many=True),
+        Argument("--split_dataset_ratio", "data.validation_split", float, "share of the rows to validate on, 0 to 0.5"),
+        Argument("--system", "data.system", str, "system message for rows that have none"),
+        Argument("--max_length", "data.max_length", int, "longest row in tokens (default: the context, at most 2048)"),
+        Argument("--packing", "data.packing", boolean, "several rows in one sequence; they don't see one another"),
+        Argument("--strict", "", boolean, "true (default): a bad row fails the job; false: it is left out and counted"),
+        Argument("--loss_scale", "", str, "loss on assistant tokens (default) or on all", choices=("default", "all")),
+    ),
+    "tuner": (
+        Argument(
+            "--tuner_type", "tuner.kind", str, "default lora", older=("--train_type", "--sft_type"), choices=TUNERS
+        ),
+        Argument("--lora_rank", "tuner.lora_rank", int, "rank of the LoRA matrices (default 8)"),
+        Argument("--lora_alpha", "tuner.lora_alpha", float, "updates are scaled by alpha / rank (default 2 x rank)"),
+        Argument("--lora_dropout", "tuner.lora_dropout", float, "dropout in front of LoRA (default 0)"),
+        Argument("--target_modules", "tuner.target_modules", str, "modules to adapt (default all-linear)", many=True),
+        Argument("--modules_to_save", "tuner.modules_to_save", str, "modules trained in full beside", many=True),
+        Argument("--use_rslora", "tuner.use_rslora", boolean, "scale by alpha / sqrt(rank)"),
+        Argument("--use_dora", "tuner.use_dora", boolean, "magnitude and direction apart (DoRA)"),
+        Argument("--quant_method", "", str, "keep the frozen base quantized (QLoRA)", choices=("bnb",)),
+        Argument("--quant_bits", "", int, "4 (nf4) or 8 (int8), with --quant_method bnb"),
+    ),
+    "training": (
+        Argument("--num_train_epochs", f"{_NUMBERS}.epoch_count", float, "passes over the data (default 3)"),
+        Argument("--max_steps", f"{_NUMBERS}.max_steps", int, "optimizer steps; goes before --num_train_epochs"),
+        Argument("--learning_rate", f"{_NUMBERS}.learning_rate", float, "peak (default 2e-4; full training 1e-5)"),
+        Argument("--per_device_train_batch_size", f"{_NUMBERS}.per_device_batch_size", int, "rows a step (default 8)"),
+        Argument(
+            "--gradient_accumulation_steps",
+            f"{_NUMBERS}.gradient_accumulation_steps",
+            int,
+            "micro-batches in one step (default 1)",
+        ),
+        Argument("--lr_scheduler_type", f"{_NUMBERS}.learning_rate_schedule", str, "default cosine", choices=SCHEDULES),
+        Argument("--warmup_ratio", f"{_NUMBERS}.warmup_ratio", float, "share of the steps warming up (default 0.03)"),
+        Argument("--weight_decay", f"{_NUMBERS}.weight_decay", float, "AdamW's weight decay (default 0)"),
+        Argument("--max_grad_norm", f"{_NUMBERS}.max_grad_norm", float, "gradient norm to clip at (default 1)"),
+        Argument("--optim", f"{_NUMBERS}.optimizer", str, "by its transformers name (default adamw_torch)"),
+        Argument("--torch_dtype", f"{_NUMBERS}.precision", str, "default: what the device is fast at", choices=DTYPES),
+        Argument("--gradient_checkpointing", f"{_NUMBERS}.gradient_checkpointing", boolean, "saves memory, costs time"),
+        Argument("--eval_steps", f"{_NUMBERS}.eval_steps", int, "steps between validations (default: each epoch)"),
+        Argument(
+            "--early_stopping_patience",
+            f"{_NUMBERS}.early_stopping_patience",
+            int,
+            "validations without gain before it stops",
+        ),
+        Argument("--save_steps", "checkpoints.interval_steps", int, "steps between checkpoints (default: every 300 s)"),
+        Argument("--seed", "", int, "random seed (default 42)"),
+    ),
+    "job": (
+        Argument("--recipe", "recipe", str, "algorithm (default sft)"),
+        Argument("--suffix", "", str, "part of the fine-tuned model's name, up to 64 of A-Z a-z 0-9 . _ -"),
+        Argument("--device_count", "resources.device_count", int, "devices in one training (default 1)"),
+        Argument("--priority", "resources.priority", int, "place in the queue, 0 (low) to 9 (high)"),
+    ),
+}
+ARGUMENTS: tuple[Argument, ...] = tuple(argument for group in GROUPS.values() for argument in group)
+
+#: Names that SWIFT's users type and that mean nothing here; what to do instead.
+NOT_NEEDED: Mapping[str, str] = {
+    "--output_dir": "results are artifacts: `martlet artifacts list`, `martlet artifacts download`",
+    "--add_version": "each job has its own id",
+    "--save_total_limit": "the last two checkpoints and the best are kept",
+    "--resume_from_checkpoint": "a job resumes by itself, or with `martlet jobs resume ID`",
+    "--logging_steps": "every step is reported",
+    "--report_to": "metrics are in `martlet jobs show ID` and in the job's metrics file",
+    "--deepspeed": "use --device_count; the recipe chooses how to spread the work",
+    "--adapters": "give the fine-tuned model's name as --model",
+    "--model_type": "it is read from the model's own config",
+    "--template": "the model's own chat template is used",
+    "--use_hf": "hub ids are Hugging Face's",
+    "--merge_lora": "use `martlet merge MODEL` when the job has succeeded",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a parser all the training arguments, in groups."""
+    for title, arguments in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for argument in arguments:
+            group.add_argument(argument.name, *argument.older, **_options(argument))
+
+
+def _options(argument: Argument) -> dict[str, Any]:
+    options: dict[str, Any] = {"help": argument.help, "type": argument.kind, "dest": argument.attribute}
+    if argument.many:
+        return options | {"nargs": "+", "metavar": "VALUE"}
+    if argument.kind is boolean:
+        return options | {"nargs": "?", "const": True, "metavar": "true|false"}
+    if argument.choices:
+        return options | {"choices": argument.choices}
+    return options | {"metavar": {int: "N", float: "X", str: "TEXT"}[argument.kind]}
+
+
+def request(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The body of ``POST /v1/fine_tuning/jobs`` without its files.
+
+    Raises:
+        InvalidArgument: for arguments that contradict one another or are missing.
+    """
+    if not arguments.model:
+        raise InvalidArgument.field("--model", "is required, for example --model smollm2-135m-instruct")
+    extension: dict[str, Any] = {}
+    for argument in ARGUMENTS:
+        value = getattr(arguments, argument.attribute)
+        if argument.target and value is not None:
+            _put(extension, argument.target, value)
+    _put_quantization(extension, arguments)
+    if arguments.strict is not None:
+        _put(extension, "data.on_bad_rows", "FAIL" if arguments.strict else "SKIP")
+    if arguments.loss_scale is not None:
+        _put(extension, "data.assistant_only_loss", arguments.loss_scale == "default")
+    if arguments.split_dataset_ratio and arguments.val_dataset:
+        raise InvalidArgument.field("--split_dataset_ratio", "can't be used together with --val_dataset; leave one out")
+    body: dict[str, Any] = {"model": arguments.model}
+    body |= {name: value for name in ("seed", "suffix") if (value := getattr(arguments, name)) is not None}
+    return body | ({"martlet": extension} if extension else {})
+
+
+def one_dataset(flag: str, values: list[str]) -> str:
+    """The one data set that a job takes.
+
+    Raises:
+        InvalidArgument: for several, or SWIFT's ``path#count`` form.
+    """
+    if len(values) != 1:
+        raise InvalidArgument.field(flag, f"takes one data set, {len(values)} were given; join the files first")
+    path, hash_mark, count = values[0].rpartition("#")
+    if hash_mark and path and count.isdigit():
+        raise InvalidArgument.field(
+            flag, f"samples (#{count}) can't be taken here; write the rows you want to a file of their own"
+        )
+    return values[0]
+
+
+def _put_quantization(extension: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """``--quant_method bnb --quant_bits 4`` is SWIFT's way to say QLoRA."""
+    if arguments.quant_bits is None and arguments.quant_method is None:
+        return
+    if arguments.tuner_type == "full":
+        raise InvalidArgument.field("--quant_bits", "a quantized base can't be trained in full; use --tuner_type lora")
+    bits = 4 if arguments.quant_bits is None else arguments.quant_bits
+    if bits not in (4, 8):
+        raise InvalidArgument.field("--quant_bits", f"is {bits}; it must be 4 or 8")
+    _put(extension, "tuner.kind", "qlora")
+    _put(extension, "tuner.quantization", "nf4" if bits == 4 else "int8")
+
+
+def _put(target: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for parent in parents:
+        target = target.setdefault(parent, {})
+    target[last] = value

@@ -1,0 +1,131 @@
+"""SWIFT's argument names: what they become, and that nothing is ignored."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import pytest
+from martlet.trainer.v1.training_job_pb2 import TrainingSpec
+from martlet_cli import swift_arguments
+from martlet_cli.__main__ import build_parser, main
+from martlet_core.errors import InvalidArgument
+
+
+def parse(*argv: str) -> argparse.Namespace:
+    """The arguments of ``martlet train``."""
+    return build_parser().parse_args(["train", *argv])
+
+
+def request(*argv: str) -> dict[str, Any]:
+    """The request that the arguments make."""
+    return swift_arguments.request(parse("--model", "m", "--dataset", "d.jsonl", *argv))
+
+
+def test_a_swift_command_line() -> None:
+    line = """
+        --train_type lora --lora_rank 16 --lora_alpha 32 --lora_dropout 0.1 --target_modules q_proj v_proj
+        --learning_rate 1e-4 --num_train_epochs 2 --max_steps 30 --per_device_train_batch_size 4
+        --gradient_accumulation_steps 2 --warmup_ratio 0.05 --lr_scheduler_type linear --eval_steps 10 --save_steps 20
+        --max_length 512 --packing true --system Hi --split_dataset_ratio 0.1 --seed 7 --suffix news
+    """
+    body = request(*line.split())
+    assert body == {
+        "model": "m",
+        "seed": 7,
+        "suffix": "news",
+        "martlet": {
+            "tuner": {
+                "kind": "lora",
+                "lora_rank": 16,
+                "lora_alpha": 32.0,
+                "lora_dropout": 0.1,
+                "target_modules": ["q_proj", "v_proj"],
+            },
+            "hyperparameters": {
+                "epoch_count": 2.0,
+                "max_steps": 30,
+                "per_device_batch_size": 4,
+                "gradient_accumulation_steps": 2,
+                "learning_rate": 1e-4,
+                "learning_rate_schedule": "linear",
+                "warmup_ratio": 0.05,
+                "eval_steps": 10,
+            },
+            "data": {"max_length": 512, "packing": True, "system": "Hi", "validation_split": 0.1},
+            "checkpoints": {"interval_steps": 20},
+        },
+    }
+
+
+@pytest.mark.parametrize("flag", ["--tuner_type", "--train_type", "--sft_type"])
+def test_three_generations_of_the_tuners_name(flag: str) -> None:
+    assert request(flag, "full")["martlet"] == {"tuner": {"kind": "full"}}
+
+
+@pytest.mark.parametrize(
+    ("argv", "tuner"),
+    [
+        (["--quant_method", "bnb", "--quant_bits", "4"], {"kind": "qlora", "quantization": "nf4"}),
+        (["--quant_bits", "8"], {"kind": "qlora", "quantization": "int8"}),
+        (["--tuner_type", "qlora"], {"kind": "qlora"}),
+    ],
+)
+def test_quantized_base(argv: list[str], tuner: dict[str, str]) -> None:
+    assert request(*argv)["martlet"]["tuner"] == tuner
+
+
+def test_nothing_asked_for_means_the_services_defaults() -> None:
+    assert request() == {"model": "m"}
+
+
+@pytest.mark.parametrize(("argv", "value"), [(["--packing"], True), (["--packing", "false"], False)])
+def test_booleans_stand_alone_or_with_a_value(argv: list[str], value: bool) -> None:
+    assert request(*argv)["martlet"]["data"]["packing"] is value
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--quant_bits", "3"], "must be 4 or 8"),
+        (["--tuner_type", "full", "--quant_bits", "4"], "can't be trained in full"),
+        (["--val_dataset", "v", "--split_dataset_ratio", "0.1"], "leave one out"),
+    ],
+)
+def test_contradictions_are_refused(argv: list[str], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        request(*argv)
+
+
+def test_one_dataset_and_no_samples() -> None:
+    assert swift_arguments.one_dataset("--dataset", ["a#b.jsonl"]) == "a#b.jsonl"
+    with pytest.raises(InvalidArgument, match="2 were given"):
+        swift_arguments.one_dataset("--dataset", ["a", "b"])
+    with pytest.raises(InvalidArgument, match="#500"):
+        swift_arguments.one_dataset("--dataset", ["a.jsonl#500"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lora_rnk", "8"], "did you mean --lora_rank"),
+        (["--lora", "8"], "--lora isn't known"),
+        (["--output_dir", "x"], "results are artifacts"),
+        (["--deepspeed=zero2"], "use --device_count"),
+    ],
+)
+def test_unknown_flags_are_refused_with_what_to_do(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--model", "m", "--dataset", "d", "--json", *argv]) == 2
+    assert message in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+@pytest.mark.parametrize("argument", [a for a in swift_arguments.ARGUMENTS if a.target], ids=lambda a: a.name)
+def test_every_target_is_a_field_of_the_contract(argument: swift_arguments.Argument) -> None:
+    message = TrainingSpec.DESCRIPTOR
+    *parents, last = argument.target.split(".")
+    for parent in parents:
+        message = message.fields_by_name[parent].message_type
+    assert last in message.fields_by_name
