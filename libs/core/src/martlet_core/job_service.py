@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from martlet_core.errors import FailedPrecondition, InvalidArgument, MartletError, NotFound
 from martlet_core.event_feed import EventFeed
@@ -18,9 +18,7 @@ from martlet_core.ids import REQUEST_ID_PATTERN, new_id
 from martlet_core.job_archive import EventLog, store_spec
 from martlet_core.job_bus import Bell
 from martlet_core.jobs import Job, JobEvent, JobPage, JobState
-
-if TYPE_CHECKING:
-    from martlet_core.stores import Stores
+from martlet_core.stores import Stores
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

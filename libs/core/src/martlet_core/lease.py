@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 #: Share of the lease that must be left when the work is killed for want of a renewal.
 _MARGIN_SHARE = 0.2
 #: Longest time between heartbeats: they also carry cancel and pause to the worker.
-_LONGEST_INTERVAL_SECONDS = 2.0
+_LONGEST_INTERVAL_SECONDS = 1.0
 
 
 class LeaseKeeper:

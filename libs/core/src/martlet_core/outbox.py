@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 _MOST_WAITING = 20_000
 #: Progress is a snapshot: newer ones replace older ones, and it is written at most this often.
 _PROGRESS_SECONDS = 0.5
+_FLUSH_POLL_SECONDS = 0.1
 
 
 class Outbox:
@@ -89,17 +90,17 @@ class Outbox:
             self._urgent = self._dirty = True
             self._changed.notify_all()
 
-    def flush(self, timeout_seconds: float) -> bool:
-        """Wait until everything was sent; False if that took too long or the job was lost."""
+    def flush(self, timeout_seconds: float, *, give_up: Callable[[], bool]) -> bool:
+        """Wait until everything was sent; False if that took too long, or ``give_up`` became true, or the job was lost."""
+        deadline = time.monotonic() + timeout_seconds
         with self._changed:
-            self._urgent = True
-            self._changed.notify_all()
-            return (
-                self._changed.wait_for(
-                    lambda: self._abandoned or not (self._events or self._dirty or self._busy), timeout_seconds
-                )
-                and not self._abandoned
-            )
+            while self._events or self._dirty or self._busy:
+                if self._abandoned or give_up() or time.monotonic() > deadline:
+                    return False
+                self._urgent = True
+                self._changed.notify_all()
+                self._changed.wait(_FLUSH_POLL_SECONDS)
+        return True
 
     def close(self) -> None:
         """Stop the thread; what was not sent by now is lost."""

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from martlet_core.errors import FailedPrecondition, MartletError, NotFound
 from martlet_core.job_archive import archive_job, final_key, restore_jobs
@@ -15,9 +14,7 @@ from martlet_core.job_bus import Bell
 from martlet_core.job_handler import JobHandler
 from martlet_core.jobs import FINAL_STATES, Job, JobState
 from martlet_core.publishing import publish_model
-
-if TYPE_CHECKING:
-    from martlet_core.stores import Stores
+from martlet_core.stores import Stores
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from martlet_core import child_protocol as protocol
 from martlet_core.artifacts.types import Artifact, PublishedModel
@@ -39,9 +39,7 @@ from martlet_core.lease import LeaseKeeper
 from martlet_core.messages import MessageRelay
 from martlet_core.outbox import Outbox
 from martlet_core.publishing import publish_model, unpublish_model
-
-if TYPE_CHECKING:
-    from martlet_core.stores import Stores
+from martlet_core.stores import Stores
 
 logger = logging.getLogger(__name__)
 
@@ -217,8 +215,8 @@ class JobRun:
                 child.terminate()
             elif kill_at is not None and time.monotonic() > kill_at:
                 self._outbox.log(
-                    f"The recipe did not stop within {self._stop_grace_seconds:g} s and was killed; what it did since its"
-                    f" last checkpoint (step {checkpoints.last_step}) is lost.",
+                    f"The recipe did not stop within {self._stop_grace_seconds:g} s and was killed; what it did since"
+                    f" its last checkpoint (step {checkpoints.last_step}) is lost.",
                     level="warn",
                 )
                 child.kill()
@@ -283,7 +281,7 @@ class JobRun:
     # The commit
 
     def _commit(self, outcome: _Outcome) -> JobState | None:
-        self._outbox.flush(_FLUSH_SECONDS)
+        self._flush()
         self._lease.renew()  # the newest word on cancel and pause
         if self._lease.lost:
             return None
@@ -291,7 +289,7 @@ class JobRun:
         try:
             if model is not None:
                 self._hold_on("Publishing the model", lambda: publish_model(self._stores.models, model))
-            self._outbox.flush(_FLUSH_SECONDS)
+            self._flush()
             job = self._hold_on(
                 "Committing the outcome",
                 lambda: self._stores.jobs.finish(self._job.id, self._claim.token, state, result=result, error=error),
@@ -322,6 +320,10 @@ class JobRun:
             return state, None, outcome.error.to_dict(), None
         state = JobState.PAUSED if reason is StopReason.PAUSE else JobState.QUEUED
         return state, None, None, None
+
+    def _flush(self) -> None:
+        """Let what was said be on record before the state that ends it."""
+        self._outbox.flush(_FLUSH_SECONDS, give_up=lambda: self._lease.lost)
 
     def _withdraw(self, model: PublishedModel | None) -> None:
         """Take back what this attempt published and stored."""

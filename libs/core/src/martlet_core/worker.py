@@ -17,17 +17,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from martlet_core.artifacts.types import Artifact, PublishedModel
 from martlet_core.errors import MartletError, NotFound, Unimplemented
 from martlet_core.job_bus import Bell, run_celery_worker
 from martlet_core.job_handler import FinishedJob, JobHandler, PreparedJob
 from martlet_core.jobs import Claim, Job, JobState
+from martlet_core.stores import Stores
 from martlet_core.supervisor import JobRun
-
-if TYPE_CHECKING:
-    from martlet_core.stores import Stores
 
 logger = logging.getLogger(__name__)
 
