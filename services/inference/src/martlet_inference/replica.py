@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
 
 from martlet.gateway.v1 import replica_pb2
 from martlet.inference.v1 import inference_service_pb2_grpc as service_grpc
+from martlet_core.artifacts.s3 import S3ObjectStore
+from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import FailedPrecondition, InvalidArgument, MartletError, NotFound, Unavailable
+from martlet_core.models import ObjectModelRegistry
 from martlet_core.rpc.context import DEFAULT_TENANT
 from martlet_core.rpc.server import GrpcServer, Service
-from martlet_core.stores import open_stores
 
 from martlet_inference import convert
 from martlet_inference.dataplane import DataPlane
@@ -28,7 +29,7 @@ from martlet_inference.settings import InferenceSettings
 
 log = logging.getLogger(__name__)
 
-REGISTRY_POLL_SECONDS = 1.0
+STORE_POLL_SECONDS = 1.0
 #: After a first model that the engine could not start, in seconds.
 START_RETRY_SECONDS = 15.0
 
@@ -59,8 +60,14 @@ class Replica:
 
     @classmethod
     async def build(cls, settings: InferenceSettings) -> Replica:
-        """A replica with the engine and the stores that the settings name."""
-        return cls(settings, build_engine(settings), await asyncio.to_thread(build_source, settings))
+        """A replica with the engine and the stores that the settings name; waits for the object store to be there."""
+        engine = build_engine(settings)
+        while True:
+            try:
+                return cls(settings, engine, await asyncio.to_thread(build_source, settings))
+            except Unavailable as exc:
+                log.warning("waiting for the object store", extra={"error": exc.message})
+                await asyncio.sleep(STORE_POLL_SECONDS)
 
     async def start(self) -> None:
         """Serve, register, and begin to get the first model ready; returns once the port is open."""
@@ -157,7 +164,7 @@ class Replica:
                 if not told:
                     log.warning("waiting for the model to be published", extra={"model": name, "error": exc.message})
                 told = True
-            await asyncio.sleep(REGISTRY_POLL_SECONDS)
+            await asyncio.sleep(STORE_POLL_SECONDS)
 
 
 def build_engine(settings: InferenceSettings) -> Engine:
@@ -189,5 +196,7 @@ def build_source(settings: InferenceSettings) -> ModelSource:
     """Where models come from: the stores, or nothing but the settings."""
     if not settings.resolve_models:
         return FixedSource(settings.model)
-    stores = open_stores(settings)
-    return RegistrySource(stores.models, stores.artifacts, Path(settings.cache_dir) / "models")
+    objects = S3ObjectStore.from_settings(settings)
+    objects.prepare()
+    artifacts = ContentAddressedStore(objects, settings.cache_dir / "blobs")
+    return RegistrySource(ObjectModelRegistry(objects), artifacts, settings.cache_dir / "models")

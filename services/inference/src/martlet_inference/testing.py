@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,19 @@ class MemorySource:
 
     async def files(self, model: PublishedModel) -> Path:
         return Path("/nowhere") / model.artifact_id
+
+
+async def wait_until(condition: Callable[[], object], timeout_seconds: float = 10.0) -> None:
+    """Wait until a condition holds that nothing announces. TimeoutError when it doesn't in time."""
+
+    def poll() -> None:
+        deadline = time.monotonic() + timeout_seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            time.sleep(0.01)
+
+    await asyncio.to_thread(poll)
 
 
 class Clock:

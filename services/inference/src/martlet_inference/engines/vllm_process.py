@@ -84,6 +84,7 @@ def command(options: VllmOptions, model: WholeModel, socket_path: Path) -> list[
 def environment(options: VllmOptions, model: WholeModel, base: Mapping[str, str]) -> dict[str, str]:
     """The environment of a server: ``base`` without our own settings, which hold secrets, and with vLLM's."""
     env = {key: value for key, value in base.items() if not key.startswith("MARTLET_")}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # vLLM imports so much that compiling it anew doubles its start
     env |= {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_NO_USAGE_STATS": "1",

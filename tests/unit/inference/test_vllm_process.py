@@ -1,0 +1,150 @@
+"""The command line, environment and end of the vLLM child; what it says and how it is read. No vLLM is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from martlet_inference.engines.base import EngineLoad, WholeModel
+from martlet_inference.engines.vllm import parse_metrics
+from martlet_inference.engines.vllm_process import VllmOptions, VllmProcess, command, environment
+from martlet_inference.testing import wait_until
+
+CPU = VllmOptions("cpu")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> WholeModel:
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 1024}))
+    return WholeModel("base-1", str(tmp_path))
+
+
+def option(args: list[str], name: str) -> str:
+    return args[args.index(name) + 1]
+
+
+def test_the_command_serves_the_model_under_its_name(model: WholeModel) -> None:
+    args = command(CPU, model, Path("/run/x.sock"))
+    assert option(args, "--served-model-name") == "base-1"
+    assert option(args, "--model") == model.source
+    assert option(args, "--uds") == "/run/x.sock"
+    assert "--revision" not in args
+
+
+def test_a_context_longer_than_the_models_own_is_cut_to_it(model: WholeModel) -> None:
+    assert option(command(CPU, model, Path("s")), "--max-model-len") == "1024"
+    short = VllmOptions("cpu", max_model_len=512)
+    assert option(command(short, model, Path("s")), "--max-model-len") == "512"
+
+
+def test_float32_on_a_cpu_but_not_for_quantized_weights_or_gpus(model: WholeModel) -> None:
+    assert option(command(CPU, model, Path("s")), "--dtype") == "float32"
+    assert option(command(VllmOptions("cuda"), model, Path("s")), "--dtype") == "auto"
+    assert option(command(VllmOptions("cpu", dtype="bfloat16"), model, Path("s")), "--dtype") == "bfloat16"
+    (Path(model.source) / "config.json").write_text(json.dumps({"quantization_config": {}}))
+    assert option(command(CPU, model, Path("s")), "--dtype") == "auto"
+
+
+def test_a_hub_id_is_pinned_and_remote_code_stays_off() -> None:
+    hub = WholeModel("org/model", "org/model", "0123abc")
+    args = command(VllmOptions("cuda", extra_args="--seed 7"), hub, Path("s"))
+    assert option(args, "--revision") == option(args, "--tokenizer-revision") == "0123abc"
+    assert "--trust-remote-code" not in args
+    assert option(args, "--seed") == "7"
+    assert "HF_HUB_OFFLINE" not in environment(CPU, hub, {})
+
+
+def test_without_adapters_lora_is_off(model: WholeModel) -> None:
+    assert "--enable-lora" not in command(VllmOptions("cpu", max_lora_rank=0), model, Path("s"))
+    args = command(VllmOptions("cpu", max_lora_rank=16, max_adapters=3), model, Path("s"))
+    assert option(args, "--max-lora-rank") == "16"
+    assert option(args, "--max-cpu-loras") == "3"
+
+
+def test_our_settings_and_secrets_stay_out_of_the_childs_environment(model: WholeModel) -> None:
+    env = environment(CPU, model, {"MARTLET_S3_SECRET_KEY": "secret", "PATH": "/bin", "PYTHONDONTWRITEBYTECODE": "1"})
+    assert "secret" not in env.values()
+    assert env["PATH"] == "/bin"
+    assert env["HF_HUB_OFFLINE"] == "1"
+    assert "PYTHONDONTWRITEBYTECODE" not in env
+    assert environment(VllmOptions("cpu", threads=3), model, {})["OMP_NUM_THREADS"] == "3"
+
+
+def test_metrics_are_read_from_the_prometheus_page() -> None:
+    page = b"""# HELP vllm:num_requests_waiting Number of requests waiting.
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="m"} 3.0
+vllm:num_requests_waiting_by_reason{engine="0",reason="x"} 9.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+"""
+    assert parse_metrics(page) == EngineLoad(3, 0.25)
+    assert parse_metrics(b"") == EngineLoad(0, 0.0)
+
+
+class Child(VllmProcess):
+    """Any program in the place of the server."""
+
+    @classmethod
+    async def run(cls, code: str, directory: Path) -> Child:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-uc",
+            code,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        return cls(process, directory)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (one that ended and was not reaped does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_stopping_ends_the_whole_group_even_what_ignores_the_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("martlet_inference.engines.vllm_process.STOP_SECONDS", 0.2)
+    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready'); time.sleep(60)"
+    code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-uc', {ignore!r}]); print(p.pid); p.wait()"
+    child = await Child.run(code, tmp_path / "d")
+    await wait_until(lambda: len(child.last_lines()) >= 2)
+    grandchild = int(next(line for line in child.last_lines() if line.isdigit()))
+    await child.stop()
+    assert not child.running
+    await wait_until(lambda: not alive(grandchild))
+
+
+async def test_the_end_is_explained_by_its_own_words(tmp_path: Path) -> None:
+    code = "print('starting'); raise ValueError('User-specified max_model_len is too large')"
+    child = await Child.run(code, tmp_path / "d")
+    assert await child.wait() == 1
+    await child.stop()
+    assert child.explain_end() == "ValueError: User-specified max_model_len is too large"
+
+
+async def test_the_child_ends_when_its_parent_is_killed() -> None:
+    """Neither a replica killed by SIGKILL nor its engine may live on: the kernel tells the child."""
+    code = (
+        "import os, subprocess, sys, time\n"
+        "p = subprocess.Popen([sys.executable, '-m', 'martlet_inference.engines.exec_child', str(os.getpid()),"
+        " sys.executable, '-uc', 'print(0); import time; time.sleep(60)'], stdout=subprocess.PIPE)\n"
+        "p.stdout.readline()\n"  # the command runs: the signal was asked for before
+        "print(p.pid); time.sleep(60)"
+    )
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-uc", code, stdout=asyncio.subprocess.PIPE)
+    assert parent.stdout
+    child = int(await asyncio.wait_for(parent.stdout.readline(), 20))
+    assert alive(child)
+    os.kill(parent.pid, signal.SIGKILL)
+    await parent.wait()
+    await wait_until(lambda: not alive(child))
