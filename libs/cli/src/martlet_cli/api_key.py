@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from martlet_core.api_keys import ApiKeyStore
 from martlet_core.artifacts.s3 import S3ObjectStore
@@ -19,7 +20,7 @@ FIRST_TENANT = "default"
 
 def key_store(settings: Mapping[str, str]) -> ApiKeyStore:
     """The keys of a deployment, from its ``MARTLET_S3_*`` variables."""
-    given = {name.removeprefix("MARTLET_").lower(): value for name, value in settings.items()}
+    given: dict[str, Any] = {name.removeprefix("MARTLET_").lower(): value for name, value in settings.items()}
     names = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
     chosen = CoreSettings(**{name: given[name] for name in names if given.get(name)})
     return ApiKeyStore(S3ObjectStore.from_settings(chosen))

@@ -30,6 +30,8 @@ from martlet_cli.processes import ProcessStatus, Supervisor
 
 #: How long the parts that everything needs may take to come up, in seconds.
 START_SECONDS = 120.0
+#: Inference may take minutes to load its model; training works meanwhile.
+_LATE = ("inference", "base-model")
 _POLL_SECONDS = 0.2
 
 
@@ -66,18 +68,18 @@ def _supervise(layout: Layout, options: PlatformOptions, state: State, stopping:
     platform = plan(layout, options, credentials, ports)
     state.begin(ports, options)
     supervisor = Supervisor(platform.specs, on_change=lambda status: _changed(state, status, say))
-    supervisor.start()
+    core = [spec.name for spec in platform.specs if spec.name not in _LATE]
+    base_url = f"http://127.0.0.1:{ports['http']}/v1"
     try:
-        # Inference may take minutes to load its model; training works meanwhile.
-        core = [spec.name for spec in platform.specs if spec.name not in ("inference", "base-model")]
-        late = supervisor.wait_ready(core, START_SECONDS, stopping)
-        if late and not stopping.is_set():
-            raise Unavailable(
-                f"not ready after {START_SECONDS:.0f} s: {', '.join(late)}; see {layout.logs}/{late[0]}.log"
-            )
+        # The stores first: our key must be in them before a gateway starts that would make one of its own.
+        first = [spec.name for spec in platform.specs if not spec.needs]
+        supervisor.start(first)
+        _wait(supervisor, layout, [name for name in first if name not in _LATE], stopping)
         if not stopping.is_set():
-            base_url = f"http://127.0.0.1:{ports['http']}/v1"
             ensure_api_key(layout, platform.settings, base_url, say)
+            supervisor.start()
+            _wait(supervisor, layout, core, stopping)
+        if not stopping.is_set():
             state.phase("up")
             say(f"up: {base_url} (gRPC 127.0.0.1:{ports['grpc']})")
         stopping.wait()
@@ -86,6 +88,13 @@ def _supervise(layout: Layout, options: PlatformOptions, state: State, stopping:
         say("stopping")
         supervisor.stop()
     return 0
+
+
+def _wait(supervisor: Supervisor, layout: Layout, names: list[str], stopping: threading.Event) -> None:
+    late = supervisor.wait_ready(names, START_SECONDS, stopping)
+    if late and not stopping.is_set():
+        log = layout.logs / f"{late[0]}.log"
+        raise Unavailable(f"not ready after {START_SECONDS:.0f} s: {', '.join(late)}; see {log}")
 
 
 def start_detached(layout: Layout, arguments: list[str], say: Say, *, wait_for: str = "core") -> None:

@@ -188,12 +188,18 @@ class Supervisor:
     processes: dict[str, SupervisedProcess] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    def start(self) -> None:
-        """Start all in the background, each as soon as what it needs is ready."""
-        for spec in self.specs:
+    def start(self, names: Iterable[str] | None = None) -> None:
+        """Start all (or the named ones) in the background, each as soon as what it needs is ready.
+
+        Args:
+            names: processes whose needs are among them or have been started before.
+        """
+        chosen = None if names is None else set(names)
+        new = [s for s in self.specs if s.name not in self.processes and (chosen is None or s.name in chosen)]
+        for spec in new:
             self.processes[spec.name] = SupervisedProcess(spec, self._changed)
-        for process in self.processes.values():
-            process.start(self.processes[name] for name in process.spec.needs)
+        for spec in new:
+            self.processes[spec.name].start(self.processes[name] for name in spec.needs)
 
     def stop(self) -> None:
         """Stop all: first those that nothing needs, all of one rank at once."""
