@@ -1,0 +1,80 @@
+"""``python -m martlet_gateway serve``: REST and gRPC until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import resource
+import signal
+import sys
+
+import uvloop
+from martlet_core import logs
+from martlet_core.errors import MartletError
+from martlet_core.rpc.context import DEFAULT_TENANT
+from martlet_core.stores import Stores, open_stores
+
+from martlet_gateway.server import GatewayServer, open_shared_memory
+from martlet_gateway.settings import GatewaySettings
+
+log = logging.getLogger("martlet_gateway")
+
+_FILES = 65_536
+
+
+def main() -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="martlet_gateway", description="Martlet's gateway; settings are MARTLET_* variables."
+    )
+    parser.add_argument("command", choices=("serve",), help="serve: answer REST and gRPC until SIGTERM")
+    parser.parse_args()
+    settings = GatewaySettings()  # type: ignore[call-arg]  # its values come from the environment
+    try:
+        logs.configure("gateway", settings.log_level, settings.log_format)
+        _raise_file_limit()
+        uvloop.run(_serve(settings))
+    except MartletError as error:
+        print(f"martlet_gateway: {error.message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(settings: GatewaySettings) -> None:
+    stores = await asyncio.to_thread(open_stores, settings)
+    await asyncio.to_thread(make_first_key, stores)
+    shared, client = open_shared_memory(settings)
+    server = GatewayServer(settings, stores, shared)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        await server.start()
+        await stopping.wait()
+        log.info("stopping")
+    finally:
+        await server.stop()
+        await client.aclose()
+
+
+def make_first_key(stores: Stores) -> str | None:
+    """If there is no API key yet, make one and print it, this once; returns it."""
+    if stores.api_keys.list():
+        return None
+    secret, key = stores.api_keys.create(DEFAULT_TENANT, "made at first start")
+    print(f"Made the first API key, for tenant {key.tenant}. It is shown this once:\n\n    {secret}\n", flush=True)
+    return secret
+
+
+def _raise_file_limit() -> None:
+    """A stream is a file descriptor, and the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""The outermost layer of REST: request id, key, errors, metrics; sends inference requests straight to their handler."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+from martlet_core.errors import Internal, MartletError
+from martlet_core.ids import REQUEST_ID_PATTERN
+from martlet_core.rpc.context import DEFAULT_TENANT, CallContext, set_call_context
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from martlet_gateway.asgi import header, send_error
+from martlet_gateway.auth import Authenticator
+from martlet_gateway.metrics import Metrics
+from martlet_gateway.routes.chat import ROUTES as INFERENCE_ROUTES
+from martlet_gateway.routes.chat import Chat
+
+log = logging.getLogger(__name__)
+
+#: Answered without a key: probes, scrapers, and the description of the API itself.
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/docs/oauth2-redirect", "/redoc"})
+
+
+class Edge:
+    """The gateway's ASGI application.
+
+    Args:
+        app: every route but the inference ones.
+        chat: the inference routes.
+        auth: finds the tenant.
+        metrics: counts.
+        lingering_seconds: see ``asgi.send_error``.
+        access_log: log one line a request.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        chat: Chat,
+        auth: Authenticator,
+        metrics: Metrics,
+        *,
+        lingering_seconds: float = 2.0,
+        access_log: bool = False,
+    ) -> None:
+        self._app = app
+        self._chat = chat
+        self._auth = auth
+        self._metrics = metrics
+        self._lingering_seconds = lingering_seconds
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; other kinds of scope (lifespan) go to the inner application."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        path: str = scope["path"]
+        inference = path in INFERENCE_ROUTES and scope["method"] == "POST"
+        request_id = _request_id(scope)
+        id_header = (b"x-request-id", request_id.encode())
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], id_header]
+            await send(message)
+
+        set_call_context(CallContext(DEFAULT_TENANT, request_id))
+        try:
+            if path not in OPEN_PATHS:
+                authorization = header(scope, b"authorization")
+                tenant = self._auth.cached_tenant(authorization) or await self._auth.tenant(authorization)
+                set_call_context(CallContext(tenant, request_id))
+            await (self._chat if inference else self._app)(scope, receive, send_with_id)
+        except MartletError as error:
+            if status == 0:
+                await send_error(receive, send_with_id, error, self._lingering_seconds)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], path)
+            if status:
+                raise  # the answer has begun: the server cuts the connection
+            await send_error(receive, send_with_id, _internal(request_id))
+        finally:
+            seconds = time.perf_counter() - started
+            self._metrics.request(scope["method"], path if inference else _route(scope), status, seconds)
+            if self._access_log:
+                fields = {
+                    "method": scope["method"],
+                    "path": path,
+                    "status": status,
+                    "duration_ms": round(seconds * 1000, 2),
+                }
+                log.info("request", extra=fields)
+
+
+def _request_id(scope: Scope) -> str:
+    given = header(scope, b"x-request-id")
+    if given is not None:
+        text = given.decode("latin-1")
+        if REQUEST_ID_PATTERN.fullmatch(text):
+            return text
+    return f"req-{os.urandom(10).hex()}"
+
+
+def _route(scope: Scope) -> str:
+    """The route's template: paths with ids would make a metric of every job."""
+    return getattr(scope.get("route"), "path", "other")
+
+
+def _internal(request_id: str) -> Internal:
+    return Internal(f"Internal error; the gateway's log has it under request id {request_id}.")

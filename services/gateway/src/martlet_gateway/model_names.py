@@ -1,0 +1,153 @@
+"""What a model name means, and to whom: published models from the store, base models from replicas and trainer."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from martlet.trainer.v1 import training_service_pb2
+from martlet_core.artifacts.types import ModelRegistry, PublishedModel
+from martlet_core.errors import MartletError, NotFound
+
+from martlet_gateway.clients import TrainerClient
+from martlet_gateway.replicas import ReplicaRegistry
+
+log = logging.getLogger(__name__)
+
+_BASE_MODELS_SECONDS = 30.0
+_CACHE_SIZE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBase:
+    """A base model that the trainer knows by name."""
+
+    name: str
+    source: str
+    parameter_count: int
+    context_length: int
+    license: str
+
+
+class ModelNames:
+    """Resolves names for a tenant. A name that was resolved is believed for ``cache_seconds``; one that wasn't is asked
+    for again, since it may be published any moment.
+
+    Args:
+        registry: the published models.
+        replicas: what is being served.
+        trainer: knows the base models by name; may be down.
+        cache_seconds: how long an answer is believed.
+    """
+
+    def __init__(
+        self, registry: ModelRegistry, replicas: ReplicaRegistry, trainer: TrainerClient, *, cache_seconds: float = 15.0
+    ) -> None:
+        self._registry = registry
+        self._replicas = replicas
+        self._trainer = trainer
+        self._cache_seconds = cache_seconds
+        self._cache: dict[str, tuple[float, PublishedModel | None]] = {}
+        self._bases: dict[str, KnownBase] = {}
+        self._bases_until = 0.0
+        self._bases_lock = asyncio.Lock()
+
+    def cached(self, name: str, tenant: str) -> PublishedModel | None:
+        """The model if it was resolved lately and the tenant may use it; None says nothing."""
+        entry = self._cache.get(name)
+        if entry is None or entry[0] < time.monotonic():
+            return None
+        model = entry[1]
+        return model if model is not None and model.tenant in ("", tenant) else None
+
+    async def resolve(self, name: str, tenant: str) -> PublishedModel:
+        """The model of that name.
+
+        Raises:
+            NotFound: none, or another tenant's; ``metadata["close_matches"]`` names those that are close.
+        """
+        known = self.cached(name, tenant)
+        if known is not None:
+            return known
+        model = await self._look_up(name)
+        if model is not None:
+            if len(self._cache) >= _CACHE_SIZE:
+                self._cache.clear()
+            self._cache[name] = (time.monotonic() + self._cache_seconds, model)
+            if model.tenant in ("", tenant):
+                return model
+        raise await self.unknown(name, tenant)
+
+    async def list(self, tenant: str) -> Sequence[PublishedModel]:
+        """Models the tenant may name: published ones, newest first, then base models."""
+        published = list(await asyncio.to_thread(self._registry.list, tenant=tenant))
+        names = {model.name for model in published}
+        bases = dict.fromkeys(await self._served_bases()) | dict.fromkeys(sorted(await self.base_models()))
+        return published + [PublishedModel(name=name, kind="base") for name in bases if name not in names]
+
+    async def base_models(self) -> dict[str, KnownBase]:
+        """Base models the trainer knows, by name; what it said last while it doesn't answer."""
+        if time.monotonic() < self._bases_until:
+            return self._bases
+        async with self._bases_lock:
+            if time.monotonic() < self._bases_until:
+                return self._bases
+            try:
+                request = training_service_pb2.ListBaseModelsRequest(page_size=1000)
+                response = await self._trainer.training("ListBaseModels", request)
+                self._bases = {
+                    m.name: KnownBase(m.name, m.source, m.parameter_count, m.context_length, m.license)
+                    for m in response.base_models
+                }
+                self._bases_until = time.monotonic() + _BASE_MODELS_SECONDS
+            except MartletError as error:
+                log.warning("the trainer's base models can't be listed", extra={"error": error.message})
+                self._bases_until = time.monotonic() + 1.0
+        return self._bases
+
+    async def delete(self, name: str, tenant: str) -> None:
+        """Forget a published model's name. NotFound when the tenant has none of that name."""
+        await asyncio.to_thread(self._registry.delete, name, tenant=tenant)
+        self._cache.pop(name, None)
+
+    async def unknown(self, name: str, tenant: str) -> NotFound:
+        """The error for a name that nothing answers to."""
+        try:
+            names = [model.name for model in await self.list(tenant)]
+        except MartletError:
+            names = list(self._replicas.snapshot.by_model)
+            names = [n for n in names if self.cached(n, tenant) is not None]
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = (
+            f" Did you mean {', '.join(f'`{n}`' for n in close)}?"
+            if close
+            else " GET /v1/models lists the models you may use."
+        )
+        return NotFound(
+            f"The model `{name:.200}` does not exist or you do not have access to it.{hint}",
+            reason="MODEL_NOT_FOUND",
+            metadata={"param": "model", "close_matches": ",".join(close)},
+        )
+
+    async def _look_up(self, name: str) -> PublishedModel | None:
+        try:
+            return await asyncio.to_thread(self._registry.get, name)
+        except NotFound:
+            pass  # not published: it may be a base model
+        served = any(name in view.whole or name in view.coming for view in self._replicas.snapshot.replicas.values())
+        if served and not name.startswith("ft:"):  # names of that form exist only while they are published
+            return PublishedModel(name=name, kind="base")
+        return PublishedModel(name=name, kind="base") if name in await self.base_models() else None
+
+    async def _served_bases(self) -> list[str]:
+        names = sorted({name for view in self._replicas.snapshot.replicas.values() for name in view.whole})
+        bases = []
+        for name in names:
+            model = await self._look_up(name)
+            if model is not None and model.kind == "base":
+                bases.append(name)
+        return bases

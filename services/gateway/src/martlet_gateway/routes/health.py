@@ -1,0 +1,71 @@
+"""/healthz, /readyz and /metrics; no key is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+import grpc.aio
+from fastapi import APIRouter
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from martlet_core.errors import MartletError, Unavailable
+from starlette.responses import Response
+
+from martlet_gateway.context import Gateway, GatewayContext, Json, in_thread
+from martlet_gateway.metrics import CONTENT_TYPE
+
+router = APIRouter(tags=["health"])
+
+_PROBE_SECONDS = 3.0
+_NEEDED = ("redis", "object_store")
+
+
+@router.get("/healthz")
+async def healthz() -> Json:
+    """The process answers."""
+    return Json({"status": "ok"})
+
+
+@router.get("/readyz")
+async def readyz(gateway: Gateway) -> Json:
+    """The stores answer (else 503). Trainer and replicas are reported too, but chats don't wait for the one, nor
+    uploads for the other.
+    """
+    names = ("redis", "object_store", "trainer")
+    outcomes = await asyncio.gather(
+        _probe(gateway.replica_store.all()),
+        _probe(in_thread(gateway.stores.objects.list, "keys/", limit=1)),
+        _probe(_trainer(gateway)),
+    )
+    checks: dict[str, Any] = dict(zip(names, outcomes, strict=True))
+    ready = all(checks[name] == "ok" for name in _NEEDED)
+    replicas = gateway.replicas.snapshot.replicas.values()
+    checks["replicas"] = {"known": len(replicas), "ready": sum(view.usable for view in replicas)}
+    return Json({"status": "ready" if ready else "not ready", "checks": checks}, status_code=200 if ready else 503)
+
+
+@router.get("/metrics")
+async def metrics(gateway: Gateway) -> Response:
+    """Prometheus metrics."""
+    return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
+
+
+async def _probe(check: Awaitable[Any]) -> str:
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS):
+            await check
+    except TimeoutError:
+        return f"no answer in {_PROBE_SECONDS:g} s"
+    except MartletError as error:
+        return error.message
+    except grpc.aio.AioRpcError as error:
+        return f"{error.code().name}: {error.details()}"
+    return "ok"
+
+
+async def _trainer(gateway: GatewayContext) -> None:
+    stub: Any = health_pb2_grpc.HealthStub(gateway.trainer.channel)
+    answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=_PROBE_SECONDS)
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        raise Unavailable("not serving")

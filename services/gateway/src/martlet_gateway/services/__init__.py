@@ -1,0 +1,47 @@
+"""The gateway's gRPC side: one port for every service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from martlet.gateway.v1 import artifact_service_pb2_grpc, model_service_pb2_grpc, replica_service_pb2_grpc
+from martlet.inference.v1 import inference_service_pb2_grpc
+from martlet_core.rpc.server import Service
+
+from martlet_gateway.auth import REPLICA_SERVICE
+from martlet_gateway.context import GatewayContext
+from martlet_gateway.services.artifacts import ArtifactServicer
+from martlet_gateway.services.inference import InferenceServicer
+from martlet_gateway.services.models import ModelServicer
+from martlet_gateway.services.proxy import add_proxy_to_server
+from martlet_gateway.services.replicas import ReplicaServicer
+
+
+def grpc_services(context: GatewayContext) -> Sequence[Service]:
+    """All services that a client of the gateway finds at its gRPC address."""
+    return (
+        Service(add_proxy_to_server, context.trainer, "martlet.trainer.v1.TrainingService"),
+        Service(
+            lambda _servicer, _server: None, None, "martlet.trainer.v1.MergeService"
+        ),  # the proxy serves the whole package
+        Service(
+            inference_service_pb2_grpc.add_InferenceServiceServicer_to_server,
+            InferenceServicer(context.router, context.names, context.replicas),
+            "martlet.inference.v1.InferenceService",
+        ),
+        Service(
+            artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server,
+            ArtifactServicer(context),
+            "martlet.gateway.v1.ArtifactService",
+        ),
+        Service(
+            model_service_pb2_grpc.add_ModelServiceServicer_to_server,
+            ModelServicer(context.names),
+            "martlet.gateway.v1.ModelService",
+        ),
+        Service(
+            replica_service_pb2_grpc.add_ReplicaServiceServicer_to_server,
+            ReplicaServicer(context.replicas),
+            REPLICA_SERVICE,
+        ),
+    )

@@ -1,0 +1,51 @@
+"""Where the gateway is deployed: ``MARTLET_*`` variables beside those of every service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from martlet_core.settings import CoreSettings
+from pydantic import Field
+
+MIB = 1024 * 1024
+
+
+class GatewaySettings(CoreSettings):
+    """Settings of the gateway. Sizes are in bytes, times in seconds."""
+
+    http_host: str = Field("127.0.0.1", description="Address that REST listens on.")
+    http_port: int = Field(8000, ge=0, le=65535, description="Port that REST listens on; 0 picks a free one.")
+    trainer_address: str = Field("127.0.0.1:50052", description="Address of the trainer's gRPC API.")
+    upload_dir: Path = Field(Path(".martlet/work/uploads"), description="Where bodies are kept until they are stored.")
+    max_file_bytes: int = Field(512 * MIB, ge=1, description="Largest file of POST /v1/files.")
+    max_upload_bytes: int = Field(
+        8 * 1024 * MIB, ge=1, description="Largest file of POST /v1/uploads, all parts together."
+    )
+    max_part_bytes: int = Field(64 * MIB, ge=1, description="Largest part of an upload.")
+    max_request_bytes: int = Field(16 * MIB, ge=1, description="Largest JSON body; the contract carries no more.")
+    upload_ttl_seconds: float = Field(
+        3600, gt=0, description="Life of an upload that isn't completed, and of presigned URLs."
+    )
+    key_cache_seconds: float = Field(
+        10.0,
+        ge=0,
+        description="How long a key that was looked up is believed; a deleted key works no longer than this.",
+    )
+    name_cache_seconds: float = Field(15.0, ge=0, description="How long a resolved model name is believed.")
+    retry_window_seconds: float = Field(
+        900.0, gt=0, description="How long a repeated POST without a key finds what the first one made."
+    )
+    replica_lease_seconds: float = Field(
+        10.0, gt=0, description="Lease of an inference replica; it renews at a third of it."
+    )
+    replica_refresh_seconds: float = Field(0.5, gt=0, description="How often the list of replicas is read.")
+    placement_timeout_seconds: float = Field(
+        240.0, gt=0, description="Longest a request waits for a model to be placed on a replica before it gets 503."
+    )
+    trainer_timeout_seconds: float = Field(30.0, gt=0, description="Deadline of a call to the trainer.")
+    lingering_seconds: float = Field(
+        2.0,
+        ge=0,
+        description="How long the rest of a refused body is read and thrown away, so that the client sees the answer.",
+    )
+    access_log: bool = Field(False, description="Log one line a REST request.")
