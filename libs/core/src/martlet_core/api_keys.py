@@ -56,7 +56,7 @@ class ApiKeyStore:
         return secret, key
 
     def register(self, secret: str, tenant: str, display_name: str = "") -> ApiKey:
-        """Store a key whose secret was made elsewhere (a deployment's first key); the same again returns the existing one.
+        """Store a key whose secret was made elsewhere (a deployment's first key); the same again is fine.
 
         Raises:
             InvalidArgument: the secret hasn't the form of one.
