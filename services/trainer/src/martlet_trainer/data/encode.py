@@ -1,0 +1,188 @@
+"""Turns validated rows into tokens with the model's own chat template, and marks the tokens that carry loss.
+
+The template is applied to growing parts of a conversation; what a turn adds to the text is that turn's span. This needs no special marks
+in the template, only that it never rewrites earlier text when a turn is added: a row for which it does is refused, never mislabelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from martlet_core.errors import InvalidArgument
+from martlet_trainer.data.formats import Conversation, RowError
+
+#: Format that a base model without a chat template can be trained on: its text is taken as it is.
+PLAIN_FORMAT = "prompt_completion"
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """A row as tokens.
+
+    Attributes:
+        input_ids: token ids. Shape (length,), int32. Ends with the last token that carries loss.
+        is_target: whether the model is to learn to predict the token at that place. Shape (length,).
+        truncated: the row was cut at the longest length.
+    """
+
+    input_ids: np.ndarray
+    is_target: np.ndarray
+    truncated: bool = False
+
+    @property
+    def target_count(self) -> int:
+        """Tokens that carry loss; the first token of a row never does, as nothing precedes it."""
+        return int(self.is_target[1:].sum())
+
+
+class RowEncoder:
+    """Encodes conversations for one model and one data config."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        on_long_rows: str = "truncate",
+        assistant_only_loss: bool = True,
+        system: str | None = None,
+    ) -> None:
+        """Args: see ``DataConfig``. Raises InvalidArgument if the tokenizer can't say where its tokens lie in the text."""
+        if not tokenizer.is_fast:
+            description = "its tokenizer has no tokenizer.json, which is needed to find the assistant's tokens; convert it or choose another model"
+            raise InvalidArgument.field("base_model", description)
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._on_long_rows = on_long_rows
+        self._assistant_only_loss = assistant_only_loss
+        self._system = system
+        self._special_ids = frozenset(tokenizer.all_special_ids) | {
+            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+        #: Rows to which the end-of-sequence token was added, since the template ends the last turn with no special token.
+        self.rows_with_added_eos = 0
+
+    def encode(self, conversation: Conversation, format_name: str) -> EncodedRow:
+        """Tokens of one row.
+
+        Raises:
+            RowError: the template refuses or rewrites the row, or the row is too long.
+        """
+        if self._tokenizer.chat_template:
+            text, spans = self._render(conversation)
+            ids, targets = self._tokenize(text, spans, add_special_tokens=False)
+        else:
+            text, spans = self._plain(conversation, format_name)
+            ids, targets = self._tokenize(text, spans, add_special_tokens=True)
+        if conversation.trained[-1]:
+            ids, targets = self._with_end(ids, targets)
+        if not self._assistant_only_loss:
+            targets = np.ones_like(targets)
+        return self._fit(ids, targets)
+
+    def _render(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+        """The whole text, and the (start, end) of each trained turn in it."""
+        messages, trained = list(conversation.messages), list(conversation.trained)
+        if self._system is not None and messages[0]["role"] != "system":
+            messages, trained = [{"role": "system", "content": self._system}, *messages], [False, *trained]
+        whole = self._apply(messages, conversation.tools)
+        self._check_tools(conversation, whole)
+        spans = []
+        for index, message in enumerate(messages):
+            if trained[index]:
+                spans.append(self._span(messages, index, whole, conversation.tools, str(message["content"])))
+        return whole, spans
+
+    def _span(
+        self, messages: Sequence[Mapping[str, Any]], index: int, whole: str, tools: Sequence[Mapping[str, Any]], content: str
+    ) -> tuple[int, int]:
+        after = whole if index == len(messages) - 1 else self._apply(messages[: index + 1], tools)
+        before = self._apply(messages[:index], tools, add_generation_prompt=True) if index else after[: max(after.find(content), 0)]
+        if not (whole.startswith(after) and after.startswith(before)):
+            advice = "train on the last turn alone (weight 0 for the others), or set data.assistant_only_loss to false"
+            raise RowError(f"messages[{index}]", f"the model's chat template rewrites earlier turns, so its tokens can't be told apart; {advice}")
+        return len(before), len(after)
+
+    def _apply(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+    ) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    tools=[dict(tool) for tool in tools] or None,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                )
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise RowError("messages", f"the model's chat template refuses the row: {error}") from error
+
+    def _check_tools(self, conversation: Conversation, text: str) -> None:
+        """A template without tools leaves them out without a word; the row would then teach something else than it says."""
+        names = [(f"messages[{i}].tool_calls", call["function"]["name"])
+                 for i, message in enumerate(conversation.messages) for call in message.get("tool_calls", ())]
+        names += [("tools", str(tool.get("function", tool).get("name", ""))) for tool in conversation.tools]
+        for field, name in names:
+            if name not in text:
+                raise RowError(field, "the model's chat template doesn't render tools; choose a model whose template does, or remove them")
+
+    def _plain(self, conversation: Conversation, format_name: str) -> tuple[str, list[tuple[int, int]]]:
+        roles = [message["role"] for message in conversation.messages]
+        if format_name != PLAIN_FORMAT or roles != ["user", "assistant"] or self._system is not None:
+            advice = "choose an instruct model, or write rows with prompt and completion as text"
+            raise RowError("", f"the base model has no chat template; {advice}")
+        prompt, completion = (str(message["content"]) for message in conversation.messages)
+        return prompt + completion, [(len(prompt), len(prompt) + len(completion))]
+
+    def _tokenize(self, text: str, spans: Sequence[tuple[int, int]], add_special_tokens: bool) -> tuple[np.ndarray, np.ndarray]:
+        encoded = self._tokenizer(
+            text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+        )
+        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
+        offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        targets = np.zeros(len(ids), dtype=bool)
+        for start, end in spans:
+            inside = (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
+            self._drop_blanks_behind_end(ids, inside, text, offsets)
+            targets |= inside
+        return ids, targets
+
+    def _drop_blanks_behind_end(self, ids: np.ndarray, inside: np.ndarray, text: str, offsets: np.ndarray) -> None:
+        """Take blanks that follow a turn's closing special token out of the loss: generation has stopped by then."""
+        places = np.flatnonzero(inside)
+        cut = len(places)
+        while cut and ids[places[cut - 1]] not in self._special_ids and not text[slice(*offsets[places[cut - 1]])].strip():
+            cut -= 1
+        if cut and ids[places[cut - 1]] in self._special_ids:
+            inside[places[cut:]] = False
+
+    def _with_end(self, ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Make sure that the model learns to stop: the last trained token must be a special one."""
+        places = np.flatnonzero(targets)
+        eos = self._tokenizer.eos_token_id
+        if len(places) == 0 or ids[places[-1]] in self._special_ids or eos is None:
+            return ids, targets
+        self.rows_with_added_eos += 1
+        end = places[-1] + 1
+        return np.append(ids[:end], np.int32(eos)), np.append(targets[:end], True)
+
+    def _fit(self, ids: np.ndarray, targets: np.ndarray) -> EncodedRow:
+        length = len(ids)
+        if length > self._max_length:
+            if self._on_long_rows == "refuse":
+                advice = "shorten it, raise data.max_length, or set data.on_long_rows to truncate"
+                raise RowError("", f"has {length} tokens, more than data.max_length {self._max_length}; {advice}")
+            ids, targets = ids[: self._max_length], targets[: self._max_length]
+        places = np.flatnonzero(targets[1:])
+        if len(places) == 0:
+            advice = "shorten what precedes them, or raise data.max_length"
+            raise RowError("", f"all its trained tokens lie behind data.max_length {self._max_length} ({length} tokens); {advice}")
+        end = int(places[-1]) + 2  # nothing behind the last target takes part in the loss
+        return EncodedRow(ids[:end].copy(), targets[:end].copy(), truncated=length > self._max_length)

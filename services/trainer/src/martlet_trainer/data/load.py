@@ -1,0 +1,63 @@
+"""A data set from its files to tokens: reads, validates, encodes and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from martlet_trainer.data.encode import EncodedRow, RowEncoder
+from martlet_trainer.data.formats import RowError
+from martlet_trainer.data.report import DataReport, RowIssue
+from martlet_trainer.data.validate import require_usable, valid_rows
+
+#: Rows between two looks at whether to go on.
+_CHECK_ROWS = 256
+
+
+def load_rows(
+    path: Path, encoder: RowEncoder, on_bad_rows: str, field: str, check_stop: Callable[[], None]
+) -> tuple[list[EncodedRow], DataReport]:
+    """Encode a data set.
+
+    Args:
+        path: a data file, or a directory of them.
+        encoder: for the model at hand.
+        on_bad_rows: ``fail`` or ``skip``.
+        field: the request's field that named the data set.
+        check_stop: called now and then; raises to stop.
+
+    Raises:
+        InvalidArgument: see ``require_usable``.
+    """
+    report, rows = DataReport(), list[EncodedRow]()
+    for count, row in enumerate(valid_rows(path, report)):
+        if count % _CHECK_ROWS == 0:
+            check_stop()
+        try:
+            encoded = encoder.encode(row.conversation, report.format)
+        except RowError as error:
+            report.add_refused(RowIssue(row.line, error.field, error.message, file=row.file))
+            continue
+        report.add_used()
+        if encoded.truncated:
+            report.rows_truncated += 1
+            report.note(RowIssue(row.line, "", f"was cut to {len(encoded.input_ids)} tokens (data.max_length)", refused=False, file=row.file))
+        rows.append(encoded)
+    require_usable(report, on_bad_rows, field)
+    count_tokens(report, rows)
+    return rows, report
+
+
+def count_tokens(report: DataReport, rows: Sequence[EncodedRow]) -> None:
+    """Put the rows' token counts into the report."""
+    report.tokens = sum(len(row.input_ids) for row in rows)
+    report.loss_tokens = sum(row.target_count for row in rows)
+
+
+def split_rows(rows: Sequence[EncodedRow], share: float, seed: int) -> tuple[list[EncodedRow], list[EncodedRow]]:
+    """Set a share of the rows apart, the same ones for the same seed: (train, validation). Neither is ever empty."""
+    count = min(max(1, round(len(rows) * share)), len(rows) - 1)
+    chosen = set(np.random.default_rng([seed, 0x5711]).permutation(len(rows))[:count].tolist())
+    return [row for i, row in enumerate(rows) if i not in chosen], [row for i, row in enumerate(rows) if i in chosen]

@@ -1,0 +1,1 @@
+"""The machinery that recipes share: batches, attention without padding, the loop, checkpoints."""

@@ -1,0 +1,158 @@
+"""Attention for batches without padding: rows lie end to end in one sequence and never see one another.
+
+A batch is ``(1, T)`` tokens: an optional prefix that all rows share, then the rows. Every linear layer thus works on real tokens only, a
+shared prefix is computed once, and attention costs what the rows cost one by one, not ``T`` squared. Importing this module registers the
+implementation with transformers under ``IMPLEMENTATION``; a model uses it after ``model.set_attn_implementation(IMPLEMENTATION)`` and needs
+``layout`` in its forward call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+
+IMPLEMENTATION = "martlet_rows"
+
+#: Rows up to this many tokens share a grid whatever their lengths; above it, a grid holds lengths within a factor of two.
+_SMALL_ROW = 128
+
+
+@dataclass(frozen=True)
+class RowGrid:
+    """Neighbouring rows that are attended to together, as a padded grid ``rows x longest``.
+
+    Attributes:
+        start: first token, counted behind the prefix.
+        end: token behind the last one.
+        row_count: rows in the grid.
+        longest: tokens in the longest of them.
+        slots: each token's place in the flattened grid. Shape (end - start,).
+        mask: with a prefix, what each place of a row sees of prefix and row; shape (longest, prefix + longest). None without one.
+    """
+
+    start: int
+    end: int
+    row_count: int
+    longest: int
+    slots: torch.Tensor
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Where the rows of a batch lie: the length of the shared prefix (0 for none) and the rows behind it, in grids."""
+
+    prefix_length: int
+    grids: tuple[RowGrid, ...]
+
+    @staticmethod
+    def of(lengths: Sequence[int], prefix_length: int, device: torch.device | str = "cpu") -> RowLayout:
+        """The layout of rows of the given lengths (without the prefix, in order) behind a prefix. Rows sorted by length make fewer grids."""
+        grids: list[RowGrid] = []
+        first, start = 0, 0
+        for index in range(1, len(lengths) + 1):
+            if index < len(lengths) and _fits(lengths[first : index + 1]):
+                continue
+            grid = _grid(lengths[first:index], start, prefix_length, device)
+            grids.append(grid)
+            first, start = index, grid.end
+        return RowLayout(prefix_length, tuple(grids))
+
+
+def _fits(lengths: Sequence[int]) -> bool:
+    return max(lengths) <= max(_SMALL_ROW, 2 * min(lengths))
+
+
+def _grid(lengths: Sequence[int], start: int, prefix_length: int, device: torch.device | str) -> RowGrid:
+    longest = max(lengths)
+    slots = torch.cat([torch.arange(length) + row * longest for row, length in enumerate(lengths)])
+    mask = None
+    if prefix_length:
+        mask = torch.ones(longest, prefix_length + longest, dtype=torch.bool).tril(diagonal=prefix_length).to(device)
+    return RowGrid(start, start + sum(lengths), len(lengths), longest, slots.to(device), mask)
+
+
+def rows_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    layout: RowLayout | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each row, and from each row to the shared prefix.
+
+    Args:
+        module: the attention layer; gives the number of query heads a key head serves.
+        query: (1, heads, T, head size); key and value likewise with the key heads.
+        attention_mask: not used; the layout says everything.
+        dropout: share of attention weights to drop.
+        scaling: factor on the scores; default 1 / sqrt(head size).
+        layout: where the rows lie. Required.
+
+    Returns:
+        (1, T, heads, head size), and no weights.
+    """
+    if layout is None:
+        raise ValueError(f"attention {IMPLEMENTATION!r} needs a layout in the model's forward call")
+    attend = _Attend(getattr(module, "num_key_value_groups", 1), dropout, scaling)
+    # (T, heads, size): tokens lead, so that a row is one piece of memory.
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    shared = layout.prefix_length
+    prefix_query, prefix_key, prefix_value = (tensor[:shared].unsqueeze(0) for tensor in (query, key, value))
+    pieces = [attend(prefix_query, prefix_key, prefix_value, None)[0]] if shared else []
+    for grid in layout.grids:
+        place = slice(shared + grid.start, shared + grid.end)
+        wide_query, wide_key, wide_value = (_to_grid(tensor[place], grid) for tensor in (query, key, value))
+        if shared:
+            wide_key = torch.cat((prefix_key.expand(grid.row_count, -1, -1, -1), wide_key), dim=1)
+            wide_value = torch.cat((prefix_value.expand(grid.row_count, -1, -1, -1), wide_value), dim=1)
+        wide = attend(wide_query, wide_key, wide_value, grid.mask)
+        pieces.append(wide.reshape(grid.row_count * grid.longest, *wide.shape[2:]).index_select(0, grid.slots))
+    out = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return out.unsqueeze(0), None
+
+
+@dataclass(frozen=True)
+class _Attend:
+    """Plain attention on (rows, tokens, heads, size); causal unless a mask says otherwise."""
+
+    groups: int
+    dropout: float
+    scaling: float | None
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        if self.groups > 1:
+            key, value = (tensor.repeat_interleave(self.groups, dim=2) for tensor in (key, value))
+        out = functional.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=mask is None,
+            dropout_p=self.dropout,
+            scale=self.scaling,
+        )
+        return out.transpose(1, 2)
+
+
+def _to_grid(tensor: torch.Tensor, grid: RowGrid) -> torch.Tensor:
+    wide = tensor.new_zeros(grid.row_count * grid.longest, *tensor.shape[1:])
+    return wide.index_copy(0, grid.slots, tensor).view(grid.row_count, grid.longest, *tensor.shape[1:])
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """The layout isolates the rows; a mask of T x T would only cost memory."""
+    return None
+
+
+AttentionInterface.register(IMPLEMENTATION, rows_attention)
+AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)

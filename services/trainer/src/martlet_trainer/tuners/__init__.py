@@ -1,0 +1,1 @@
+"""Which weights are trained, and how: one file a tuner."""
