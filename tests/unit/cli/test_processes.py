@@ -156,6 +156,17 @@ def test_backoff_grows_to_its_limit() -> None:
 
 
 def test_resident_bytes_counts_a_session(tmp_path: Path, supervise: Callable) -> None:
-    _, journal = supervise(spec(tmp_path, "server", SLEEP))
+    up = tmp_path / "up"
+    _, journal = supervise(spec(tmp_path, "server", f"open('up', 'w').close(); {SLEEP}", ready=up.exists))
     pid = journal.wait_for("server", ProcessState.READY)
     assert 1e6 < resident_bytes(pid) < 1e9
+
+
+def test_gives_up_waiting_for_what_keeps_dying(
+    tmp_path: Path, supervise: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "FIRST_BACKOFF_SECONDS", 0.01)
+    supervisor, _ = supervise(spec(tmp_path, "broken", "raise SystemExit(3)", ready=lambda: False))
+    assert supervisor.wait_ready(["broken"], WAIT_SECONDS) == ["broken"]
+    assert supervisor.processes["broken"].status.restarts >= processes.HOPELESS_RESTARTS
+    assert supervisor.processes["broken"].status.last_exit_code == 3

@@ -24,7 +24,7 @@ from martlet_cli.credentials import load_or_make
 from martlet_cli.layout import Layout, read_json
 from martlet_cli.platform_options import PlatformOptions
 from martlet_cli.platform_processes import plan
-from martlet_cli.platform_state import Say, State, running_launcher, stop_leftovers
+from martlet_cli.platform_state import Say, State, running_launcher, stop_leftovers, tail
 from martlet_cli.ports import choose_ports
 from martlet_cli.processes import ProcessStatus, Supervisor
 
@@ -93,8 +93,8 @@ def _supervise(layout: Layout, options: PlatformOptions, state: State, stopping:
 def _wait(supervisor: Supervisor, layout: Layout, names: list[str], stopping: threading.Event) -> None:
     late = supervisor.wait_ready(names, START_SECONDS, stopping)
     if late and not stopping.is_set():
-        log = layout.logs / f"{late[0]}.log"
-        raise Unavailable(f"not ready after {START_SECONDS:.0f} s: {', '.join(late)}; see {log}")
+        said = "\n".join(tail(layout, late[0], 15))
+        raise Unavailable(f"{', '.join(late)} didn't come up. The end of {layout.logs / late[0]}.log:\n{said}")
 
 
 def start_detached(layout: Layout, arguments: list[str], say: Say, *, wait_for: str = "core") -> None:

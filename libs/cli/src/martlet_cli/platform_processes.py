@@ -10,7 +10,7 @@ from martlet_core.local_servers import ServerCommand, seaweedfs_command, valkey_
 
 from martlet_cli import probes
 from martlet_cli.credentials import Credentials
-from martlet_cli.layout import Layout
+from martlet_cli.layout import Layout, write_json
 from martlet_cli.platform_options import PlatformOptions
 from martlet_cli.processes import ProcessSpec
 
@@ -75,7 +75,7 @@ def _services(
     gateway_grpc = f"127.0.0.1:{ports['grpc']}"
     inference = f"127.0.0.1:{ports['inference']}"
     local_host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
-    model_directory = layout.home / "models" / options.model
+    model_directory = layout.home / "models" / (options.model if options.engine != "echo" else "echo")
     specs = [
         builder.service(
             "trainer",
@@ -90,6 +90,7 @@ def _services(
             ("martlet_trainer", "work"),
             {},
             needs=needs,
+            settle_seconds=1.0,
             stop_seconds=WORKER_STOP_SECONDS,
         ),
         builder.service(
@@ -113,6 +114,7 @@ def _services(
         "MARTLET_GATEWAY_ADDRESS": gateway_grpc,
         "MARTLET_ENGINE": options.engine,
         "MARTLET_MODEL": options.model,
+        "MARTLET_MODEL_DIR": str(model_directory),
     }
     if options.engine != "echo":
         specs.append(
@@ -125,7 +127,8 @@ def _services(
             )
         )
         inference_needs += ("base-model",)
-        inference_environ["MARTLET_MODEL_DIR"] = str(model_directory)
+    else:  # it reads no weights, but a model is a directory
+        write_json(model_directory / "config.json", {"model_type": "echo"})
     specs.append(
         builder.service(
             "inference",
@@ -157,6 +160,7 @@ class _Builder:
         port: int = 0,
         ready: probes.Probe | None = None,
         once: bool = False,
+        settle_seconds: float = 0.0,
         stop_seconds: float = 15.0,
     ) -> ProcessSpec:
         """A Python service: ``python -m <arguments>`` in its own environment."""
@@ -172,6 +176,7 @@ class _Builder:
             needs=needs,
             port=port,
             once=once,
+            settle_seconds=settle_seconds,
             stop_seconds=stop_seconds,
         )
 

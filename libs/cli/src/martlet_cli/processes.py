@@ -20,6 +20,9 @@ LONGEST_BACKOFF_SECONDS = 30.0
 #: A process that ran this long counts as healthy again: its next crash starts at the first backoff.
 SETTLED_SECONDS = 60.0
 
+#: A process that died this often before it was ever ready won't come up by itself.
+HOPELESS_RESTARTS = 4
+
 Probe = Callable[[], bool]
 
 
@@ -44,7 +47,8 @@ class ProcessSpec:
         environ: its whole environment.
         log: file that stdout and stderr are appended to.
         cwd: working directory.
-        ready: says whether it serves; may block a second or two, must not raise. None: ready once it runs.
+        ready: says whether it serves; may block a second or two, must not raise. None: it counts as ready once it has
+            run for ``settle_seconds``.
         needs: processes that must be ready before it starts.
         port: main port, for people to see; 0 when it has none.
         once: it ends by itself; exit code 0 makes it ready for good, another one is a crash.
@@ -60,6 +64,7 @@ class ProcessSpec:
     needs: tuple[str, ...] = ()
     port: int = 0
     once: bool = False
+    settle_seconds: float = 0.0
     stop_seconds: float = 10.0
 
 
@@ -139,7 +144,8 @@ class SupervisedProcess:
             if self._stop.is_set():
                 terminate(popen, self.spec.stop_seconds)
                 break
-            if not self.ready.is_set() and self._answers() and popen.poll() is None:
+            ran = time.monotonic() - began
+            if not self.ready.is_set() and self._answers(ran) and popen.poll() is None:
                 self.status.ready_seconds = time.monotonic() - began
                 self.ready.set()
                 self._change(ProcessState.READY)
@@ -148,8 +154,10 @@ class SupervisedProcess:
         self.status.last_exit_code = popen.wait()
         self.status.pid = 0
 
-    def _answers(self) -> bool:
-        return not self.spec.once and (self.spec.ready is None or self.spec.ready())
+    def _answers(self, ran_seconds: float) -> bool:
+        if self.spec.once:
+            return False
+        return self.spec.ready() if self.spec.ready else ran_seconds >= self.spec.settle_seconds
 
     def _spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         # A session of its own: a Ctrl-C at the terminal reaches the launcher only, which then stops all in order.
@@ -216,11 +224,14 @@ class Supervisor:
     def wait_ready(
         self, names: Iterable[str], deadline_seconds: float, stop: threading.Event | None = None
     ) -> list[str]:
-        """Wait until the named processes are ready; returns those that aren't by the deadline."""
+        """Wait until the named processes are ready; returns those that aren't by the deadline, or that keep dying."""
         end = time.monotonic() + deadline_seconds
         late = list(names)
         while late and time.monotonic() < end and not (stop and stop.is_set()):
             late = [name for name in late if not self.processes[name].ready.wait(LOOK_SECONDS)]
+            dying = [name for name in late if self.processes[name].status.restarts >= HOPELESS_RESTARTS]
+            if dying:
+                return dying
         return late
 
     def statuses(self) -> list[ProcessStatus]:
