@@ -1,4 +1,4 @@
-"""The worker with in-memory stores and the toy recipe in real processes: one job's whole life, and each way to leave it."""
+"""The worker with in-memory stores and the toy recipe in real processes: a job's life, and each way to leave it."""
 
 from __future__ import annotations
 
@@ -370,7 +370,7 @@ def test_cancel_during_an_outage_of_the_object_store(stage: Stage) -> None:
 
 
 def test_damaged_checkpoint_falls_back_to_the_one_before(stage: Stage) -> None:
-    job_id = stage.submit(steps=40, step_seconds=0.02, checkpoint_every=5)
+    job_id = stage.submit(steps=300, step_seconds=0.01, checkpoint_every=5)
     worker = stage.worker()
     thread = stage.start(job_id, worker)
     wait_until(lambda: len(stage.jobs.get(job_id).checkpoints) == 2, "two checkpoints")
@@ -380,7 +380,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(stage: Stage) -> None:
     stage.artifacts.delete(newest["artifact_id"])
     stage.jobs.request_resume(job_id)
     job = stage.run(job_id, worker)
-    assert finished_value(stage, job) == value_after(40)
+    assert finished_value(stage, job) == value_after(300)
     assert job.result["started_at"] == older["step"]
     assert any("can't be used" in message for message in stage.messages(job_id, "log"))
 

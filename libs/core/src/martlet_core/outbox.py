@@ -91,7 +91,7 @@ class Outbox:
             self._changed.notify_all()
 
     def flush(self, timeout_seconds: float, *, give_up: Callable[[], bool]) -> bool:
-        """Wait until everything was sent; False if that took too long, or ``give_up`` became true, or the job was lost."""
+        """Wait until all was sent; False if that took too long, or ``give_up`` became true, or the job was lost."""
         deadline = time.monotonic() + timeout_seconds
         with self._changed:
             while self._events or self._dirty or self._busy:

@@ -1,6 +1,7 @@
 """A whole stage for drills and benchmarks: the toy recipe, its handler, and a worker process to kill.
 
-``python -m martlet_core.testing.toy_stage`` runs a worker (``MARTLET_*`` settings); with ``--reconcile`` a reconciler beside it.
+``python -m martlet_core.testing.toy_stage`` runs a worker (``MARTLET_*`` settings); with ``--reconcile`` a reconciler
+beside it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,53 @@
+"""``python -m martlet_trainer serve | work``: the trainer's two processes; settings are MARTLET_* variables."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+
+from martlet_core.errors import MartletError
+from martlet_core.logs import configure
+
+from martlet_trainer.settings import TrainerSettings
+
+
+def main() -> int:
+    """Parse the command line and run; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="martlet_trainer", description=__doc__)
+    parser.add_argument("command", choices=["serve", "work"], help="serve: answer gRPC; work: carry out jobs")
+    command = parser.parse_args().command
+    settings = TrainerSettings()  # pyright: ignore[reportCallIssue]  # every field has a default or a variable
+    configure("trainer" if command == "serve" else "trainer-worker", settings.log_level, settings.log_format)
+    try:
+        return _serve(settings) if command == "serve" else _work(settings)
+    except MartletError as error:
+        print(f"martlet_trainer: {error.message}", file=sys.stderr)
+        return 1
+
+
+def _serve(settings: TrainerSettings) -> int:
+    from martlet_trainer.service import TrainerService  # gRPC: the worker does without it
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        service = TrainerService(settings)
+        await service.start()
+        await stop.wait()
+        await service.stop()
+
+    asyncio.run(run())
+    return 0
+
+
+def _work(settings: TrainerSettings) -> int:
+    from martlet_trainer.worker import work  # Celery: the service does without its worker
+
+    return work(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""What is checked before a job may cost anyone a GPU second: names resolve, data sets exist, belong to the caller and
+can be read.
+
+Everything here blocks (object store, rows of a data set); the servicer calls it in a thread. Imports no ML library.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+from martlet_core.artifacts.types import Artifact, ArtifactStore, ModelRegistry, PublishedModel
+from martlet_core.errors import InvalidArgument, NotFound
+
+from martlet_trainer.base_models.catalog import ARTIFACT_PREFIX, Reference, parse_reference
+from martlet_trainer.config import MergeConfig, TrainingConfig
+from martlet_trainer.data.report import DataReport
+from martlet_trainer.data.validate import require_usable, validate_dataset
+
+#: Artifact kinds that hold a whole model.
+WHOLE_MODELS = ("model", "merged_model", "quantized_model")
+_REPORTS_KEPT = 256
+
+
+class Submissions:
+    """Checks what a caller asked for.
+
+    Args:
+        artifacts: where data sets and models are.
+        models: published model names.
+        model_roots: directories that ``file://`` base models may lie in.
+        scratch_dir: where data sets are laid out to be read.
+    """
+
+    def __init__(
+        self, artifacts: ArtifactStore, models: ModelRegistry, model_roots: tuple[Path, ...], scratch_dir: Path
+    ) -> None:
+        self._artifacts = artifacts
+        self._models = models
+        self._model_roots = model_roots
+        self._datasets = DatasetChecker(artifacts, scratch_dir)
+
+    def check_training(self, tenant: str, config: TrainingConfig) -> None:
+        """Refuse a training that can't work.
+
+        Raises:
+            NotFound: the base model or a data set doesn't exist, with close matches where there are any.
+            InvalidArgument: a data set can't be trained on (field, line, remedy), or a reference is of the wrong kind.
+            PermissionDenied: a local path outside of what the operator allowed.
+        """
+        resolve_base_model(config.base_model, tenant, self._artifacts, self._models, self._model_roots)
+        self._datasets.check(config.training_dataset, tenant, config.data.on_bad_rows, "spec.training_dataset")
+        if config.validation_dataset:
+            self._datasets.check(config.validation_dataset, tenant, config.data.on_bad_rows, "spec.validation_dataset")
+
+    def check_merge(self, tenant: str, config: MergeConfig) -> None:
+        """Refuse a merge that can't work; see ``check_training``."""
+        adapter = resolve_adapter(config.adapter, tenant, self._artifacts, self._models)
+        resolve_base_model(
+            adapter.base_model, tenant, self._artifacts, self._models, self._model_roots, field="spec.adapter"
+        )
+
+
+class DatasetChecker:
+    """Validates data sets row by row. An artifact never changes, so its report is kept."""
+
+    def __init__(self, artifacts: ArtifactStore, scratch_dir: Path) -> None:
+        self._artifacts = artifacts
+        self._scratch_dir = scratch_dir
+        self._reports: OrderedDict[str, DataReport] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def check(self, name: str, tenant: str, on_bad_rows: str, field: str) -> DataReport:
+        """The report of a data set that can be trained on.
+
+        Raises:
+            NotFound: no such artifact, or another tenant's.
+            InvalidArgument: it is no data set, is empty, or has bad rows.
+        """
+        artifact = get_artifact(self._artifacts, name, tenant, field)
+        if artifact.kind != "dataset":
+            raise InvalidArgument.field(field, f"{name} is of kind {artifact.kind}; give a data set")
+        report = self._report(artifact, field)
+        require_usable(report, on_bad_rows, field)
+        return report
+
+    def _report(self, artifact: Artifact, field: str) -> DataReport:
+        with self._lock:
+            if artifact.id in self._reports:
+                self._reports.move_to_end(artifact.id)
+                return self._reports[artifact.id]
+        self._scratch_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._scratch_dir) as directory:
+            path = Path(directory) / "dataset"
+            self._artifacts.download(artifact.id, path)
+            try:
+                report = validate_dataset(path)
+            except InvalidArgument as error:
+                raise InvalidArgument.field(field, error.message, reason=error.reason) from error
+        with self._lock:
+            self._reports[artifact.id] = report
+            while len(self._reports) > _REPORTS_KEPT:
+                self._reports.popitem(last=False)
+        return report
+
+
+def resolve_base_model(
+    base_model: str,
+    tenant: str,
+    artifacts: ArtifactStore,
+    models: ModelRegistry,
+    model_roots: tuple[Path, ...],
+    *,
+    field: str = "spec.base_model",
+) -> Reference:
+    """What a base model's name stands for now: a published name becomes the artifact behind it.
+
+    Raises:
+        NotFound: nothing of that name that the tenant may use; the message and metadata name close matches.
+        InvalidArgument: an adapter, or an artifact that is no model.
+        PermissionDenied: a local path outside of ``model_roots``.
+    """
+    reference = parse_reference(base_model, model_roots)
+    if reference.kind == "published":
+        model = _get_model(models, base_model, tenant, field)
+        if model.kind == "adapter":
+            raise InvalidArgument.field(
+                field,
+                f"{base_model} is an adapter; fold it into its base model with a merge job and train on the result",
+            )
+        reference = Reference("artifact", model.artifact_id)
+    if reference.kind == "artifact":
+        artifact = get_artifact(artifacts, ARTIFACT_PREFIX + reference.value, tenant, field)
+        if artifact.kind not in WHOLE_MODELS:
+            raise InvalidArgument.field(field, f"{base_model} is of kind {artifact.kind}; give a whole model")
+    return reference
+
+
+def resolve_adapter(
+    adapter: str, tenant: str, artifacts: ArtifactStore, models: ModelRegistry, *, field: str = "spec.adapter"
+) -> PublishedModel:
+    """The adapter that a name or ``artifacts/<id>`` stands for, with its base model.
+
+    Raises:
+        NotFound: nothing of that name that the tenant may use.
+        InvalidArgument: it is no adapter, or doesn't say what its base model is.
+    """
+    if not adapter.startswith(ARTIFACT_PREFIX):
+        model = _get_model(models, adapter, tenant, field)
+        if model.kind != "adapter":
+            raise InvalidArgument.field(field, f"{adapter} is a whole model already; there is nothing to merge")
+        return model
+    artifact = get_artifact(artifacts, adapter, tenant, field)
+    base_model = artifact.metadata.get("base_model", "")
+    if artifact.kind not in ("adapter", "checkpoint") or not base_model:
+        raise InvalidArgument.field(field, f"{adapter} is no adapter that names its base model")
+    return PublishedModel(
+        adapter,
+        "adapter",
+        tenant,
+        artifact.id,
+        base_model=base_model,
+        lora_rank=int(artifact.metadata.get("lora_rank", 0)),
+        source_job=artifact.source_job,
+    )
+
+
+def get_artifact(artifacts: ArtifactStore, name: str, tenant: str, field: str) -> Artifact:
+    """The artifact of ``artifacts/<id>``. NotFound names the field."""
+    try:
+        return artifacts.get(name.removeprefix(ARTIFACT_PREFIX), tenant=tenant)
+    except (NotFound, InvalidArgument) as error:
+        raise NotFound(
+            f"{field}: {name} doesn't exist.", reason="ARTIFACT_NOT_FOUND", metadata={"name": name}
+        ) from error
+
+
+def _get_model(models: ModelRegistry, name: str, tenant: str, field: str) -> PublishedModel:
+    try:
+        return models.get(name, tenant=tenant)
+    except NotFound as error:
+        raise NotFound(f"{field}: {error.message}", reason=error.reason, metadata=error.metadata) from error

@@ -1,0 +1,36 @@
+"""Where the trainer is deployed, and what it may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from martlet_core.settings import CoreSettings
+from pydantic import Field, field_validator
+
+
+class TrainerSettings(CoreSettings):
+    """Settings of ``serve`` and ``work``, from ``MARTLET_*`` variables."""
+
+    grpc_address: str = Field(
+        "127.0.0.1:50052", description="Address this service listens on for gRPC; port 0 picks a free one."
+    )
+    models_dir: Path = Field(Path(".martlet/models"), description="Prepared base models, one directory a name.")
+    model_roots: str = Field(
+        "", description="Directories, separated by ':', that file:// base models may lie in; empty allows none."
+    )
+    queue: str = Field("trainer", description="Queue that jobs wait in and a worker serves.")
+    stop_grace_seconds: float = Field(
+        60.0, gt=0, description="Time a recipe gets to write its last checkpoint when it must stop."
+    )
+    reconcile_seconds: float = Field(5.0, gt=0, description="Time between two rounds of the reconciler.")
+    keep_events_days: float = Field(7.0, gt=0, description="Days that events of finished jobs stay in the job store.")
+
+    @field_validator("models_dir", "work_dir", "cache_dir")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.resolve()  # a recipe runs in a directory of its own
+
+    @property
+    def allowed_roots(self) -> tuple[Path, ...]:
+        """``model_roots`` as paths."""
+        return tuple(Path(root) for root in self.model_roots.split(":") if root)
