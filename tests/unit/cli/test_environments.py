@@ -29,7 +29,7 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     known = {"tool": Environment(("tool.{accelerator}.txt",), ("libs/tool",), "a test")}
     monkeypatch.setattr(environments, "ENVIRONMENTS", known)
     monkeypatch.setenv("MARTLET_ACCELERATOR", "cpu")
-    return Layout(tmp_path, tmp_path / "home", tmp_path / "envs")
+    return Layout(tmp_path, tmp_path / "home", tmp_path / "envs", tmp_path / "models")
 
 
 @pytest.fixture

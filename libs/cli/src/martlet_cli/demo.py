@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from martlet_cli import environments, launcher, platform_state
-from martlet_cli.accuracy import Answers, Question, ask, load_questions
+from martlet_cli.accuracy import MAX_TOKENS, Answers, Question, ask, load_questions
 from martlet_cli.gateway import Connection, Gateway, translated
 from martlet_cli.layout import Layout, write_json
 from martlet_cli.output import Output, duration
@@ -142,7 +142,9 @@ def _measure(
         fine_tuned_model=tuned.job.fine_tuned_model,
     )
     write_json(layout.home / "demo.json", {name: _rounded(value) for name, value in asdict(result).items()})
-    _show(output, result, questions, before, after)
+    _show(output, result, before, after)
+    if not output.as_json:
+        _chat(output, gateway, result.fine_tuned_model, questions, before, after)
     _require_gain(gain)
     return result
 
@@ -192,16 +194,24 @@ def fine_tune(output: Output, gateway: Gateway, example: Example, sample: Questi
 
 
 def _first_token_ms(gateway: Gateway, model: str, sample: Question) -> float:
-    messages: Any = list(sample.messages)
     begun = time.monotonic()
-    with translated():
-        stream = gateway.openai.chat.completions.create(
-            model=model, messages=messages, max_tokens=8, temperature=0.0, stream=True
-        )
+    for _part in _stream(gateway, model, sample):
+        return (time.monotonic() - begun) * 1000
+    raise Unavailable(f"{model} answered without a token")
+
+
+def _stream(gateway: Gateway, model: str, question: Question) -> Iterator[str]:
+    """The parts of an answer as they come."""
+    messages: Any = list(question.messages)
+    with (
+        translated(),
+        gateway.openai.chat.completions.create(
+            model=model, messages=messages, max_tokens=MAX_TOKENS, temperature=0.0, stream=True
+        ) as stream,
+    ):
         for chunk in stream:
             if chunk.choices and chunk.choices[0].delta.content:
-                return (time.monotonic() - begun) * 1000
-    raise Unavailable(f"{model} answered without a token")
+                yield chunk.choices[0].delta.content
 
 
 def _ask(output: Output, gateway: Gateway, model: str, questions: list[Question]) -> Answers:
@@ -222,7 +232,7 @@ def _ask(output: Output, gateway: Gateway, model: str, questions: list[Question]
     return answers
 
 
-def _show(output: Output, result: DemoResult, questions: list[Question], before: Answers, after: Answers) -> None:
+def _show(output: Output, result: DemoResult, before: Answers, after: Answers) -> None:
     if output.as_json:
         output.json({name: _rounded(value) for name, value in asdict(result).items()})
         return
@@ -247,10 +257,20 @@ def _show(output: Output, result: DemoResult, questions: list[Question], before:
         f"{result.gain_high * 100:+.1f}; trained {result.train_seconds:.0f} s at "
         f"{result.train_tokens_per_second:.0f} tokens/s; whole command {duration(result.total_seconds)}"
     )
+
+
+def _chat(
+    output: Output, gateway: Gateway, model: str, questions: list[Question], before: Answers, after: Answers
+) -> None:
+    """One question that the tuned model learned to answer, asked again, streamed."""
     picked = next((i for i in range(len(questions)) if after.right[i] and not before.right[i]), 0)
-    output.console.print(f"\n[bold cyan]user[/]    {escape(questions[picked].messages[-1]['content'])}")
-    output.console.print(f"[bold]before[/]  {escape(before.texts[picked].strip())}")
-    output.console.print(f"[bold green]after[/]   {escape(after.texts[picked].strip())}\n")
+    for message in questions[picked].messages:
+        output.console.print(f"\n[bold cyan]{message['role']:<9}[/] {escape(message['content'])}", end="")
+    output.console.print(f"\n[bold]{'before':<9}[/] {escape(before.texts[picked].strip())}")
+    output.console.print(f"[bold green]{'after':<9}[/] ", end="")
+    for part in _stream(gateway, model, questions[picked]):
+        output.console.print(part, end="", markup=False, soft_wrap=True)
+    output.console.print("\n")
 
 
 def _require_gain(gain: Gain) -> None:

@@ -22,11 +22,13 @@ class Layout:
         home: of one platform: data, logs, state, secrets (``MARTLET_HOME``; default ``<root>/.martlet``).
         environments: virtual environments, shared by all homes (``MARTLET_ENVIRONMENTS``; default
             ``<root>/.martlet/envs``).
+        models: prepared base models, shared by all homes (``MARTLET_MODELS_DIR``; default ``<root>/.martlet/models``).
     """
 
     root: Path
     home: Path
     environments: Path
+    models: Path
 
     @classmethod
     def discover(cls, home: Path | None = None) -> Layout:
@@ -38,7 +40,8 @@ class Layout:
         root = _find_root()
         chosen = home or Path(os.environ.get("MARTLET_HOME") or root / ".martlet")
         environments = Path(os.environ.get("MARTLET_ENVIRONMENTS") or root / ".martlet" / "envs")
-        return cls(root, chosen.absolute(), environments.absolute())
+        models = Path(os.environ.get("MARTLET_MODELS_DIR") or root / ".martlet" / "models")
+        return cls(root, chosen.absolute(), environments.absolute(), models.absolute())
 
     @property
     def data(self) -> Path:

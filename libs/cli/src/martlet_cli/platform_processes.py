@@ -42,6 +42,7 @@ def plan(layout: Layout, options: PlatformOptions, credentials: Credentials, por
         "MARTLET_INTERNAL_TOKEN": credentials.internal_token,
         "MARTLET_CACHE_DIR": str(layout.home / "cache"),
         "MARTLET_WORK_DIR": str(layout.home / "work"),
+        "MARTLET_MODELS_DIR": str(layout.models),
         "MARTLET_REDIS_URL": options.redis_url,
         "MARTLET_S3_ENDPOINT": options.s3_endpoint,
     }
@@ -75,7 +76,8 @@ def _services(
     gateway_grpc = f"127.0.0.1:{ports['grpc']}"
     inference = f"127.0.0.1:{ports['inference']}"
     local_host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
-    model_directory = layout.home / "models" / (options.model if options.engine != "echo" else "echo")
+    echo = options.engine == "echo"
+    model_directory = layout.home / "work" / "echo-model" if echo else layout.models / options.model
     specs = [
         builder.service(
             "trainer",
@@ -116,7 +118,7 @@ def _services(
         "MARTLET_MODEL": options.model,
         "MARTLET_MODEL_DIR": str(model_directory),
     }
-    if options.engine != "echo":
+    if not echo:
         specs.append(
             builder.service(
                 "base-model",

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from martlet_core.errors import FailedPrecondition, InvalidArgument
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+from martlet_cli.commands.files import when
 from martlet_cli.context import Context, Subparsers, command, group
 from martlet_cli.output import size
 
@@ -35,9 +36,15 @@ def add(subparsers: Subparsers) -> None:
 def _list(context: Context, arguments: argparse.Namespace) -> int:
     parameters = {"limit": arguments.limit} | ({"kind": arguments.kind} if arguments.kind else {})
     answer = context.gateway.call("GET", "/artifacts", params=parameters)
-    rows = [artifact | {"size": size(int(artifact.get("size_bytes") or 0))} for artifact in answer["data"]]
+    if context.output.as_json:
+        context.output.json(answer["data"])
+        return 0
+    rows = [
+        artifact | {"size": size(artifact["size_bytes"]), "created": when(artifact["create_time"])}
+        for artifact in answer["data"]
+    ]
     context.output.table(
-        rows, ("id", "kind", "display_name", "size", "source_job", "create_time"), empty="no artifacts yet"
+        rows, ("id", "kind", "display_name", "size", "source_job", "created"), empty="no artifacts yet"
     )
     return 0
 
