@@ -1,0 +1,160 @@
+"""Our services as processes of their own, and the foreign one, each behind an address."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from martlet_core.local_servers import free_port
+from martlet_core.settings import CoreSettings
+from martlet_core.stores import Stores, open_stores
+from martlet_core.testing.conformance import Check, Skipped, Target, assert_check
+
+_ROOT = Path(__file__).resolve().parents[2]
+_READY_SECONDS = 60.0
+_STOP_SECONDS = 20.0
+
+StartService = Callable[..., "str"]
+
+
+@pytest.fixture(scope="session")
+def store_settings(
+    redis_server_url: str, s3_settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Settings of the stores that the services and the tests share."""
+    cache = tmp_path_factory.mktemp("contract-cache")
+    return {"redis_url": redis_server_url, "cache_dir": str(cache), **s3_settings}
+
+
+@pytest.fixture(scope="session")
+def redis_server_url(valkey_url: str) -> str:
+    """A database of the session's Valkey that no other test uses."""
+    return valkey_url.rsplit("/", 1)[0] + "/9"
+
+
+@pytest.fixture(scope="session")
+def stores(store_settings: dict[str, str]) -> Stores:
+    """The stores behind the services."""
+    return open_stores(CoreSettings(**store_settings))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def start_service(
+    store_settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., str]]:
+    """Starts ``python -m martlet_<service> serve`` with settings and returns its address once it is healthy."""
+    with _processes() as start:
+
+        def start_service(service: str, **settings: object) -> str:
+            directory = tmp_path_factory.mktemp(service)
+            address = f"127.0.0.1:{free_port()}"
+            values = {**store_settings, "grpc_address": address, "work_dir": directory / "work", **settings}
+            environment = {f"MARTLET_{name.upper()}": str(value) for name, value in values.items()}
+            python, path = _python_of(service)
+            start(
+                [python, "-m", f"martlet_{service}", "serve"],
+                {**os.environ, **path, **environment},
+                directory / "service.log",
+                address,
+            )
+            return address
+
+        yield start_service
+
+
+@pytest.fixture(scope="session")
+def foreign_inference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the foreign inference service."""
+    port = free_port()
+    log = tmp_path_factory.mktemp("foreign") / "service.log"
+    command = [sys.executable, str(_ROOT / "tests/contract/foreign_inference.py"), "--port", str(port)]
+    with _processes() as start:
+        start(command, dict(os.environ), log, f"127.0.0.1:{port}")
+        yield f"127.0.0.1:{port}"
+
+
+@pytest.fixture
+async def open_channel() -> AsyncIterator[Callable[[str], grpc.aio.Channel]]:
+    """Opens channels that are closed after the test."""
+    channels: list[grpc.aio.Channel] = []
+
+    def open_channel(address: str) -> grpc.aio.Channel:
+        channels.append(grpc.aio.insecure_channel(address))
+        return channels[-1]
+
+    yield open_channel
+    for channel in channels:
+        await channel.close()
+
+
+@pytest.fixture
+def try_check() -> Callable[..., object]:
+    """Tries a check on a target; what can't be tried there skips the test, with the reason."""
+
+    async def try_check(check: Check, target: Target) -> None:
+        try:
+            await assert_check(check, target)
+        except Skipped as skipped:
+            pytest.skip(str(skipped))
+
+    return try_check
+
+
+def _python_of(service: str) -> tuple[str, dict[str, str]]:
+    """The interpreter of the service's own environment; without one ours, with the service's source on the path."""
+    python = _ROOT / ".martlet/envs" / service / "bin/python"
+    if python.is_file():
+        finds = subprocess.run([python, "-c", f"import martlet_{service}"], capture_output=True, check=False)
+        if finds.returncode == 0:
+            return str(python), {}
+    return sys.executable, {"PYTHONPATH": str(_ROOT / "services" / service / "src")}
+
+
+@contextmanager
+def _processes() -> Iterator[Callable[[list[str], dict[str, str], Path, str], None]]:
+    """Gives a function that starts a process and waits until it is healthy; all are stopped at the end."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str], environment: dict[str, str], log_path: Path, address: str) -> None:
+        with log_path.open("ab") as log:
+            process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        running.append(process)
+        _wait_until_healthy(process, address, log_path)
+
+    try:
+        yield start
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], address: str, log_path: Path) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                answer = stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=0.5)
+            except grpc.RpcError:
+                continue
+            if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                return
+            time.sleep(0.02)
+    state = "runs, but isn't healthy" if process.poll() is None else f"ended with {process.returncode}"
+    tail = log_path.read_text(errors="replace")[-3000:]
+    pytest.fail(f"{process.args} {state}. End of its log:\n{tail}")
