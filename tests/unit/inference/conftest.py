@@ -32,7 +32,7 @@ async def engine() -> RecordingEngine:
 async def pool(engine: RecordingEngine, source: MemorySource, clock: Clock) -> ModelPool:
     """A pool that serves ``base-1``."""
     made = ModelPool(engine, source, clock=clock)
-    await made.load_whole(BASE)
+    await made.whole.load(BASE)
     engine.log.clear()
     return made
 

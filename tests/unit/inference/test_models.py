@@ -16,7 +16,7 @@ from martlet_inference.testing import BASE, Clock, MemorySource, RecordingEngine
 
 async def until_swapping(pool: ModelPool) -> None:
     begun = asyncio.Event()
-    pool.on_change(lambda: begun.set() if pool.swapping else None)
+    pool.on_change(lambda: begun.set() if pool.whole.swapping else None)
     async with asyncio.timeout(5):
         await begun.wait()
 
@@ -283,7 +283,49 @@ async def test_changes_are_told(pool: ModelPool, source: MemorySource, engine: R
 
 async def test_a_directory_can_be_served_without_the_registry(engine: RecordingEngine, source: MemorySource) -> None:
     pool = ModelPool(engine, source)
-    await pool.load_whole(PublishedModel("local", "base"), source=WholeModel("local", str(Path("/models/local"))))
+    await pool.whole.load(PublishedModel("local", "base"), source=WholeModel("local", str(Path("/models/local"))))
     await touch(pool, "local")
     assert source.resolved == []
     assert BASE.name not in [held.model.name for held in pool.held()]
+
+
+async def test_a_model_that_is_to_come_is_not_ready_rather_than_unknown(
+    engine: RecordingEngine, source: MemorySource
+) -> None:
+    source.publish(adapter("ft:1"))
+    pool = ModelPool(engine, source)
+    pool.whole.announce(BASE)
+    for name in (BASE.name, "ft:1"):
+        with pytest.raises(Unavailable) as caught:
+            await touch(pool, name)
+        assert caught.value.reason == "ENGINE_NOT_READY"
+    assert [pool.state(held) for held in pool.held()] == [EngineState.STOPPED]
+    await pool.whole.load(BASE)
+    await touch(pool, "ft:1")
+
+
+async def test_a_swap_goes_on_when_its_caller_gives_up(
+    pool: ModelPool, source: MemorySource, engine: RecordingEngine
+) -> None:
+    source.publish(PublishedModel("base-2", "base", artifact_id="a2"))
+    async with pool.use("base-1", "default"):
+        swap = asyncio.create_task(pool.load("base-2", "default", pin=False, drain_seconds=60))
+        await until_swapping(pool)
+        swap.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await swap
+    held = await pool.load("base-2", "default", pin=False, drain_seconds=0)
+    assert held.model.name == "base-2"
+    assert engine.log == ["start base-2"]
+
+
+async def test_closing_gives_up_a_swap(pool: ModelPool, source: MemorySource, engine: RecordingEngine) -> None:
+    source.publish(PublishedModel("base-2", "base", artifact_id="a2"))
+    async with pool.use("base-1", "default"):
+        swap = asyncio.create_task(pool.load("base-2", "default", pin=False, drain_seconds=60))
+        await until_swapping(pool)
+        await pool.whole.close()
+        with pytest.raises(asyncio.CancelledError):
+            await swap
+    assert engine.state is EngineState.STOPPED
+    assert engine.log == []

@@ -147,7 +147,7 @@ async def test_generate_names_every_field_that_is_wrong(stub: Stub) -> None:
 async def test_over_capacity_requests_are_told_when_to_try_again() -> None:
     engine = EchoEngine(tokens_per_second=1)
     pool = ModelPool(engine, MemorySource())
-    await pool.load_whole(PublishedModel("base-1", "base"))
+    await pool.whole.load(PublishedModel("base-1", "base"))
     async with serving(DataPlane(engine, pool, max_requests=2)) as channel:
         stub = Stub(channel)
         running = [stub.CallOpenAI(chat_request(stream=True, max_tokens=1000)) for _ in range(2)]
@@ -166,7 +166,7 @@ async def test_over_capacity_requests_are_told_when_to_try_again() -> None:
 async def test_a_draining_replica_takes_nothing_new() -> None:
     engine = EchoEngine()
     pool = ModelPool(engine, MemorySource())
-    await pool.load_whole(PublishedModel("base-1", "base"))
+    await pool.whole.load(PublishedModel("base-1", "base"))
     plane = DataPlane(engine, pool, max_requests=2)
     plane.draining = True
     async with serving(plane) as channel:

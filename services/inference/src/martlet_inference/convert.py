@@ -14,7 +14,8 @@ from martlet_core.errors import FieldViolation, InvalidArgument, MartletError, N
 
 from martlet_inference.dataplane import DataPlane, Load
 from martlet_inference.engines.base import EngineCall, EngineState, Route
-from martlet_inference.models import Held, ModelPool
+from martlet_inference.held import Held
+from martlet_inference.models import ModelPool
 
 MAX_BODY_BYTES = 16 * 2**20
 MAX_STOP_TEXTS = 4

@@ -1,8 +1,7 @@
 """What a replica holds: one whole model in the engine, and adapters on top of it that come and go with the requests.
 
 A request for an adapter that isn't there loads it; to make room the adapter goes that has been unused for longest, is
-not pinned and has no request in work. A whole model is never loaded by a request: ``load_whole`` swaps it on an
-operator's or the gateway's word.
+not pinned and has no request in work. A whole model is never loaded by a request: ``whole_model`` has how it changes.
 """
 
 from __future__ import annotations
@@ -12,48 +11,20 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 from martlet_core.artifacts.types import PublishedModel
-from martlet_core.errors import FailedPrecondition, MartletError, NotFound, ResourceExhausted, Unavailable
+from martlet_core.errors import FailedPrecondition, NotFound, ResourceExhausted
 
-from martlet_inference.engines.base import Engine, EngineState, WholeModel
+from martlet_inference.engines.base import Engine, EngineState
+from martlet_inference.held import Held
 from martlet_inference.model_source import ModelSource
+from martlet_inference.whole_model import WholeModelSlot
 
 log = logging.getLogger(__name__)
 
 #: How long a resolved adapter may be served without asking the registry whether its name still stands, in seconds.
 RECHECK_SECONDS = 60.0
-
-
-@dataclass(eq=False)
-class Held:
-    """A model that this replica holds or is loading.
-
-    Attributes:
-        incarnation: the engine's incarnation that it was loaded into; 0 before.
-        active: requests that use it or wait for it.
-        last_used: monotonic time of the last request, in seconds.
-        checked: monotonic time at which the registry last confirmed the name, in seconds.
-        loading: the load under way, shared by all who wait for it.
-    """
-
-    model: PublishedModel
-    pinned: bool = False
-    incarnation: int = 0
-    active: int = 0
-    last_used: float = 0.0
-    checked: float = 0.0
-    loading: asyncio.Task[None] | None = field(default=None, repr=False)
-
-    @property
-    def adapter(self) -> bool:
-        """Whether it is an adapter on top of the whole model."""
-        return self.model.kind == "adapter"
-
-    def visible_to(self, tenant: str) -> bool:
-        """Whether a tenant may use it."""
-        return self.model.tenant in ("", tenant)
+DEFAULT_DRAIN_SECONDS = 30.0
 
 
 class ModelPool:
@@ -69,29 +40,15 @@ class ModelPool:
         self._engine = engine
         self._source = source
         self._clock = clock
-        self._whole: Held | None = None
-        self._whole_source: WholeModel | None = None
         self._adapters: dict[str, Held] = {}
-        self._adapter_lock = (
-            asyncio.Lock()
-        )  # one adapter operation in the engine at a time: eviction and loading must not cross
-        self._swap_lock = asyncio.Lock()
-        self._swapping_to = ""
+        # One adapter operation in the engine at a time: an eviction and a load of the same name must not cross.
+        self._adapter_lock = asyncio.Lock()
         self._idle = asyncio.Event()
         self._idle.set()
         self._active = 0
         self._listeners: list[Callable[[], None]] = []
+        self.whole = WholeModelSlot(engine, source, wait_idle=self.wait_idle, changed=self._changed)
         engine.on_change(self._changed)
-
-    @property
-    def whole(self) -> Held | None:
-        """The whole model in the engine."""
-        return self._whole
-
-    @property
-    def swapping(self) -> bool:
-        """Whether a whole model is giving way to another."""
-        return bool(self._swapping_to)
 
     @property
     def active_requests(self) -> int:
@@ -100,14 +57,14 @@ class ModelPool:
 
     def held(self) -> Sequence[Held]:
         """All models held or being loaded, the whole one first, then by name."""
-        whole = [self._whole] if self._whole else []
+        whole = [self.whole.held] if self.whole.held else []
         return [*whole, *(self._adapters[name] for name in sorted(self._adapters))]
 
     def state(self, held: Held) -> EngineState:
         """What a held model is doing."""
-        if self._swapping_to or held.loading is not None:
+        if self.whole.swapping or held.loading is not None:
             return EngineState.STARTING
-        if held is not self._whole and held.incarnation != self._engine.incarnation:
+        if held.adapter and held.incarnation != self._engine.incarnation:
             return EngineState.UNHEALTHY  # the engine was started again; the next request loads it
         return self._engine.state
 
@@ -150,62 +107,27 @@ class ModelPool:
                 self._idle.set()
 
     async def load(self, name: str, tenant: str, *, pin: bool, drain_seconds: float) -> Held:
-        """Load a model or adapter by name and wait until it answers. Raises as ``use`` does, and as ``load_whole``."""
-        whole = self._whole
-        if whole is None or whole.model.name != name or not whole.visible_to(tenant):
-            if name not in self._adapters:
-                model = await self._source.resolve(name, tenant)
-                if model.kind != "adapter":
-                    return await self.load_whole(model, pin=pin, drain_seconds=drain_seconds)
+        """Load a model or adapter and wait until it answers. Raises as ``use`` and ``WholeModelSlot.load`` do."""
+        present = self.whole.held
+        if present and present.model.name == name and present.visible_to(tenant):
+            self.whole.check_ready()
+            held = present
+        elif name not in self._adapters and (model := await self._source.resolve(name, tenant)).kind != "adapter":
+            held = await self.whole.load(model, pin=pin, drain_seconds=drain_seconds)
+        else:
             async with self.use(name, tenant) as held:
-                held.pinned = held.pinned or pin
-                self._changed()
-                return held
-        self._check_ready()
-        whole.pinned = whole.pinned or pin
+                pass
+        held.pinned = held.pinned or pin
         self._changed()
-        return whole
+        return held
 
-    async def load_whole(
-        self, model: PublishedModel, *, pin: bool = False, drain_seconds: float = 0.0, source: WholeModel | None = None
-    ) -> Held:
-        """Put a whole model into the engine in place of the one that is there, which comes back if the new one fails.
-
-        Args:
-            model: the model.
-            pin: refuse later swaps.
-            drain_seconds: how long running requests may take to end first; those that last longer are cut off.
-            source: what the engine is started with; by default the model's files are fetched.
-
-        Raises:
-            FailedPrecondition: the present model is pinned, or the engine refuses the new one.
-        """
-        async with self._swap_lock:
-            previous = self._whole
-            if previous and previous.model.name == model.name and self._engine.state is EngineState.READY:
-                previous.pinned = previous.pinned or pin
-                return previous
-            if previous and previous.pinned:
-                raise FailedPrecondition(
-                    f"The model {previous.model.name!r} is pinned; unpin it before you load {model.name!r}.",
-                    reason="MODEL_PINNED",
-                )
-            target = source or await self._start_source(model)
-            await self._swap(Held(model, pinned=pin), target, drain_seconds)
-            assert self._whole is not None
-            return self._whole
-
-    async def unload(self, name: str, tenant: str) -> None:
-        """Let go of a model. NotFound if it isn't here, FailedPrecondition while it is pinned or in use."""
+    async def unload(self, name: str, tenant: str, *, drain_seconds: float = DEFAULT_DRAIN_SECONDS) -> None:
+        """Let go of a model. NotFound if it isn't here; FailedPrecondition while it is pinned, or an adapter in use."""
         held = self._get(name, tenant)
         if held.pinned:
             raise FailedPrecondition(f"The model {name!r} is pinned; unpin it first.", reason="MODEL_PINNED")
-        if held is self._whole:
-            async with self._swap_lock:
-                self._whole = None
-                self._adapters.clear()
-                await self._engine.stop()
-            self._changed()
+        if held is self.whole.held:
+            await self.whole.unload(drain_seconds)
             return
         async with self._adapter_lock:
             if held.active:
@@ -223,7 +145,7 @@ class ModelPool:
         return held
 
     def _get(self, name: str, tenant: str) -> Held:
-        held = self._whole if self._whole and self._whole.model.name == name else self._adapters.get(name)
+        held = self.whole.held if self.whole.name == name else self._adapters.get(name)
         if held is None or not held.visible_to(tenant):
             raise NotFound(
                 f"The model {name!r} is not on this replica.", reason="MODEL_NOT_LOADED", metadata={"model": name}
@@ -231,51 +153,50 @@ class ModelPool:
         return held
 
     async def _find(self, name: str, tenant: str) -> Held:
-        whole = self._whole
+        whole = self.whole.held
         if whole and whole.model.name == name and whole.visible_to(tenant):
-            self._check_ready()
+            self.whole.check_ready()
             return whole
         held = self._adapters.get(name)
-        if held is not None and held.visible_to(tenant) and self._clock() - held.checked < RECHECK_SECONDS:
-            self._check_ready()
-            return held
+        if held is not None and held.visible_to(tenant) and held.model.base_model == self.whole.name:
+            self.whole.check_ready()
+            if self._clock() - held.checked < RECHECK_SECONDS:
+                return held
         try:
             model = await self._source.resolve(name, tenant)
         except NotFound:
             await self._forget_deleted(name, tenant)
             raise
-        self._check_base(model)
-        self._check_ready()
-        held = self._adapters.setdefault(
-            name, Held(model)
-        )  # another request may have been faster while the registry was asked
+        self._check_servable(model)
+        self.whole.check_ready()
+        held = self._adapters.setdefault(name, Held(model))  # another request may have been faster meanwhile
         held.checked = self._clock()
         return held
 
     async def _forget_deleted(self, name: str, tenant: str) -> None:
-        """A name that its owner could use, and that the registry no longer knows, is let go of when nothing uses it."""
+        """Let go of a name that the tenant could use and the registry no longer knows, if nothing uses it."""
         held = self._adapters.get(name)
-        if held is None or held.model.tenant not in ("", tenant):
+        if held is None or not held.visible_to(tenant):
             return
         async with self._adapter_lock:
             if not held.active and self._adapters.get(name) is held:
                 await self._drop(held)
 
-    def _check_base(self, model: PublishedModel) -> None:
-        loaded = self._whole.model.name if self._whole else ""
+    def _check_servable(self, model: PublishedModel) -> None:
+        here = self.whole.name
+        serves = f"this replica serves {here!r}" if here else "this replica serves no model"
         if model.kind != "adapter":
             raise NotFound(
-                f"The model {model.name!r} is not loaded on this replica, which serves {loaded or 'nothing'!r}.",
+                f"The model {model.name!r} is not loaded here; {serves}.",
                 reason="MODEL_NOT_LOADED",
-                metadata={"model": model.name, "loaded": loaded},
+                metadata={"model": model.name, "loaded": here},
             )
-        if model.base_model != loaded:
+        if model.base_model != here:
             raise FailedPrecondition(
-                f"The adapter {model.name!r} needs its base model {model.base_model!r}; this replica serves "
-                f"{loaded or 'nothing'!r}. "
+                f"The adapter {model.name!r} needs its base model {model.base_model!r}; {serves}. "
                 f"Load {model.base_model!r} on a replica first.",
                 reason="BASE_MODEL_NOT_LOADED",
-                metadata={"model": model.name, "base_model": model.base_model, "loaded": loaded},
+                metadata={"model": model.name, "base_model": model.base_model, "loaded": here},
             )
         if model.lora_rank > self._engine.max_lora_rank:
             raise FailedPrecondition(
@@ -286,25 +207,12 @@ class ModelPool:
                 metadata={"lora_rank": str(model.lora_rank), "max_lora_rank": str(self._engine.max_lora_rank)},
             )
 
-    def _check_ready(self) -> None:
-        if self._swapping_to:
-            raise Unavailable(
-                f"This replica is changing to the model {self._swapping_to!r}; try again.",
-                reason="MODEL_SWAPPING",
-                retry_after_seconds=5,
-            )
-        if self._engine.state is not EngineState.READY:
-            raise Unavailable(
-                f"The engine is {self._engine.state.value}; try again.",
-                reason="ENGINE_NOT_READY",
-                retry_after_seconds=5,
-            )
-
     async def _ensure_loaded(self, held: Held) -> None:
-        if held.incarnation == self._engine.incarnation and held.loading is None:
-            return
         if held.loading is None:
-            held.loading = asyncio.create_task(self._load_adapter(held))
+            if held.incarnation == self._engine.incarnation:
+                return
+            held.loading = asyncio.create_task(self._load_adapter(held), name=f"load {held.model.name}")
+            held.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._changed()
         await asyncio.shield(held.loading)  # a client that goes away doesn't take the load from the others
 
@@ -319,29 +227,26 @@ class ModelPool:
                 await self._engine.load_adapter(name, directory)
                 held.incarnation = incarnation
                 log.info("adapter loaded", extra={"model": name, "seconds": round(self._clock() - started, 3)})
-        except MartletError:
-            if self._adapters.get(name) is held and held.incarnation == 0:
-                del self._adapters[name]
-            raise
         finally:
+            if held.incarnation == 0 and self._adapters.get(name) is held:
+                del self._adapters[name]
             held.loading = None
             self._changed()
 
-    async def _make_room(self, for_held: Held) -> None:
+    async def _make_room(self, newcomer: Held) -> None:
         while True:
-            loaded = [
-                h for h in self._adapters.values() if h is not for_held and h.incarnation == self._engine.incarnation
-            ]
+            now = self._engine.incarnation
+            loaded = [held for held in self._adapters.values() if held is not newcomer and held.incarnation == now]
             if len(loaded) < self._engine.max_adapters:
                 return
-            idle = [h for h in loaded if not h.active and not h.pinned]
+            idle = [held for held in loaded if not held.active and not held.pinned]
             if not idle:
                 raise ResourceExhausted(
                     f"All {self._engine.max_adapters} adapter slots of this replica are in use or pinned; try again.",
                     reason="NO_ADAPTER_SLOT",
                     retry_after_seconds=1,
                 )
-            await self._drop(min(idle, key=lambda h: h.last_used))
+            await self._drop(min(idle, key=lambda held: held.last_used))
 
     async def _drop(self, held: Held) -> None:
         """Let go of an adapter; the caller holds the adapter lock and has seen that no request uses it."""
@@ -351,40 +256,14 @@ class ModelPool:
         log.info("adapter unloaded", extra={"model": held.model.name})
         self._changed()
 
-    async def _start_source(self, model: PublishedModel) -> WholeModel:
-        source = model.name
-        if self._engine.needs_files and not model.metadata.get("hub_id"):
-            source = str(await self._source.files(model))
-        hub_id, revision = str(model.metadata.get("hub_id", "")), str(model.metadata.get("revision", ""))
-        return WholeModel(model.name, hub_id or source, revision if hub_id else "", model.tenant)
-
-    async def _swap(self, held: Held, target: WholeModel, drain_seconds: float) -> None:
-        previous, previous_source = self._whole, self._whole_source
-        self._swapping_to = held.model.name
-        self._changed()
-        try:
-            if not await self.wait_idle(drain_seconds):
-                log.warning(
-                    "requests cut off by a model swap", extra={"requests": self._active, "model": held.model.name}
-                )
-            if previous:
-                await self._engine.stop()
-            self._adapters.clear()
-            self._whole = held
-            try:
-                await self._engine.start(target)
-                self._whole_source = target
-            except MartletError:
-                self._whole = None
-                if previous and previous_source:
-                    log.warning("bringing back the previous model", extra={"model": previous.model.name})
-                    await self._engine.start(previous_source)
-                    self._whole = previous
-                raise
-        finally:
-            self._swapping_to = ""
-            self._changed()
+    def _forget_orphans(self) -> None:
+        """Forget adapters whose base model has left the engine, and they with it."""
+        here = self.whole.name
+        for name, held in list(self._adapters.items()):
+            if held.model.base_model != here and not held.active:
+                del self._adapters[name]
 
     def _changed(self) -> None:
+        self._forget_orphans()
         for listener in self._listeners:
             listener()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 
 from martlet.gateway.v1 import replica_pb2
 from martlet.inference.v1 import inference_service_pb2_grpc as service_grpc
@@ -114,11 +115,10 @@ class Replica:
         if self._registration:
             await self._registration.stop()
         await self.server.stop(grace_seconds=1.0)
-        await self._engine.stop()
+        await self.pool.whole.close()
 
     async def _describe(self, name: str) -> replica_pb2.Replica:
-        host = self._settings.grpc_address.rpartition(":")[0]
-        address = self._settings.advertise_address or f"{host}:{self.port}"
+        address = self._settings.advertise_address or own_address(self._settings.grpc_address, self.port)
         return await convert.replica(
             self.plane, name=name, address=address, accepts_placement=self._settings.accepts_placement
         )
@@ -128,10 +128,11 @@ class Replica:
             self.server.set_serving(name, self.plane.ready)
 
     async def _load_first_model(self) -> None:
+        self.pool.whole.announce(PublishedModel(self._settings.model, "base"))
         model, source = await self._first_model()
         while True:
             try:
-                await self.pool.load_whole(model, source=source)
+                await self.pool.whole.load(model, source=source)
                 return
             except MartletError as exc:
                 log.error("the model is not ready; trying again", extra={"model": model.name, "error": exc.message})
@@ -165,6 +166,12 @@ class Replica:
                     log.warning("waiting for the model to be published", extra={"model": name, "error": exc.message})
                 told = True
             await asyncio.sleep(STORE_POLL_SECONDS)
+
+
+def own_address(grpc_address: str, port: int) -> str:
+    """Where others reach a server on ``grpc_address``: by this machine's name if it listens on all interfaces."""
+    host = grpc_address.rpartition(":")[0]
+    return f"{socket.gethostname() if host in ('', '0.0.0.0', '[::]') else host}:{port}"
 
 
 def build_engine(settings: InferenceSettings) -> Engine:

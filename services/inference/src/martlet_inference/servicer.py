@@ -14,9 +14,10 @@ from martlet_core.rpc.context import call_context
 
 from martlet_inference import convert
 from martlet_inference.dataplane import DataPlane
+from martlet_inference.held import Held
+from martlet_inference.models import DEFAULT_DRAIN_SECONDS
 
 SERVICE_NAME = "martlet.inference.v1.InferenceService"
-DEFAULT_DRAIN_SECONDS = 30.0
 
 
 class InferenceServicer(service_grpc.InferenceServiceServicer):
@@ -87,7 +88,7 @@ class InferenceServicer(service_grpc.InferenceServiceServicer):
             device=engine.device,
         )
 
-    def _served(self, held: Any) -> pb.ServedModel:
+    def _served(self, held: Held) -> pb.ServedModel:
         return convert.served_model(held, self._plane.pool, self._plane.engine.context_length)
 
 

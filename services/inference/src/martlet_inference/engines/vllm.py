@@ -34,15 +34,16 @@ log = logging.getLogger(__name__)
 
 #: Between two looks at a server that is starting, in seconds.
 START_POLL_SECONDS = 0.1
-#: Between two proofs of an idle server, and the time one may take, in seconds.
+#: Between two looks at a ready server, and the time that a proof may take, in seconds.
 PROBE_SECONDS = 30.0
-PROBE_TIMEOUT_SECONDS = 60.0
+PROBE_TIMEOUT_SECONDS = 120.0
 #: First and longest pause before another start of a server that failed, in seconds.
 RESTART_SECONDS = (1.0, 60.0)
 #: Age at which the engine's figures are asked for anew, in seconds.
 LOAD_SECONDS = 1.0
 ADAPTER_TIMEOUT_SECONDS = 120.0
 
+_TOKENS = re.compile(rb"^vllm:(?:prompt|generation)_tokens_total\{[^}]*\} ([0-9.e+-]+)$", re.MULTILINE)
 _METRICS = re.compile(rb"^vllm:(num_requests_waiting|kv_cache_usage_perc)\{[^}]*\} ([0-9.e+-]+)$", re.MULTILINE)
 
 
@@ -88,7 +89,6 @@ class VllmEngine:
         self._process: VllmProcess | None = None
         self._session: aiohttp.ClientSession | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._last_sign = 0.0  # monotonic time of the last token seen
         self._active = 0
         self._load, self._load_time = EngineLoad(), 0.0
         self._listeners: list[Callable[[], None]] = []
@@ -160,7 +160,6 @@ class VllmEngine:
                     yield EngineReply(response.status, self._events(response))
                 else:
                     body = await response.read()
-                    self._last_sign = time.monotonic()
                     yield EngineReply(response.status, _once(body))
         except (aiohttp.ClientError, ConnectionError) as exc:
             raise _unavailable(f"The engine broke off: {exc!r}.", "ENGINE_LOST") from exc
@@ -193,8 +192,7 @@ class VllmEngine:
         if time.monotonic() - self._load_time >= LOAD_SECONDS:
             self._load_time = time.monotonic()
             try:
-                async with session.get("/metrics", timeout=aiohttp.ClientTimeout(total=2)) as response:
-                    self._load = parse_metrics(await response.read())
+                self._load = parse_metrics(await _metrics(session))
             except (aiohttp.ClientError, ConnectionError, TimeoutError) as exc:
                 log.debug("no metrics from vllm", extra={"error": repr(exc)})
         return self._load
@@ -207,7 +205,6 @@ class VllmEngine:
     async def _events(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         splitter = EventSplitter()
         async for piece in response.content.iter_any():
-            self._last_sign = time.monotonic()
             for event in splitter.feed(piece):
                 yield event
         if not splitter.done:
@@ -225,18 +222,18 @@ class VllmEngine:
     async def _launch(self, model: WholeModel) -> None:
         """Start a process and wait until it generated a token."""
         started = time.monotonic()
-        self._process = await VllmProcess.start(self._options, model)
-        self._session = _open_session(self._process.socket_path)
+        process = self._process = await VllmProcess.start(self._options, model)
+        session = self._session = _open_session(process.socket_path)
         try:
             async with asyncio.timeout(self._start_seconds):
-                while not await self._answers(self._session):
-                    if not self._process.running:
+                while not await self._answers(session):
+                    if not process.running:
                         raise FailedPrecondition(
-                            f"vLLM could not start {model.name!r}: {self._process.explain_end()}",
+                            f"vLLM could not start {model.name!r}: {process.explain_end()}",
                             reason="ENGINE_REFUSED_MODEL",
                         )
                     await asyncio.sleep(START_POLL_SECONDS)
-                await self._generate_one(self._session, model)
+                await self._generate_one(session, model)
         except TimeoutError as exc:
             raise _unavailable(
                 f"vLLM did not get {model.name!r} ready in {self._start_seconds:g} s.", "ENGINE_NOT_READY"
@@ -265,12 +262,15 @@ class VllmEngine:
             answer = await response.read()
             if response.status != 200:
                 raise _unavailable(f"vLLM can't generate: {_message(answer)}", "ENGINE_FAILED")
-        self._last_sign = time.monotonic()
 
     async def _supervise(self, model: WholeModel) -> None:
-        pause = RESTART_SECONDS[0]
+        first_pause, longest_pause = RESTART_SECONDS
+        pause = first_pause
         while True:
+            ready_since = time.monotonic()
             reason = await self._until_failure(model)
+            if time.monotonic() - ready_since > longest_pause:
+                pause = first_pause
             self._set_state(EngineState.UNHEALTHY)
             while True:
                 lines = self._process.last_lines()[-5:] if self._process else []
@@ -279,36 +279,44 @@ class VllmEngine:
                 )
                 await self._end_process()
                 await asyncio.sleep(pause)
-                started = time.monotonic()
+                pause = min(pause * 2, longest_pause)
                 try:
                     await self._launch(model)
                     break
                 except (FailedPrecondition, Unavailable) as exc:
                     reason = exc.message
-                    pause = min(pause * 2, RESTART_SECONDS[1])
-            pause = RESTART_SECONDS[0] if time.monotonic() - started > RESTART_SECONDS[1] else pause
 
     async def _until_failure(self, model: WholeModel) -> str:
-        """Watch a ready server until it ends or ceases to generate; why it is to be started again."""
+        """Watch a ready server until it ends or gets nowhere; why it is to be started again."""
         process, session = self._process, self._session
         assert process is not None
         assert session is not None
         ended = asyncio.create_task(process.wait())
+        tokens = 0.0
         try:
             while True:
                 await asyncio.wait({ended}, timeout=PROBE_SECONDS)
                 if ended.done():
                     return f"it ended with code {ended.result()}"
-                if time.monotonic() - self._last_sign < PROBE_SECONDS:
-                    continue  # tokens are flowing
+                before, tokens = tokens, await self._tokens_so_far(session)
+                if tokens > before:
+                    continue
                 try:
                     async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
                         await self._generate_one(session, model)
                 except (aiohttp.ClientError, ConnectionError, Unavailable, TimeoutError) as exc:
-                    if time.monotonic() - self._last_sign >= PROBE_TIMEOUT_SECONDS:
+                    # Behind a long queue the probe itself may starve: as long as tokens are counted, all is well.
+                    if await self._tokens_so_far(session) <= tokens:
                         return f"it generates no more: {exc!r}"
         finally:
             ended.cancel()
+
+    async def _tokens_so_far(self, session: aiohttp.ClientSession) -> float:
+        """Tokens that the server read and made since its start; 0 when it doesn't say."""
+        try:
+            return sum(map(float, _TOKENS.findall(await _metrics(session))))
+        except (aiohttp.ClientError, ConnectionError, TimeoutError):
+            return 0.0
 
     async def _end_process(self) -> None:
         session, self._session = self._session, None
@@ -362,6 +370,11 @@ def _enveloped(body: bytes, status: int) -> bytes:
     except (ValueError, TypeError):
         pass
     return openai_error(_message(body), status=status)
+
+
+async def _metrics(session: aiohttp.ClientSession) -> bytes:
+    async with session.get("/metrics", timeout=aiohttp.ClientTimeout(total=5)) as response:
+        return await response.read()
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

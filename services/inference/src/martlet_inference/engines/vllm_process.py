@@ -76,6 +76,7 @@ def command(options: VllmOptions, model: WholeModel, socket_path: Path) -> list[
         args += ["--enable-auto-tool-choice", "--tool-call-parser", options.tool_call_parser]
     if options.device == "cpu":
         args += ["--enforce-eager"]  # compiling takes minutes at each start, and adapters turn it off anyway
+        args += ["--distributed-executor-backend", "uni"]  # see VLLM_ENABLE_V1_MULTIPROCESSING below
     else:
         args += ["--gpu-memory-utilization", str(options.gpu_memory_share)]
     return args + shlex.split(options.extra_args)
@@ -98,9 +99,13 @@ def environment(options: VllmOptions, model: WholeModel, base: Mapping[str, str]
         threads = options.threads or len(os.sched_getaffinity(0))
         env |= {
             "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
+            # Compute in the engine's own process: a worker beside it costs another import of torch at each start, and
+            # the two wait for one another by spinning, which takes a core.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             # Left alone, vLLM binds its threads to all cores but one and keeps that free: half of a two-core machine.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "passive",  # threads that spin at barriers lose twice beside a training job
         }
     return env
 

@@ -1,0 +1,165 @@
+"""The whole model in a replica's engine: how it gets there, gives way to another, and leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from martlet_core.artifacts.types import PublishedModel
+from martlet_core.errors import FailedPrecondition, MartletError, Unavailable
+
+from martlet_inference.engines.base import Engine, EngineState, WholeModel
+from martlet_inference.held import Held
+from martlet_inference.model_source import ModelSource
+
+log = logging.getLogger(__name__)
+
+
+class WholeModelSlot:
+    """The one place for a whole model. Belongs to one event loop.
+
+    Args:
+        engine: where it is loaded.
+        source: where files come from.
+        wait_idle: waits until no request is in work, at most so many seconds.
+        changed: called when the model or its state changes.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        source: ModelSource,
+        *,
+        wait_idle: Callable[[float], Awaitable[bool]],
+        changed: Callable[[], None],
+    ) -> None:
+        self.held: Held | None = None
+        self._engine = engine
+        self._source = source
+        self._wait_idle = wait_idle
+        self._changed = changed
+        self._started_with: WholeModel | None = None
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Held]] = set()
+        self._leaving = ""
+
+    @property
+    def swapping(self) -> bool:
+        """Whether the model is giving way to another or leaving: new requests are refused."""
+        return bool(self._leaving)
+
+    @property
+    def name(self) -> str:
+        """Name of the model; empty while there is none."""
+        return self.held.model.name if self.held else ""
+
+    def announce(self, model: PublishedModel) -> None:
+        """Say which model is to come, so that requests for it hear "not yet" and not "no such model"."""
+        if self.held is None:
+            self.held = Held(model)
+            self._changed()
+
+    def check_ready(self) -> None:
+        """Raises Unavailable unless requests can be answered now."""
+        if self._leaving:
+            raise Unavailable(
+                f"This replica is {self._leaving}; try again.", reason="MODEL_SWAPPING", retry_after_seconds=5
+            )
+        if self._engine.state is not EngineState.READY:
+            raise Unavailable(
+                f"The engine is {self._engine.state.value}; try again.",
+                reason="ENGINE_NOT_READY",
+                retry_after_seconds=5,
+            )
+
+    async def load(
+        self, model: PublishedModel, *, pin: bool = False, drain_seconds: float = 0.0, source: WholeModel | None = None
+    ) -> Held:
+        """Put a model into the engine in place of the one that is there, which comes back if the new one fails.
+
+        A caller that gives up leaves the swap to go on: an engine stopped half-way would serve nobody.
+
+        Args:
+            model: the model.
+            pin: refuse later swaps.
+            drain_seconds: how long running requests may take to end first; those that last longer are cut off.
+            source: what the engine is started with; by default the model's files are fetched.
+
+        Raises:
+            FailedPrecondition: the present model is pinned, or the engine refuses the new one.
+        """
+        task = asyncio.create_task(self._load(model, pin, drain_seconds, source), name=f"load {model.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return await asyncio.shield(task)
+
+    async def unload(self, drain_seconds: float) -> None:
+        """Stop the engine once running requests have ended, at the latest after ``drain_seconds``."""
+        async with self._lock, self._leave("unloading its model", drain_seconds):
+            self.held = self._started_with = None
+            await self._engine.stop()
+
+    async def close(self) -> None:
+        """Give up what is being loaded and stop the engine."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._engine.stop()
+
+    def _forget(self, task: asyncio.Task[Held]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            log.info("a model was not loaded", extra={"task": task.get_name(), "error": str(task.exception())})
+
+    async def _load(self, model: PublishedModel, pin: bool, drain_seconds: float, source: WholeModel | None) -> Held:
+        async with self._lock:
+            present = self.held
+            if present and self._started_with and present.model.name == model.name:
+                present.pinned = present.pinned or pin
+                return present
+            if present and present.pinned:
+                raise FailedPrecondition(
+                    f"The model {present.model.name!r} is pinned; unpin it before you load {model.name!r}.",
+                    reason="MODEL_PINNED",
+                )
+            target = source or await self._files(model)
+            async with self._leave(f"changing to the model {model.name!r}", drain_seconds):
+                await self._start(Held(model, pinned=pin), target)
+            assert self.held is not None
+            return self.held
+
+    async def _files(self, model: PublishedModel) -> WholeModel:
+        hub_id = str(model.metadata.get("hub_id", ""))
+        if hub_id:
+            return WholeModel(model.name, hub_id, str(model.metadata.get("revision", "")), model.tenant)
+        directory = str(await self._source.files(model)) if self._engine.needs_files else ""
+        return WholeModel(model.name, directory, tenant=model.tenant)
+
+    async def _start(self, held: Held, target: WholeModel) -> None:
+        previous, previous_target = self.held, self._started_with
+        self.held, self._started_with = held, None
+        try:
+            await self._engine.start(target)
+            self._started_with = target
+        except MartletError:
+            self.held = previous
+            if previous_target:
+                log.warning("bringing back the previous model", extra={"model": previous_target.name})
+                await self._engine.start(previous_target)
+                self._started_with = previous_target
+            raise
+
+    @asynccontextmanager
+    async def _leave(self, what: str, drain_seconds: float) -> AsyncIterator[None]:
+        """Refuse new requests for the time of the block, and let the running ones end first."""
+        self._leaving = what
+        self._changed()
+        try:
+            if not await self._wait_idle(drain_seconds):
+                log.warning("requests are cut off: the replica is %s", what)
+            yield
+        finally:
+            self._leaving = ""
+            self._changed()

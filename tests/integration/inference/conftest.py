@@ -1,0 +1,239 @@
+"""One replica with a real vLLM on the CPU, serving SmolLM2 from a real object store, for all tests of this folder."""
+
+from __future__ import annotations
+
+import array
+import json
+import math
+import os
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from martlet.inference.v1 import inference_pb2 as pb
+from martlet.inference.v1 import inference_service_pb2 as service_pb
+from martlet.inference.v1 import inference_service_pb2_grpc as service_grpc
+from martlet_core.artifacts.s3 import S3ObjectStore
+from martlet_core.artifacts.store import ContentAddressedStore
+from martlet_core.artifacts.types import PublishedModel
+from martlet_core.models import ObjectModelRegistry
+from martlet_core.settings import CoreSettings
+
+ROOT = Path(__file__).parents[3]
+BASE = "smollm2-135m-instruct"
+#: A start imports torch and vLLM twice, one after the other; 25 s on an idle 2-core machine.
+START_SECONDS = 240.0
+
+
+def environment_python(service: str) -> str:
+    """Interpreter of a service's environment."""
+    named = os.environ.get(f"MARTLET_{service.upper()}_PYTHON")
+    return named or str(ROOT / ".martlet" / "envs" / service / "bin" / "python")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as an ordinary model directory; prepared once, then kept."""
+    if named := os.environ.get("MARTLET_TEST_MODEL_DIR"):
+        return Path(named)
+    directory = ROOT / ".martlet" / "cache" / "test-models" / BASE
+    if not (directory / "config.json").is_file():
+        command = [environment_python("trainer"), "-m", "martlet_trainer.base_models", "prepare", BASE, str(directory)]
+        subprocess.run(command, check=True, timeout=280)
+    return directory
+
+
+@dataclass
+class Platform:
+    """The stores that a replica resolves names in."""
+
+    settings: CoreSettings
+    artifacts: ContentAddressedStore
+    models: ObjectModelRegistry
+
+    def publish(self, name: str, kind: str, directory: Path, **fields: Any) -> PublishedModel:
+        """Store a directory and make it known under a name."""
+        artifact_kind = "adapter" if kind == "adapter" else "model"
+        artifact = self.artifacts.put_directory(directory, kind=artifact_kind, tenant="default")
+        return self.models.publish(PublishedModel(name, kind, artifact_id=artifact.id, **fields))
+
+
+@pytest.fixture(scope="session")
+def platform(s3_settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    settings = CoreSettings(**(s3_settings | {"s3_bucket": "inference-tests"}))  # pyright: ignore[reportArgumentType]
+    objects = S3ObjectStore.from_settings(settings)
+    objects.prepare()
+    artifacts = ContentAddressedStore(objects, tmp_path_factory.mktemp("blobs"))
+    yield Platform(settings, artifacts, ObjectModelRegistry(objects))
+    artifacts.close()
+
+
+def wait_for(condition: Callable[[], Any], timeout_seconds: float, what: str) -> Any:
+    """Poll until a condition is true and return its value."""
+    deadline = time.monotonic() + timeout_seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.05)
+    return value
+
+
+class ReplicaProcess:
+    """``python -m martlet_inference serve`` in the inference environment."""
+
+    def __init__(self, platform: Platform, directory: Path) -> None:
+        self.log_path = directory / "replica.log"
+        settings = platform.settings
+        env = {key: value for key, value in os.environ.items() if not key.startswith("MARTLET_")}
+        env |= {
+            "MARTLET_MODEL": BASE,
+            "MARTLET_GRPC_ADDRESS": "127.0.0.1:0",
+            "MARTLET_S3_ENDPOINT": settings.s3_endpoint,
+            "MARTLET_S3_ACCESS_KEY": settings.s3_access_key,
+            "MARTLET_S3_SECRET_KEY": settings.s3_secret_key,
+            "MARTLET_S3_BUCKET": settings.s3_bucket,
+            "MARTLET_CACHE_DIR": str(directory / "cache"),
+            "MARTLET_MAX_LORA_RANK": "16",
+            "MARTLET_MAX_ADAPTERS": "2",
+        }
+        with self.log_path.open("wb") as log:
+            command = [environment_python("inference"), "-m", "martlet_inference", "serve"]
+            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+        port = wait_for(lambda: re.search(r"serving gRPC on port (\d+)", self.log()), 60, "the replica's port")[1]
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        self.stub = service_grpc.InferenceServiceStub(self.channel)
+        self._health = health_pb2_grpc.HealthStub(self.channel)
+
+    def log(self) -> str:
+        """All it wrote; a dead replica is an error."""
+        text = self.log_path.read_text()
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the replica ended with code {self.process.returncode}:\n{text[-4000:]}")
+        return text
+
+    def serving(self) -> bool:
+        """What its health service says."""
+        answer = self._health.Check(health_pb2.HealthCheckRequest())
+        return answer.status == health_pb2.HealthCheckResponse.SERVING
+
+    def wait_serving(self, serving: bool = True) -> None:
+        """Wait until the health service says so."""
+        wait_for(lambda: self.log() and self.serving() is serving, START_SECONDS, f"serving={serving}")
+
+    def info(self) -> service_pb.ReplicaInfo:
+        return self.stub.GetReplicaInfo(service_pb.GetReplicaInfoRequest())
+
+    def models(self) -> dict[str, pb.ServedModel]:
+        """Models on it by name."""
+        listed = self.stub.ListServedModels(service_pb.ListServedModelsRequest())
+        return {model.name: model for model in listed.models}
+
+    def engine_pid(self) -> int:
+        """Process id of its vLLM server."""
+        return int(re.findall(r'"message": "vllm started".*?"pid": (\d+)', self.log())[-1])
+
+    def engine_metric(self, name: str) -> float:
+        """A figure from vLLM itself."""
+        socket = re.findall(r"--uds (\S+)", self.log())[-1]
+        with httpx.Client(transport=httpx.HTTPTransport(uds=socket)) as client:
+            page = client.get("http://vllm/metrics").text
+        found = re.search(rf"^{re.escape(name)}(?:\{{.*\}})? ([0-9.e+-]+)$", page, re.MULTILINE)
+        assert found, f"no {name} in vLLM's metrics"
+        return float(found[1])
+
+    def stream(self, **body: Any) -> Any:
+        """A call with a body of /v1/chat/completions; ``model`` is the base unless given."""
+        body = {"model": BASE, "stream": False} | body
+        request = pb.CallOpenAIRequest(
+            route=pb.OPEN_AI_ROUTE_CHAT_COMPLETIONS,
+            model=body["model"],
+            stream=body["stream"],
+            body=json.dumps(body).encode(),
+        )
+        return self.stub.CallOpenAI(request, timeout=120)
+
+    def chat(self, text: str = "What is the capital of France?", **body: Any) -> dict[str, Any]:
+        """The answer to a question, not streamed."""
+        [message] = list(self.stream(**({"messages": [{"role": "user", "content": text}]} | body)))
+        return json.loads(message.data) | {"http_status": message.http_status}
+
+    def stop(self) -> None:
+        """Ask it to end; everything it started must end too."""
+        self.channel.close()
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(30)
+        finally:
+            self.process.kill()
+
+
+@pytest.fixture(scope="session")
+def replica(platform: Platform, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplicaProcess]:
+    """A replica that is started before its base model is published, as it may happen."""
+    started = ReplicaProcess(platform, tmp_path_factory.mktemp("replica"))
+    try:
+        wait_for(lambda: "waiting for the model to be published" in started.log(), 60, "the replica to wait")
+        assert not started.serving()
+        platform.publish(BASE, "base", smollm2)
+        started.wait_serving()
+        yield started
+    finally:
+        started.stop()
+
+
+def write_adapter(directory: Path, model: Path, *, seed: int, rank: int = 8) -> Path:
+    """A peft directory with random weights that visibly change what the model says, written without torch."""
+    directory.mkdir()
+    config = json.loads((model / "config.json").read_text())
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    head = hidden // config["num_attention_heads"]
+    outs = {"q_proj": hidden, "v_proj": head * config["num_key_value_heads"]}
+    rng = random.Random(seed)
+    header: dict[str, Any] = {}
+    data = bytearray()
+    for layer in range(layers):
+        for module, out in outs.items():
+            for part, shape in (("lora_A", (rank, hidden)), ("lora_B", (out, rank))):
+                values = array.array("f", (rng.gauss(0, 0.05) for _ in range(math.prod(shape))))
+                name = f"base_model.model.model.layers.{layer}.self_attn.{module}.{part}.weight"
+                offsets = [len(data), len(data) + 4 * len(values)]
+                header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": offsets}
+                data += values.tobytes()
+    head_bytes = json.dumps(header).encode()
+    assert sys.byteorder == "little"
+    weights = struct.pack("<Q", len(head_bytes)) + head_bytes + bytes(data)
+    (directory / "adapter_model.safetensors").write_bytes(weights)
+    adapter_config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": sorted(outs),
+        "bias": "none",
+        "base_model_name_or_path": BASE,
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(adapter_config))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def adapters(platform: Platform, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Three published adapters on SmolLM2: one more than the replica holds at a time."""
+    names = []
+    for seed in range(3):
+        directory = write_adapter(tmp_path_factory.mktemp("adapters") / "files", smollm2, seed=seed)
+        names.append(f"ft:{BASE}:default::{seed:08d}")
+        platform.publish(names[-1], "adapter", directory, base_model=BASE, lora_rank=8)
+    return names
