@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -22,8 +23,6 @@ from martlet_core.testing.conformance import Check, Skipped, Target, assert_chec
 _ROOT = Path(__file__).resolve().parents[2]
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 20.0
-
-StartService = Callable[..., "str"]
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +68,27 @@ def start_service(
             return address
 
         yield start_service
+
+
+@pytest.fixture(scope="session")
+def training_dataset(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small data set of the tenant ``acme``, as a resource name."""
+    directory = tmp_path_factory.mktemp("dataset")
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n} + 1?"}, {"role": "assistant", "content": str(n + 1)}]}
+        for n in range(20)
+    ]
+    (directory / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    artifact = stores.artifacts.put_directory(
+        directory, kind="dataset", tenant="acme", metadata={"format": "messages", "rows": len(rows)}
+    )
+    return f"artifacts/{artifact.id}"
+
+
+@pytest.fixture(scope="session")
+def our_trainer(start_service: Callable[..., str]) -> str:
+    """Address of our trainer. No worker runs."""
+    return start_service("trainer", queue="contract-trainer")
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,8 @@ def main() -> int:
             flag = "--" + field.name.replace("_", "-")
             if field.type == "bool":
                 command.add_argument(flag, action="store_true")
-            elif field.type == "str":
-                command.add_argument(flag, default=field.default)
+            else:
+                command.add_argument(flag, type=type(field.default), default=field.default)
     arguments = vars(parser.parse_args())
     pairs = [tuple(pair.partition("=")[::2]) for pair in arguments.pop("metadata")]
     report = run_conformance(arguments.pop("contract"), arguments.pop("address"), metadata=pairs, **arguments)
