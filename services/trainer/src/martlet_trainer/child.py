@@ -31,7 +31,7 @@ def run_merge(
 ) -> RecipeResult:
     """Fold the adapter into its base model."""
     _link_base_model(config["base_model"], workdir, report, should_stop)
-    from martlet_trainer.merge import run
+    from martlet_trainer.recipes.merge import run
 
     values = {**config["spec"], "base_model": config["base_model_name"]}
     return run(values, workdir, report, should_stop)

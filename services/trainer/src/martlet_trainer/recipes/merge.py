@@ -1,0 +1,173 @@
+"""Merge: fold an adapter into its base model, and prove that the result answers like the two together.
+
+The weights are added in 32 bit, stored in the asked-for type, and read back from disk; then the log-probabilities that both give to the next
+token are compared on a few probe texts. What is compared is what is published. Storage in 16 bit rounds the sum of base and
+adapter, so small differences are natural; large ones mean a merge that went wrong, and nothing is published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from martlet_core.errors import FailedPrecondition
+from martlet_core.recipe import OutputArtifact, RecipeResult, Report, ShouldStop, StopRequested
+from martlet_trainer.config import MergeConfig, parse_merge_config
+from martlet_trainer.training.models import load_model, load_tokenizer, stored_quantization
+from peft import PeftModel
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Mean difference in nats that rounding explains, by bytes a stored weight.
+_DEFAULT_LIMITS = {4: 0.02, 2: 0.15}
+_CPU = torch.device("cpu")
+
+#: Texts of several kinds; each is probed plain and as a user's message in the model's chat template.
+PROBES = (
+    "The harbour was quiet that morning, and the boats moved only when the tide told them to.",
+    "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen.",
+    "def median(values):\n    ordered = sorted(values)\n    return ordered[len(ordered) // 2]",
+    "What is the capital of Portugal? The capital of Portugal is Lisbon.",
+    "Seven times eight is fifty-six, and fifty-six minus nine is forty-seven.",
+    'Answer in JSON: {"name": "Ada", "born": 1815, "fields": ["mathematics", "computing"]}',
+    "Dear Ms Okafor, thank you for your letter of 3 May; we will send the parts next week.",
+    "Le chat dort sur la chaise pendant que la pluie tombe sur le jardin.",
+    "First, heat the oil. Then add the onions and stir until they are soft and golden.",
+    "Is this a question? Yes. Is this an answer? Also yes, though a short one.",
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two models are apart on the probe texts; log-probabilities in nats, of the token that really follows.
+
+    Attributes:
+        mean_logprob_difference: mean absolute difference.
+        max_logprob_difference: largest absolute difference.
+        top1_agreement: share of positions with the same most likely token, 0.0 to 1.0.
+        positions: positions compared.
+    """
+
+    mean_logprob_difference: float
+    max_logprob_difference: float
+    top1_agreement: float
+    positions: int
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A model's view of the probe texts: log-probability of each next token, and each most likely token."""
+
+    logprobs: torch.Tensor
+    top1: torch.Tensor
+
+
+def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
+    """Merge ``inputs/adapter`` into ``inputs/base_model``.
+
+    Args:
+        config: the fields of ``MergeSpec``, and ``base_model``, the name of the model underneath.
+        workdir: see ``martlet_core.recipe``.
+        report: how to speak.
+        should_stop: ends the merge between its steps.
+
+    Raises:
+        FailedPrecondition: the base is quantized, or the merged model differs from the unmerged one by more than the limit.
+        StopRequested: ``should_stop`` said so.
+    """
+    values = dict(config)
+    base_name = str(values.pop("base_model"))
+    settings = parse_merge_config(values)
+    base, adapter, output = (
+        workdir / "inputs" / "base_model",
+        workdir / "inputs" / "adapter",
+        workdir / "output" / "model",
+    )
+    if method := stored_quantization(base):
+        raise FailedPrecondition(
+            f"spec.adapter: its base model {base_name} is quantized by {method}; an adapter can only be merged into the"
+            " unquantized model.",
+            reason="BASE_IS_QUANTIZED",
+        )
+    dtype = _storage_type(settings, base)
+    tokenizer = load_tokenizer(base)
+    probes = _encode(tokenizer)
+
+    def step(name: str) -> None:
+        if should_stop():
+            raise StopRequested
+        report.phase(name)
+
+    step("loading")
+    model = PeftModel.from_pretrained(load_model(base, torch.float32, _CPU), adapter)
+    step("probing the unmerged model")
+    before = _probe(model, probes)
+    step("merging")
+    merged = model.merge_and_unload(safe_merge=True)
+    merged.to(dtype).save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    del model, merged
+    step("probing the merged model")
+    difference = _compare(before, _probe(load_model(output, dtype, _CPU).float(), probes))
+    _judge(difference, settings, dtype, report.log)
+    metadata = {"base_model": base_name, "precision": str(dtype).removeprefix("torch."), **asdict(difference)}
+    return RecipeResult(asdict(difference), {"model": OutputArtifact(output, "merged_model", metadata)})
+
+
+def _storage_type(settings: MergeConfig, base: Path) -> torch.dtype:
+    """The asked-for type; for ``auto`` the one that the base model's weights are stored in."""
+    if settings.precision != "auto":
+        return _DTYPES[settings.precision]
+    from transformers import AutoConfig
+
+    stored = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True).dtype
+    return stored if stored in _DTYPES.values() else torch.float32
+
+
+def _encode(tokenizer: Any) -> list[list[int]]:
+    texts = [tokenizer(text)["input_ids"] for text in PROBES]
+    if tokenizer.chat_template:
+        for text in PROBES:
+            rendered = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False)
+            texts.append(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+    return [ids for ids in texts if len(ids) > 1]
+
+
+@torch.no_grad()
+def _probe(model: Any, texts: Sequence[Sequence[int]]) -> _Probe:
+    model.eval()
+    logprobs, top1 = [], []
+    for ids in texts:
+        tokens = torch.tensor([list(ids)])
+        scores = model(input_ids=tokens).logits[0, :-1].float().log_softmax(-1)
+        logprobs.append(scores.gather(-1, tokens[0, 1:, None])[:, 0])
+        top1.append(scores.argmax(-1))
+    return _Probe(torch.cat(logprobs), torch.cat(top1))
+
+
+def _compare(before: _Probe, after: _Probe) -> Difference:
+    apart = (before.logprobs - after.logprobs).abs()
+    return Difference(
+        mean_logprob_difference=apart.mean().item(),
+        max_logprob_difference=apart.max().item(),
+        top1_agreement=(before.top1 == after.top1).float().mean().item(),
+        positions=len(apart),
+    )
+
+
+def _judge(difference: Difference, settings: MergeConfig, dtype: torch.dtype, log: Callable[[str], None]) -> None:
+    limit = settings.max_logprob_difference or _DEFAULT_LIMITS[dtype.itemsize]
+    found = difference.mean_logprob_difference
+    log(
+        f"Merged and unmerged model differ by {found:.2g} nats on average over {difference.positions} positions"
+        f" (limit {limit:g}); most likely token the same at {difference.top1_agreement:.1%}."
+    )
+    if not found <= limit:  # also refuses NaN
+        raise FailedPrecondition(
+            f"The merged model's log-probabilities differ from the unmerged model's by {found:.3g} nats on average, more than"
+            f" max_logprob_difference = {limit:g}; nothing was published. Store it in a wider type (precision: float32) or"
+            " raise the limit.",
+            reason="MERGE_DIFFERS",
+        )
