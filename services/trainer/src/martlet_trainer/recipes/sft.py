@@ -1,0 +1,247 @@
+"""Supervised fine-tuning: the model learns to predict the assistant's tokens of each row."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from martlet_core.errors import FailedPrecondition, InvalidArgument
+from martlet_core.recipe import OutputArtifact, RecipeResult, Report, ShouldStop, StopRequested
+from martlet_trainer.config import TrainingConfig, parse_training_config
+from martlet_trainer.data.encode import EncodedRow, RowEncoder
+from martlet_trainer.data.load import load_rows, split_rows
+from martlet_trainer.data.report import DataReport
+from martlet_trainer.training import launch
+from martlet_trainer.training.checkpoint import TrainingState
+from martlet_trainer.training.devices import Placement, peak_memory_bytes, place, set_threads
+from martlet_trainer.training.loop import LoopInputs, TrainingLoop, count_parameters
+from martlet_trainer.training.models import choose_computation, context_length, load_tokenizer, resolve_max_length
+from martlet_trainer.training.plan import PlanSettings, StepPlan
+from martlet_trainer.training.processes import Processes
+from martlet_trainer.tuners import TUNERS, Tuner, TunerInputs
+from martlet_trainer.tuners.fused_lora import fuse
+
+_THIS = "martlet_trainer.recipes.sft:train"
+
+
+def run(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
+    """Train as the spec says, in as many processes as it says.
+
+    Args:
+        values: the job's spec, see ``TrainingConfig``.
+        workdir: holds ``inputs/base_model``, ``inputs/training_dataset``, perhaps ``inputs/validation_dataset``, ``inputs/adapter`` and
+            ``resume``; gets ``checkpoints`` and ``output``.
+        report: told about phases, metrics and checkpoints.
+        should_stop: looked at before every micro-batch.
+
+    Raises:
+        InvalidArgument: a row or a field that only tokenizer or model could judge.
+        StopRequested: after ``should_stop()``; the last whole step is in a checkpoint.
+    """
+    config = parse_training_config(values)
+    workdir = workdir.resolve()
+    if config.resources.device_count > 1:
+        place(config)  # refuses what can't run before any process is started
+        return launch.run_processes(_THIS, values, workdir, config.resources.device_count, report, should_stop)
+    return train(values, workdir, report, should_stop)
+
+
+def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
+    """The body of ``run``: one process, or one of several alike."""
+    config = parse_training_config(values).resolved()
+    set_threads(config.resources.device_count)
+    placement = place(config, launch.rank())
+    base_model = _required(workdir / "inputs" / "base_model")
+    report.phase("reading data")
+    tokenizer = load_tokenizer(base_model)
+    rows, validation_rows, reports, config = _load_data(config, workdir, tokenizer, base_model, report, should_stop)
+    report.phase("loading model")
+    torch.manual_seed(config.seed)
+    resume = _existing(workdir / "resume")
+    adapter = _existing(workdir / "inputs" / "adapter")
+    tuner = TUNERS[config.tuner.kind](
+        TunerInputs(config, placement, base_model, _base_name(config, adapter), tokenizer, adapter, resume)
+    )
+    if should_stop():
+        raise StopRequested
+    config = _with_device_defaults(config, placement, tuner)
+    dropout = config.tuner.kind != "full" and config.tuner.lora_dropout > 0
+    computation = choose_computation(tuner.model, rows, placement.device, config.data.packing, dropout)
+    fuse(tuner.model)
+    processes = Processes(placement)
+    plan = _plan(config, rows, processes.count)
+    loop = TrainingLoop(
+        LoopInputs(config, tuner, rows, validation_rows, plan, computation, placement, processes, workdir), report, should_stop
+    )
+    torch.manual_seed(config.seed + 1 + processes.rank)  # dropout differs between processes
+    _say_start(report, tuner, plan, placement, resume, computation.isolates_rows)
+    if resume is not None:
+        loop.restore(resume)
+    report.phase("training")
+    state = loop.run()
+    report.phase("saving")
+    if not processes.is_first:
+        return RecipeResult({})
+    return _result(config, tuner, state, reports, workdir, placement)
+
+
+def _load_data(
+    config: TrainingConfig,
+    workdir: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    base_model: Path,
+    report: Report,
+    should_stop: ShouldStop,
+) -> tuple[list[EncodedRow], list[EncodedRow], dict[str, DataReport], TrainingConfig]:
+    """Training rows, validation rows, their reports, and the config with ``max_length`` filled in."""
+
+    def check_stop() -> None:
+        if should_stop():
+            raise StopRequested
+
+    data = config.data
+    max_length = resolve_max_length(data.max_length, context_length(base_model, tokenizer))
+    data = data.model_copy(update={"max_length": max_length})
+    encoder = RowEncoder(
+        tokenizer,
+        max_length=max_length,
+        on_long_rows=data.on_long_rows,
+        assistant_only_loss=data.assistant_only_loss,
+        system=data.system,
+    )
+    source = _required(workdir / "inputs" / "training_dataset")
+    rows, training = load_rows(source, encoder, data.on_bad_rows, "spec.training_dataset", check_stop)
+    reports, validation_rows = {"training_data": training}, list[EncodedRow]()
+    if config.validation_dataset:
+        source = _required(workdir / "inputs" / "validation_dataset")
+        validation_rows, reports["validation_data"] = load_rows(
+            source, encoder, data.on_bad_rows, "spec.validation_dataset", check_stop
+        )
+    elif data.validation_split > 0:
+        rows, validation_rows = _split(rows, data.validation_split, config.seed)
+    for name, found in reports.items():
+        _say_data(report, name, found)
+    if encoder.rows_with_added_eos:
+        report.log(f"the chat template doesn't end a turn; the end-of-sequence token was added to {encoder.rows_with_added_eos} rows")
+    report.partial_result({name: found.to_dict() for name, found in reports.items()})
+    return rows, validation_rows, reports, config.model_copy(update={"data": data})
+
+
+def _split(rows: Sequence[EncodedRow], share: float, seed: int) -> tuple[list[EncodedRow], list[EncodedRow]]:
+    if len(rows) < 2:
+        raise InvalidArgument.field("spec.data.validation_split", "needs at least two usable rows; set it to 0, or bring more rows")
+    return split_rows(rows, share, seed)
+
+
+def _plan(config: TrainingConfig, rows: Sequence[EncodedRow], process_count: int) -> StepPlan:
+    numbers = config.hyperparameters
+    settings = PlanSettings(
+        row_count=len(rows),
+        batch_size=numbers.per_device_batch_size,
+        accumulation=numbers.gradient_accumulation_steps,
+        world_size=process_count,
+        seed=config.seed,
+        pack_length=(config.data.max_length or 0) if config.data.packing else 0,
+    )
+    return StepPlan(settings, [len(row.input_ids) for row in rows], numbers.epoch_count, numbers.max_steps)
+
+
+def _with_device_defaults(config: TrainingConfig, placement: Placement, tuner: Tuner) -> TrainingConfig:
+    """Fill in what depends on the device, and switch gradient checkpointing on if it is wanted."""
+    wanted = config.hyperparameters.gradient_checkpointing
+    if wanted is None:
+        wanted = placement.device.type == "cuda"
+    if wanted:
+        tuner.model.gradient_checkpointing_enable({"use_reentrant": False})
+    filled = {"gradient_checkpointing": wanted, "precision": placement.precision}
+    return config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update=filled)})
+
+
+def _say_data(report: Report, name: str, found: DataReport) -> None:
+    counts = f"{found.rows_read} rows read, {found.rows_used} used, {found.rows_truncated} truncated, {found.rows_refused} refused"
+    report.log(f"{name.replace('_', ' ')}: {counts} (format {found.format}; {found.tokens} tokens, {found.loss_tokens} with loss)")
+    if found.ignored_fields:
+        report.log(f"{name.replace('_', ' ')}: fields that training doesn't use: {', '.join(found.ignored_fields)}", "warn")
+    for issue in found.issues[:5]:
+        report.log(f"{name.replace('_', ' ')}: {issue.describe()}", "warn")
+
+
+def _say_start(
+    report: Report, tuner: Tuner, plan: StepPlan, placement: Placement, resume: Path | None, isolates_rows: bool
+) -> None:
+    trained, total = count_parameters(tuner.model)
+    report.log(
+        f"training {trained:,} of {total:,} parameters for {plan.total_steps} steps on {placement.device.type} in {placement.precision}, "
+        f"{'without padding' if isolates_rows else 'with padded batches'}{', going on from a checkpoint' if resume else ''}"
+    )
+
+
+def _base_name(config: TrainingConfig, adapter: Path | None) -> str:
+    """The base model's name; when going on from an adapter, that of the adapter's own base."""
+    if adapter is None:
+        return config.base_model
+    values = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    return str(values.get("base_model_name_or_path") or config.base_model)
+
+
+def _result(
+    config: TrainingConfig,
+    tuner: Tuner,
+    state: TrainingState,
+    reports: Mapping[str, DataReport],
+    workdir: Path,
+    placement: Placement,
+) -> RecipeResult:
+    """Write the outputs and sum up."""
+    output = workdir / "output"
+    tuner.save_result(output / "model")
+    _write_metrics(state.history, output / "metrics" / "metrics.csv")
+    last = {name: value for name, value in state.history[-1].items() if name in ("loss", "token_accuracy")}
+    metrics = {f"train_{name}": value for name, value in last.items()}
+    if state.best_loss is not None:
+        metrics |= {"best_valid_loss": state.best_loss, "best_step": float(state.best_step)}
+        metrics["valid_loss"] = next(entry["valid_loss"] for entry in reversed(state.history) if "valid_loss" in entry)
+    metrics["steps"] = float(state.step)
+    metrics["tokens_per_second"] = state.trained_tokens / max(state.train_seconds, 1e-9)
+    values = {
+        "trained_tokens": state.trained_tokens,
+        **{name: found.to_dict() for name, found in reports.items()},
+        "metrics": metrics,
+        "resolved_config": config.model_dump(mode="json", exclude_none=True),
+        "peak_memory_bytes": peak_memory_bytes(placement.device),
+        "train_seconds": state.train_seconds,
+    }
+    facts = {**tuner.metadata(), "recipe": "sft", "steps": state.step}
+    return RecipeResult(
+        values,
+        {
+            "model": OutputArtifact(output / "model", tuner.artifact_kind, facts),
+            "metrics": OutputArtifact(output / "metrics", "report", {"content": "metrics by step, CSV"}),
+        },
+    )
+
+
+def _write_metrics(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys(name for entry in history for name in entry))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def _required(path: Path) -> Path:
+    if not path.exists():
+        raise FailedPrecondition(f"the job's input {path.name} is missing", reason="MISSING_INPUT")
+    return path
+
+
+def _existing(path: Path) -> Path | None:
+    """The directory, or None if there is none or it is empty."""
+    return path if path.is_dir() and any(path.iterdir()) else None

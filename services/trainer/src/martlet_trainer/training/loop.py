@@ -1,0 +1,298 @@
+"""The training loop: steps, validation, checkpoints, stopping and going on. It knows nothing of a recipe but its objective."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from martlet_core.errors import FailedPrecondition
+from martlet_core.recipe import Report, ShouldStop, StopRequested
+from martlet_trainer.config import TrainingConfig
+from martlet_trainer.data.encode import EncodedRow
+from martlet_trainer.training.checkpoint import (
+    STATE_DIR,
+    TrainingState,
+    random_states,
+    read_optimizer,
+    read_random_states,
+    read_state,
+    set_random_states,
+    write_checkpoint,
+)
+from martlet_trainer.training.devices import Placement, peak_memory_bytes
+from martlet_trainer.training.models import Computation
+from martlet_trainer.training.optimizers import build_optimizer, build_schedule
+from martlet_trainer.training.plan import StepPlan
+from martlet_trainer.training.processes import Processes
+from martlet_trainer.tuners.base import Tuner
+
+#: Steps whose pace the estimate of the remaining time goes by.
+_PACE_STEPS = 20
+
+
+@dataclass(frozen=True)
+class LoopInputs:
+    """What a training is made of.
+
+    Attributes:
+        config: the resolved config.
+        tuner: the model and its trainable part.
+        rows: training rows.
+        validation_rows: validation rows; empty for none.
+        plan: which rows each step takes.
+        computation: how batches are made, and the objective.
+        placement: device and arithmetic.
+        processes: this process among the training's.
+        workdir: the job's working directory.
+    """
+
+    config: TrainingConfig
+    tuner: Tuner
+    rows: Sequence[EncodedRow]
+    validation_rows: Sequence[EncodedRow]
+    plan: StepPlan
+    computation: Computation
+    placement: Placement
+    processes: Processes
+    workdir: Path
+
+
+class TrainingLoop:
+    """Runs a training from its start, or from a checkpoint, to its end or until it is asked to stop."""
+
+    def __init__(self, inputs: LoopInputs, report: Report, should_stop: ShouldStop) -> None:
+        self._in = inputs
+        self._numbers = inputs.config.hyperparameters
+        self._report = report
+        self._should_stop = should_stop
+        self._trainable = [p for p in inputs.tuner.model.parameters() if p.requires_grad]
+        optimizer = build_optimizer(inputs.tuner.model, self._numbers)
+        self._model, self._optimizer = inputs.processes.prepare(inputs.tuner.model, optimizer)
+        self._schedule = build_schedule(optimizer, self._numbers, inputs.plan.total_steps)
+        self._state = TrainingState(plan=asdict(inputs.plan.settings) | {"total_steps": inputs.plan.total_steps})
+        self._random = random_states(inputs.placement.device)
+        self._last_checkpoint = (0, time.monotonic())  # step, when
+        self._pace: deque[float] = deque(maxlen=_PACE_STEPS)
+        self._best = inputs.workdir / "best" if self._numbers.early_stopping_patience else None
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint. The weights are in the model already.
+
+        Raises:
+            FailedPrecondition: it was taken under other settings, so that "the same steps" has no meaning.
+        """
+        state = read_state(checkpoint)
+        if state.plan != self._state.plan:
+            changed = ", ".join(sorted(key for key in self._state.plan if state.plan.get(key) != self._state.plan[key]))
+            raise FailedPrecondition(f"the checkpoint was taken with other data or settings ({changed})", reason="BAD_CHECKPOINT")
+        saved = read_optimizer(checkpoint)
+        self._optimizer.load_state_dict(saved["optimizer"])
+        self._schedule.load_state_dict(saved["schedule"])
+        self._in.processes.load_scaler_state(saved["scaler"])
+        self._random = read_random_states(checkpoint, self._in.processes.rank)
+        set_random_states(self._random, self._in.placement.device)
+        self._state = state
+        self._last_checkpoint = (state.step, time.monotonic())
+        best = checkpoint / STATE_DIR / "best"
+        if self._best is not None and best.is_dir() and self._in.processes.is_first:
+            shutil.copytree(best, self._best, dirs_exist_ok=True)
+
+    def run(self) -> TrainingState:
+        """Train to the end.
+
+        Raises:
+            StopRequested: ``should_stop()`` was seen; a checkpoint of the last whole step was handed over.
+            FailedPrecondition: the loss is not finite any more.
+        """
+        self._model.train()
+        if self._is_evaluation_due():  # stopped between a step and its validation
+            self._validate()
+        while self._state.step < self._in.plan.total_steps and not self._state.stopped_early:
+            try:
+                self._step()
+                improved = self._validate() if self._is_evaluation_due() else False
+            except StopRequested:
+                self._checkpoint(is_best=False)
+                raise
+            if improved or self._is_checkpoint_due():
+                self._checkpoint(is_best=improved)
+        self._checkpoint(is_best=False)
+        self._load_best()
+        return self._state
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        processes, state = self._in.processes, self._state
+        batches = self._in.plan.rows_of(state.step, processes.rank)
+        targets = self._count_targets(state.step)
+        device = self._in.placement.device
+        loss_sum, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.long, device=device)
+        tokens = rows = 0
+        for index, chosen in enumerate(batches):
+            self._stop_if_asked()
+            # A rank without rows of its own still takes part in the exchange, with a row that weighs nothing.
+            batch = self._in.computation.collate([self._in.rows[i] for i in chosen or [0]], device)
+            weight = processes.count / targets if chosen else 0.0
+            with processes.accumulate(self._model, is_last=index == len(batches) - 1):
+                loss = self._in.computation.objective(self._model, batch)
+                processes.backward(loss.total * weight)
+            if chosen:
+                loss_sum, correct = loss_sum + loss.total.detach(), correct + loss.correct
+                tokens, rows = tokens + batch.token_count, rows + batch.row_count
+        rate = self._optimizer.param_groups[0]["lr"]
+        norm = processes.clip(self._trainable, self._numbers.max_grad_norm)
+        total, right, tokens, rows = processes.sum([loss_sum.item(), correct.item(), tokens, rows])
+        if not math.isfinite(total):
+            advice = "lower hyperparameters.learning_rate, or set hyperparameters.precision to float32"
+            raise FailedPrecondition(f"training diverged: the loss is {total} at step {state.step + 1}; {advice}", reason="DIVERGED")
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - started
+        self._pace.append(seconds)
+        state.step += 1
+        state.trained_tokens += int(tokens)
+        state.train_seconds += seconds
+        self._random = random_states(device)  # the next step, also if it is broken off, begins from here
+        self._record(
+            {
+                "loss": total / targets,
+                "token_accuracy": right / targets,
+                "learning_rate": rate,
+                "grad_norm": norm,
+                "tokens_per_second": tokens / seconds,
+                "samples_per_second": rows / seconds,
+                "epoch": self._in.plan.fraction_of(state.step),
+            }
+        )
+
+    def _record(self, values: dict[str, float]) -> None:
+        """Add a step's numbers to the history, and report them."""
+        memory = self._in.processes.sum([float(peak_memory_bytes(self._in.placement.device))])[0]
+        values = {**values, "peak_memory_bytes": memory}
+        state = self._state
+        state.history.append({"step": state.step, **values})
+        remaining = self._in.plan.total_steps - state.step
+        self._report.metrics(state.step, self._in.plan.total_steps, values, sum(self._pace) / len(self._pace) * remaining)
+
+    def _count_targets(self, step: int) -> int:
+        """Targets of a whole step, over all processes: every process knows all rows, so nobody has to ask."""
+        ranks = range(self._in.processes.count)
+        rows = self._in.rows
+        return sum(rows[i].target_count for rank in ranks for batch in self._in.plan.rows_of(step, rank) for i in batch)
+
+    def _is_evaluation_due(self) -> bool:
+        step, every = self._state.step, self._numbers.eval_steps
+        if not self._in.validation_rows or step == 0 or self._state.evaluated_step >= step:
+            return False
+        if step == self._in.plan.total_steps:
+            return True
+        return step % every == 0 if every else self._in.plan.is_epoch_end(step - 1)
+
+    def _validate(self) -> bool:
+        """Measure the validation loss; True if it is the best so far."""
+        state = self._state
+        loss, accuracy = self._evaluate()
+        improved = state.best_loss is None or loss < state.best_loss
+        state.evaluated_step = state.step
+        state.evals_without_improvement = 0 if improved else state.evals_without_improvement + 1
+        if improved:
+            state.best_loss, state.best_step = loss, state.step
+            self._save_best()
+        values = {"valid_loss": loss, "valid_token_accuracy": accuracy}
+        state.history[-1].update(values)
+        self._report.metrics(state.step, self._in.plan.total_steps, values)
+        patience = self._numbers.early_stopping_patience
+        if patience and state.evals_without_improvement >= patience:
+            state.stopped_early = True
+            self._report.log(f"stopping early: {patience} validations without a loss below {state.best_loss:.4f} (step {state.best_step})")
+        return improved
+
+    def _evaluate(self) -> tuple[float, float]:
+        """Loss and token accuracy over the validation rows, shared out among the processes."""
+        rows, processes, device = self._in.validation_rows, self._in.processes, self._in.placement.device
+        size = self._numbers.per_device_batch_size
+        starts = range(0, len(rows), size * processes.count)
+        total = correct = targets = 0.0
+        self._in.tuner.model.eval()
+        try:
+            for start in starts:
+                self._stop_if_asked()
+                mine = rows[start : start + size * processes.count][processes.rank :: processes.count]
+                if not mine:
+                    continue
+                with processes.computing():
+                    batch = self._in.computation.collate(mine, device)
+                    loss = self._in.computation.objective(self._in.tuner.model, batch)
+                total, correct, targets = total + loss.total.item(), correct + loss.correct.item(), targets + len(batch.targets)
+        finally:
+            self._in.tuner.model.train()
+        total, correct, targets = processes.sum([total, correct, targets])
+        return total / targets, correct / targets
+
+    def _stop_if_asked(self) -> None:
+        if self._in.processes.any(self._should_stop()):
+            self._optimizer.zero_grad(set_to_none=True)
+            raise StopRequested
+
+    def _is_checkpoint_due(self) -> bool:
+        step, when = self._last_checkpoint
+        every = self._in.config.checkpoints
+        by_steps = every.interval_steps is not None and self._state.step - step >= every.interval_steps
+        return self._in.processes.any(by_steps or time.monotonic() - when >= every.interval_seconds)
+
+    def _checkpoint(self, is_best: bool) -> None:
+        """Write the state after the last whole step and hand it over, unless that was done already."""
+        state, processes = self._state, self._in.processes
+        if state.step == self._last_checkpoint[0]:
+            return
+        states = processes.gather(self._random)
+        if processes.is_first:
+            path = write_checkpoint(
+                self._in.workdir / "checkpoints",
+                state=state,
+                save_weights=self._in.tuner.save_weights,
+                optimizer=self._optimizer_state(),
+                random_by_rank=states,
+                best_weights=self._best if self._best is not None and self._best.is_dir() else None,
+            )
+            self._report.checkpoint(path, state.step, _numbers_of(state.history[-1]), is_best)
+        processes.wait()
+        self._last_checkpoint = (state.step, time.monotonic())
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._in.processes.scaler_state(),
+        }
+
+    def _save_best(self) -> None:
+        if self._best is not None and self._in.processes.is_first:
+            shutil.rmtree(self._best, ignore_errors=True)
+            self._in.tuner.save_weights(self._best)
+
+    def _load_best(self) -> None:
+        """With early stopping, the result is the best model seen, not the last one."""
+        if self._best is not None and self._best.is_dir() and self._state.best_step != self._state.step and self._in.processes.is_first:
+            self._in.tuner.load_weights(self._best)
+            self._report.log(f"the result has the weights of step {self._state.best_step}, which had the lowest validation loss")
+
+
+def _numbers_of(entry: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in entry.items() if name != "step"}
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Parameters that are trained, and all of them."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)

@@ -1,0 +1,124 @@
+"""Next-token loss that never holds more than a slice of the logits.
+
+The output head is applied to the positions that predict a target and to nothing else, slice by slice; a slice's gradient is taken at once, so
+no logits are kept for the backward pass and none are computed twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from martlet_trainer.training.batches import Batch
+
+#: Bytes of logits in one slice.
+_SLICE_BYTES = 64 * 1024 * 1024
+#: Config keys of models that change the logits behind the output head.
+_SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier", "dim_model_base")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Loss of a batch: ``total`` is the sum over its targets in nats (with gradient), ``correct`` how many were the likeliest token."""
+
+    total: torch.Tensor
+    correct: torch.Tensor
+
+
+#: Loss of a batch under a model.
+Objective = Callable[[nn.Module, Batch], Loss]
+
+
+class _SlicedCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies. Shapes: hidden (targets, size), weight (vocabulary, size), targets (targets,)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = max(1, _SLICE_BYTES // (4 * weight.shape[0]))
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight) if wants_weight else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        correct = torch.zeros((), dtype=torch.long, device=hidden.device)
+        for start in range(0, len(targets), rows):
+            piece, wanted = hidden[start : start + rows], targets[start : start + rows].unsqueeze(1)
+            logits = functional.linear(piece, weight).float()
+            correct += (logits.argmax(dim=1, keepdim=True) == wanted).sum()
+            normalizer = logits.logsumexp(dim=1, keepdim=True)
+            total += (normalizer - logits.gather(1, wanted)).sum()
+            if grad_hidden is None and grad_weight is None:
+                continue
+            gradient = logits.sub_(normalizer).exp_()
+            gradient.scatter_add_(1, wanted, torch.full_like(gradient[:, :1], -1.0))
+            gradient = gradient.to(weight.dtype)
+            if grad_hidden is not None:
+                torch.mm(gradient, weight, out=grad_hidden[start : start + rows])
+            if grad_weight is not None:
+                grad_weight.addmm_(gradient.t(), piece)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(correct)
+        return total, correct
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scale = grads[0]
+        return (
+            None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype),
+            None if grad_weight is None else grad_weight * scale.to(grad_weight.dtype),
+            None,
+        )
+
+
+class LossHead:
+    """Takes the place of a model's output head during ``__call__`` and computes the loss there instead of logits."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        self._head = head
+
+    @staticmethod
+    def of(model: Any) -> LossHead | None:
+        """A loss head for the model; None if its logits are not simply a linear map of the last hidden state."""
+        head = model.get_output_embeddings()
+        config = model.config.get_text_config()
+        if type(head) is not nn.Linear or head.bias is not None:
+            return None
+        if any(getattr(config, key, None) not in (None, 0, 1, 1.0) for key in _SCALED_LOGITS):
+            return None
+        return LossHead(head) if "logits_to_keep" in inspect.signature(_causal_forward(model)).parameters else None
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        """The objective: loss of a batch made by ``collate_rows``."""
+        found: list[Loss] = []
+
+        def forward(hidden: torch.Tensor) -> torch.Tensor:
+            weight = self._head.weight
+            outputs: Any = _SlicedCrossEntropy.apply(hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype), weight, batch.targets)
+            found.append(Loss(*outputs))
+            return found[0].total.view(1, 1, 1)
+
+        self._head.forward = forward
+        try:
+            model(**batch.inputs, logits_to_keep=batch.positions)
+        finally:
+            del self._head.forward
+        return found[0]
+
+
+def plain_loss(model: nn.Module, batch: Batch) -> Loss:
+    """The objective for any causal model: all logits, then cross-entropy at the targets."""
+    logits = model(**batch.inputs).logits
+    chosen = logits.reshape(-1, logits.shape[-1])[batch.positions].float()
+    total = functional.cross_entropy(chosen, batch.targets, reduction="sum")
+    return Loss(total, (chosen.detach().argmax(dim=1) == batch.targets).sum())
+
+
+def _causal_forward(model: Any) -> Callable[..., Any]:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.forward
