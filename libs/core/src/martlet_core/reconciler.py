@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _PAGE = 200
 _LONGEST_PAUSE_SECONDS = 600.0
+_PROBE_SECONDS = 0.01
+_FOR_EVER_SECONDS = 100 * 365 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,6 @@ class Reconciler:
         self._clock = clock
         self._archived: set[str] = set()
         self._rung: dict[str, _Rung] = {}
-        self._may_need_restore = True
         self._rounds_to_full_scan = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"reconciler-{stage}", daemon=True)
@@ -104,7 +105,7 @@ class Reconciler:
         lease_seconds = 3 * self._options.interval_seconds + 10
         if not self._stores.jobs.acquire_lease(self._lease_name, self._owner, lease_seconds):
             return False
-        self._restore_if_empty()
+        self._restore_if_emptied()
         self._reap()
         self._ring_again()
         self._cancel_abandoned()
@@ -121,19 +122,21 @@ class Reconciler:
                 logger.exception("A round of the %s reconciler failed.", self._stage)
             self._stopped.wait(self._options.interval_seconds)
 
-    def _restore_if_empty(self) -> None:
-        if self._stores.jobs.list(stage=self._stage, page_size=1).jobs:
-            self._may_need_restore = True
+    def _restore_if_emptied(self) -> None:
+        """Rebuild the stage's jobs when the job store lost them. A named lease that never ends is the mark of a store
+        that didn't: it is set once all jobs are back, so a restoration that was cut short is taken up again.
+        """
+        jobs = self._stores.jobs
+        mark = f"restored:{self._stage}"
+        if not jobs.acquire_lease(mark, "probe", _PROBE_SECONDS):
             return
-        if not self._may_need_restore:
-            return
-        stores = self._stores
-        restored = restore_jobs(stores.jobs, stores.objects, stores.artifacts, self._stage)
-        self._may_need_restore = False
+        restored = restore_jobs(jobs, self._stores.objects, self._stores.artifacts, self._stage)
+        jobs.release_lease(mark, "probe")
+        jobs.acquire_lease(mark, "restored", _FOR_EVER_SECONDS)
         if restored:
             self._archived.clear()
             self._rounds_to_full_scan = 0
-            logger.warning("The job store had no %s jobs: restored %d from the object store.", self._stage, restored)
+            logger.warning("The job store was empty: restored %d %s jobs from the object store.", restored, self._stage)
 
     def _reap(self) -> None:
         for job in self._stores.jobs.reap(self._stage):
