@@ -11,6 +11,7 @@ import sys
 
 import uvloop
 from martlet_core import logs
+from martlet_core.api_keys import ApiKeyStore
 from martlet_core.errors import MartletError
 from martlet_core.rpc.context import DEFAULT_TENANT
 from martlet_core.stores import Stores, open_stores
@@ -61,9 +62,10 @@ async def _serve(settings: GatewaySettings) -> None:
 
 def make_first_key(stores: Stores) -> str | None:
     """If there is no API key yet, make one and print it, this once; returns it."""
-    if stores.api_keys.list():
+    keys = ApiKeyStore(stores.objects)
+    if keys.list():
         return None
-    secret, key = stores.api_keys.create(DEFAULT_TENANT, "made at first start")
+    secret, key = keys.create(DEFAULT_TENANT, "made at first start")
     print(f"Made the first API key, for tenant {key.tenant}. It is shown this once:\n\n    {secret}\n", flush=True)
     return secret
 

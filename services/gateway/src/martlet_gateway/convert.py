@@ -1,20 +1,18 @@
-"""OpenAI's fine-tuning objects <-> trainer.v1."""
+"""trainer.v1 -> OpenAI's fine-tuning objects: jobs, events, checkpoints, and their ids."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf.struct_pb2 import Struct
 from martlet.common.v1 import job_pb2
-from martlet.trainer.v1 import training_job_pb2, training_service_pb2
-from martlet_core.errors import FieldViolation, InvalidArgument, MartletError, NotFound, Unimplemented
+from martlet.trainer.v1 import training_job_pb2
+from martlet_core.errors import InvalidArgument, NotFound
 from martlet_core.rpc.status import from_status
 
 from martlet_gateway import proto_json
 from martlet_gateway.file_store import PREFIX as FILE_PREFIX
-from martlet_gateway.schemas import CreateFineTuningJob, DpoHyperparameters, Hyperparameters
+from martlet_gateway.job_request import renamed
 
 JOB_PREFIX = "ftjob-"
 EVENT_PREFIX = "ftevent-"
@@ -47,203 +45,6 @@ METRIC_NAMES = {
     "valid_token_accuracy": "valid_mean_token_accuracy",
 }
 _LEVELS = {job_pb2.EVENT_LEVEL_WARN: "warn", job_pb2.EVENT_LEVEL_ERROR: "error"}
-
-_GROUPS = ("tuner", "hyperparameters", "data", "resources", "checkpoints")
-_WHOLE_KEYS = (*_GROUPS, "recipe", "recipe_options", "display_name")
-_OPENAI_KEYS = {
-    "base_model": "model",
-    "training_dataset": "training_file",
-    "validation_dataset": "validation_file",
-    "suffix": "suffix",
-    "seed": "seed",
-}
-_SPEC = training_job_pb2.TrainingSpec.DESCRIPTOR
-_LEAVES = {leaf.name: group for group in _GROUPS for leaf in _SPEC.fields_by_name[group].message_type.fields}
-_LARGEST_DEVICE_BATCH = 8
-
-
-def job_request(body: CreateFineTuningJob, request_id: str) -> training_service_pb2.CreateTrainingJobRequest:
-    """The trainer's request for a body; its files have been looked up already.
-
-    Raises:
-        InvalidArgument: fields that contradict one another, unknown keys under ``martlet``, wrong types there.
-    """
-    request = training_service_pb2.CreateTrainingJobRequest(request_id=request_id)
-    job = request.training_job
-    spec = job.spec
-    spec.base_model = body.model
-    spec.training_dataset = "artifacts/" + body.training_file.removeprefix(FILE_PREFIX)
-    if body.validation_file:
-        spec.validation_dataset = "artifacts/" + body.validation_file.removeprefix(FILE_PREFIX)
-    if body.suffix:
-        spec.suffix = body.suffix
-    if body.seed is not None:
-        spec.seed = body.seed
-    job.labels.update(body.metadata or {})
-    if body.integrations:
-        raise InvalidArgument.field(
-            "integrations", "is not supported; leave it out. Metrics are in the job's events and its result file."
-        )
-    job.display_name = _extend(spec, body.martlet or {})
-    _method(spec, body)
-    return request
-
-
-def _extend(spec: training_job_pb2.TrainingSpec, extension: Mapping[str, Any]) -> str:
-    """Put the ``martlet`` object into the spec; returns the display name."""
-    display_name = ""
-    groups: dict[str, Any] = {}
-    violations: list[FieldViolation] = []
-    for key, value in extension.items():
-        if key in _OPENAI_KEYS:
-            violations.append(FieldViolation(f"martlet.{key}", f"is OpenAI's `{_OPENAI_KEYS[key]}`; give it there."))
-        elif key in _LEAVES:
-            group = groups.setdefault(_LEAVES[key], {})
-            if not isinstance(group, dict) or key in group:
-                violations.append(
-                    FieldViolation(f"martlet.{key}", f"is given twice: here and in `martlet.{_LEAVES[key]}`.")
-                )
-            else:
-                group[key] = value
-        elif key == "tuner" and isinstance(value, str):
-            groups.setdefault("tuner", {})["kind"] = value
-        elif key in _GROUPS and isinstance(value, Mapping):
-            twice = set(value) & set(groups.get(key, {}))
-            violations += [FieldViolation(f"martlet.{key}.{k}", "is given twice.") for k in sorted(twice)]
-            groups.setdefault(key, {}).update(value)
-        elif key == "display_name" and isinstance(value, str) and len(value) <= 128:
-            display_name = value
-        elif key == "display_name":
-            violations.append(FieldViolation("martlet.display_name", "must be a string of at most 128 characters."))
-        elif key in _WHOLE_KEYS:
-            groups[key] = value
-        else:
-            hint = proto_json.close_hint(key, [*_WHOLE_KEYS, *_LEAVES])
-            violations.append(FieldViolation(f"martlet.{key}", f"is not known.{hint}"))
-    if violations:
-        raise InvalidArgument(
-            "; ".join(f"{v.field}: {v.description}" for v in violations),
-            reason="UNKNOWN_PARAMETER",
-            violations=violations,
-        )
-    proto_json.fill(spec, groups, "martlet")
-    return display_name
-
-
-def _method(spec: training_job_pb2.TrainingSpec, body: CreateFineTuningJob) -> None:
-    method = body.method
-    numbers: Hyperparameters | None = None
-    recipe = "sft"
-    if method is not None:
-        others = {"supervised", "dpo", "reinforcement"} - {method.type}
-        given = [name for name in sorted(others) if getattr(method, name) is not None]
-        if given:
-            raise InvalidArgument.field(f"method.{given[0]}", f"can't be given with method.type `{method.type}`.")
-        if method.type == "reinforcement":
-            raise InvalidArgument.field(
-                "method.type", "reinforcement is not offered by this deployment.", reason="UNSUPPORTED_METHOD"
-            )
-        chosen = method.supervised if method.type == "supervised" else method.dpo
-        numbers = chosen.hyperparameters if chosen is not None else None
-        recipe = {"supervised": "sft", "dpo": "dpo"}[method.type]
-    if body.hyperparameters is not None:
-        if numbers is not None and numbers != body.hyperparameters:
-            raise InvalidArgument.field("hyperparameters", "contradicts `method`; give the numbers there alone.")
-        numbers = body.hyperparameters
-    if spec.recipe and method is not None and spec.recipe != recipe:
-        raise InvalidArgument.field(
-            "martlet.recipe", f"`{spec.recipe}` contradicts method.type `{method.type}`; leave one out."
-        )
-    spec.recipe = spec.recipe or recipe
-    if numbers is not None:
-        _numbers(spec, numbers)
-
-
-def _numbers(spec: training_job_pb2.TrainingSpec, numbers: Hyperparameters) -> None:
-    target = spec.hyperparameters
-    if numbers.n_epochs not in (None, "auto"):
-        _refuse_twice(target, "epoch_count", "n_epochs")
-        target.epoch_count = float(numbers.n_epochs)  # type: ignore[arg-type]
-    if numbers.learning_rate_multiplier not in (None, "auto"):
-        _refuse_twice(target, "learning_rate_multiplier", "learning_rate_multiplier")
-        target.learning_rate_multiplier = float(numbers.learning_rate_multiplier)  # type: ignore[arg-type]
-    if isinstance(numbers.batch_size, int):
-        _refuse_twice(target, "per_device_batch_size", "batch_size")
-        _refuse_twice(target, "gradient_accumulation_steps", "batch_size")
-        _batch_size(spec, numbers.batch_size)
-    if isinstance(numbers, DpoHyperparameters) and numbers.beta not in (None, "auto"):
-        options = Struct()
-        options.update({"beta": numbers.beta})
-        spec.recipe_options.MergeFrom(options)
-
-
-def _batch_size(spec: training_job_pb2.TrainingSpec, batch_size: int) -> None:
-    """OpenAI's batch is one optimizer step; ours is devices x rows a device x accumulation. Large ones are accumulated,
-    to bound memory.
-    """
-    devices = spec.resources.device_count or 1
-    if batch_size % devices:
-        raise InvalidArgument.field(
-            "hyperparameters.batch_size", f"{batch_size} can't be shared evenly by {devices} devices."
-        )
-    rows = batch_size // devices
-    at_once = max(n for n in range(1, min(rows, _LARGEST_DEVICE_BATCH) + 1) if rows % n == 0)
-    spec.hyperparameters.per_device_batch_size = at_once
-    spec.hyperparameters.gradient_accumulation_steps = rows // at_once
-
-
-def _refuse_twice(target: Any, name: str, openai_name: str) -> None:
-    if target.HasField(name):
-        raise InvalidArgument.field(
-            f"martlet.hyperparameters.{name}", f"can't be given together with OpenAI's `{openai_name}`; leave one out."
-        )
-
-
-@contextmanager
-def rest_names(*, openai_numbers: bool = False) -> Iterator[None]:
-    """Errors of the trainer leave the block with the names of fields that a REST client used."""
-    try:
-        yield
-    except MartletError as error:
-        raise _renamed(error, openai_numbers) from error
-
-
-def _renamed(error: MartletError, openai_numbers: bool) -> MartletError:
-    if error.violations:
-        violations = [FieldViolation(rest_name(v.field, openai_numbers), v.description) for v in error.violations]
-        message = error.message
-        for old, new in zip(error.violations, violations, strict=True):
-            message = message.replace(old.field, new.field, 1) if old.field else message
-        error.violations, error.message = tuple(violations), message
-    if isinstance(error, NotFound) and "param" not in error.metadata and not error.violations:
-        error.metadata["param"] = _param_by_reason(error.reason)
-    if isinstance(error, Unimplemented):
-        error.retry_after_seconds = None
-    return error
-
-
-def rest_name(field: str, openai_numbers: bool = False) -> str:
-    """``spec.base_model`` -> ``model``, ``spec.tuner.lora_rank`` -> ``martlet.tuner.lora_rank``."""
-    path = field.removeprefix("training_job.").removeprefix("spec.")
-    if openai_numbers and path in ("hyperparameters.epoch_count", "hyperparameters.learning_rate_multiplier"):
-        return path.replace("epoch_count", "n_epochs")
-    if openai_numbers and path in (
-        "hyperparameters.per_device_batch_size",
-        "hyperparameters.gradient_accumulation_steps",
-    ):
-        return "hyperparameters.batch_size"
-    if path in _OPENAI_KEYS:
-        return _OPENAI_KEYS[path]
-    if path == "labels" or path.startswith("labels."):
-        return path.replace("labels", "metadata", 1)
-    head = path.split(".", 1)[0].split("[", 1)[0]
-    return f"martlet.{path}" if head in _WHOLE_KEYS else path
-
-
-def _param_by_reason(reason: str) -> str:
-    if "DATASET" in reason or "FILE" in reason or "ARTIFACT" in reason:
-        return "training_file"
-    return "model" if "MODEL" in reason else ""
 
 
 def to_job(job: training_job_pb2.TrainingJob, organization: str) -> dict[str, Any]:
@@ -332,7 +133,7 @@ def _openai_numbers(job: training_job_pb2.TrainingJob) -> dict[str, Any]:
 def _job_error(job: training_job_pb2.TrainingJob) -> dict[str, Any] | None:
     if job.state != job_pb2.JOB_STATE_FAILED or not job.HasField("error"):
         return None
-    error = _renamed(from_status(job.error), openai_numbers=False)
+    error = renamed(from_status(job.error), openai_numbers=False)
     param = error.violations[0].field if error.violations else error.metadata.get("param")
     return {"code": error.reason.lower(), "message": error.message, "param": param or None}
 

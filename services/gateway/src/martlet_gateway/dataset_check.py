@@ -98,7 +98,7 @@ async def _check_in_process(path: Path, filename: str) -> DatasetCheck:
     if process.returncode != 0:
         raise Internal(f"The check of `{filename}` ended with code {process.returncode}.")
     fields: dict[str, Any] = json.loads(output)
-    return DatasetCheck(**(fields | {"issues": tuple(fields["issues"])}))
+    return DatasetCheck(fields["format"], fields["rows"], fields["bad_rows"], tuple(fields["issues"]))
 
 
 def _check(path: Path, kind: str) -> DatasetCheck:

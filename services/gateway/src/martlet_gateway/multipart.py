@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from martlet_core.errors import Cancelled, InvalidArgument
 from python_multipart.exceptions import FormParserError
@@ -144,7 +144,7 @@ async def read_form(
 
 
 async def _read_into(
-    request: Request, parser: MultipartParser, parts: _Parts, stream: BinaryIO, limit_bytes: int, remedy: str
+    request: Request, parser: MultipartParser, parts: _Parts, stream: IO[bytes], limit_bytes: int, remedy: str
 ) -> tuple[int, str]:
     size, total = 0, hashlib.sha256()
 

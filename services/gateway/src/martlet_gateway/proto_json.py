@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf import json_format
-from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
@@ -21,6 +21,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 from martlet_core.errors import FieldViolation, InvalidArgument
 from martlet_core.rpc.status import from_status
+
+#: A field's or an enum's descriptor: protobuf's two implementations share no base class.
+Descriptor = Any
 
 _INTEGERS = {
     FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1),
@@ -36,7 +39,8 @@ def to_json(message: Message) -> dict[str, Any]:
     set.
     """
     result: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
+    fields: list[Descriptor] = list(message.DESCRIPTOR.fields)
+    for field in fields:
         if field.has_presence and not message.HasField(field.name):
             continue
         value = getattr(message, field.name)
@@ -54,7 +58,7 @@ def to_json(message: Message) -> dict[str, Any]:
     return result
 
 
-def enum_name(descriptor: EnumDescriptor, number: int) -> str:
+def enum_name(descriptor: Descriptor, number: int) -> str:
     """``JOB_STATE_QUEUED`` -> ``QUEUED``; numbers that aren't known as text."""
     value = descriptor.values_by_number.get(number)
     return str(number) if value is None else value.name.removeprefix(_enum_prefix(descriptor))
@@ -87,7 +91,7 @@ def _fill(message: Message, values: Any, path: str, violations: list[FieldViolat
     if not isinstance(values, Mapping):
         violations.append(FieldViolation(path, f"must be an object; got {_shown(values)}."))
         return
-    fields = message.DESCRIPTOR.fields_by_name
+    fields: Mapping[str, Descriptor] = message.DESCRIPTOR.fields_by_name
     for key, value in values.items():
         where = f"{path}.{key}" if path else str(key)
         field = fields.get(key)
@@ -97,7 +101,7 @@ def _fill(message: Message, values: Any, path: str, violations: list[FieldViolat
             _set(message, field, value, where, violations)
 
 
-def _set(message: Message, field: FieldDescriptor, value: Any, path: str, violations: list[FieldViolation]) -> None:
+def _set(message: Message, field: Descriptor, value: Any, path: str, violations: list[FieldViolation]) -> None:
     target = getattr(message, field.name)
     try:
         if _is_map(field):
@@ -130,7 +134,7 @@ def _set(message: Message, field: FieldDescriptor, value: Any, path: str, violat
         violations.append(FieldViolation(path, f"{error}"))
 
 
-def _scalar(field: FieldDescriptor, value: Any) -> Any:
+def _scalar(field: Descriptor, value: Any) -> Any:
     if field.type == FieldDescriptor.TYPE_STRING:
         _check(isinstance(value, str), "a string", value)
         return value
@@ -151,7 +155,7 @@ def _scalar(field: FieldDescriptor, value: Any) -> Any:
     raise TypeError("can't be set in JSON.")
 
 
-def _enum_number(descriptor: EnumDescriptor, value: Any) -> int:
+def _enum_number(descriptor: Descriptor, value: Any) -> int:
     prefix = _enum_prefix(descriptor)
     names = {v.name.removeprefix(prefix): v.number for v in descriptor.values if v.number}
     word = value.upper().removeprefix(prefix) if isinstance(value, str) else ""
@@ -159,11 +163,11 @@ def _enum_number(descriptor: EnumDescriptor, value: Any) -> int:
     return names[word]
 
 
-def _enum_prefix(descriptor: EnumDescriptor) -> str:
+def _enum_prefix(descriptor: Descriptor) -> str:
     return descriptor.values[0].name.removesuffix("UNSPECIFIED")
 
 
-def _value_to_json(field: FieldDescriptor, value: Any) -> Any:
+def _value_to_json(field: Descriptor, value: Any) -> Any:
     if isinstance(value, Timestamp):
         return value.ToJsonString()
     if isinstance(value, Struct):
@@ -179,7 +183,7 @@ def _value_to_json(field: FieldDescriptor, value: Any) -> Any:
     return value
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def _is_map(field: Descriptor) -> bool:
     return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 

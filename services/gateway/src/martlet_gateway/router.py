@@ -7,8 +7,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import grpc.aio
 from google.protobuf.message import Message
@@ -25,9 +25,12 @@ from martlet_gateway.replicas import ReplicaRegistry, ReplicaView
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: Codes after which another replica may do better. NOT_FOUND: the replica swapped its model since it last reported.
 _TRY_ANOTHER = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "NOT_FOUND"})
 _AVOID_SECONDS = 1.0
+_END: Any = grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue]  # missing in grpc's stubs
 _NOT_LOADED = "MODEL_NOT_LOADED"
 
 
@@ -44,7 +47,7 @@ class ReplicaStream:
 
     async def rest(self) -> AsyncIterator[Any]:
         """The messages behind the first. Errors come as MartletErrors."""
-        call, end = self._call, grpc.aio.EOF
+        call, end = self._call, _END
         try:
             while (message := await call.read()) is not end:
                 yield message
@@ -118,13 +121,58 @@ class Router:
             Unavailable: it isn't loaded and can't be placed now, or every replica failed.
             MartletError: what the replica said.
         """
-        deadline = time.monotonic() + min(
-            wait_seconds or self._placement_timeout_seconds, self._placement_timeout_seconds
-        )
+        metadata = self.metadata(tenant, request_id)
+
+        async def start(view: ReplicaView) -> ReplicaStream:
+            call = getattr(self._channels.stub(view.address).service, method)(
+                request, metadata=metadata, timeout=timeout_seconds
+            )
+            view.outstanding += 1
+            try:
+                first = await call.read()
+                if first is _END:
+                    raise Unavailable(f"The replica at {view.address} answered nothing.", retry_after_seconds=1.0)
+            except BaseException:
+                view.outstanding -= 1
+                call.cancel()
+                raise
+            return ReplicaStream(call, view, first)
+
+        return await self._on_some(model, tenant, request_id, wait_seconds, start)
+
+    async def whole(
+        self,
+        request: inference_pb2.CallOpenAIRequest,
+        *,
+        tenant: str,
+        request_id: str,
+        wait_seconds: float | None = None,
+    ) -> inference_pb2.CallOpenAIResponse:
+        """Make a call that isn't streamed and return its one message; otherwise as ``open``."""
+        metadata = self.metadata(tenant, request_id)
+
+        async def start(view: ReplicaView) -> inference_pb2.CallOpenAIResponse:
+            view.outstanding += 1
+            try:
+                return await self._channels.stub(view.address).whole(request, metadata=metadata)
+            finally:
+                view.outstanding -= 1
+
+        return await self._on_some(request.model, tenant, request_id, wait_seconds, start)
+
+    async def _on_some(
+        self,
+        model: str,
+        tenant: str,
+        request_id: str,
+        wait_seconds: float | None,
+        start: Callable[[ReplicaView], Awaitable[T]],
+    ) -> T:
+        """Start a call on a replica, then on others while the failure is one that another may not have."""
+        deadline = self._deadline(wait_seconds)
         known = self._names.cached(model, tenant) or await self._names.resolve(model, tenant)
         tried: set[str] = set()
         last: MartletError | None = None
-        metadata = self.metadata(tenant, request_id)
         while True:
             candidates = [view for view in self._candidates(known) if view.id not in tried]
             if not candidates:
@@ -134,23 +182,24 @@ class Router:
             for view in candidates:
                 tried.add(view.id)
                 try:
-                    return await self._call(method, request, view, metadata, timeout_seconds)
-                except MartletError as error:
-                    self._metrics.replica_error(error.code)
-                    if error.code not in _TRY_ANOTHER:
-                        raise
-                    log.warning(
-                        "replica failed", extra={"replica": view.id, "code": error.code, "error": error.message}
-                    )
-                    last = error
+                    return await start(view)
+                except grpc.aio.AioRpcError as failure:
+                    error: MartletError = error_from_rpc(failure)
+                except Unavailable as failure:
+                    error = failure
+                self._metrics.replica_error(error.code)
+                if error.code not in _TRY_ANOTHER:
+                    raise error
+                if error.code == "UNAVAILABLE":
+                    view.avoid_until = time.monotonic() + _AVOID_SECONDS
+                log.warning("replica failed", extra={"replica": view.id, "code": error.code, "error": error.message})
+                last = error
 
     async def load(
         self, model: str, *, tenant: str, request_id: str, pin: bool, wait_seconds: float | None
     ) -> inference_pb2.ServedModel:
         """Load a model on a replica on request: an adapter where its base is, a whole model by placement."""
-        deadline = time.monotonic() + min(
-            wait_seconds or self._placement_timeout_seconds, self._placement_timeout_seconds
-        )
+        deadline = self._deadline(wait_seconds)
         known = await self._names.resolve(model, tenant)
         candidates = self._candidates(known)
         view = candidates[0] if candidates else await self._wait_for(known, tenant, request_id, deadline)
@@ -170,6 +219,10 @@ class Router:
             if request.model in v.whole or request.model in v.adapters
         ]
         return [await self._unary(v, method, request, tenant, request_id, timeout_seconds) for v in holders]
+
+    def _deadline(self, wait_seconds: float | None) -> float:
+        longest = self._placement_timeout_seconds
+        return time.monotonic() + (longest if wait_seconds is None else min(wait_seconds, longest))
 
     def _candidates(self, model: PublishedModel) -> list[ReplicaView]:
         """Replicas that can answer at once, best first: those that hold the model, then those that can take the
@@ -191,35 +244,11 @@ class Router:
             ordered.sort(key=lambda v: (v.avoid_until > now, _full(v)))
         return ordered
 
-    async def _call(
-        self,
-        method: str,
-        request: Message,
-        view: ReplicaView,
-        metadata: tuple[tuple[str, str], ...],
-        timeout_seconds: float | None,
-    ) -> ReplicaStream:
-        call = getattr(self._channels.stub(view.address), method)(request, metadata=metadata, timeout=timeout_seconds)
-        view.outstanding += 1
-        try:
-            first = await call.read()
-            if first is grpc.aio.EOF:
-                raise Unavailable(f"The replica at {view.address} answered nothing.", retry_after_seconds=1.0)
-        except BaseException as error:
-            view.outstanding -= 1
-            call.cancel()
-            if not isinstance(error, grpc.aio.AioRpcError):
-                raise
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                view.avoid_until = time.monotonic() + _AVOID_SECONDS
-            raise error_from_rpc(error) from error
-        return ReplicaStream(call, view, first)
-
     async def _unary(
         self, view: ReplicaView, method: str, request: Message, tenant: str, request_id: str, timeout: float
     ) -> Any:
         try:
-            stub = self._channels.stub(view.address)
+            stub = self._channels.stub(view.address).service
             return await getattr(stub, method)(request, metadata=self.metadata(tenant, request_id), timeout=timeout)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error

@@ -77,7 +77,7 @@ class GatewayServer:
         self._channels = InferenceChannels()
         self.context = _assemble(settings, stores, shared, self._channels)
         auth = Authenticator(
-            tenant_finder(stores.api_keys),
+            tenant_finder(ApiKeyStore(stores.objects)),
             internal_token=settings.internal_token,
             cache_seconds=settings.key_cache_seconds,
         )
@@ -91,6 +91,7 @@ class GatewayServer:
             log_config=None,
             server_header=False,
             date_header=False,
+            proxy_headers=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_GRACE_SECONDS,

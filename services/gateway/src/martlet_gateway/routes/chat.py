@@ -97,33 +97,41 @@ class Chat:
         self, request: inference_pb2.CallOpenAIRequest, scope: Scope, send: Send, timing: _Timing
     ) -> None:
         caller = call_context()
+        wait_seconds = _wait_seconds(scope)
         timing.sent = time.perf_counter()
+        if not request.stream:
+            message = await self._router.whole(
+                request, tenant=caller.tenant, request_id=caller.request_id, wait_seconds=wait_seconds
+            )
+            self._answered(timing)
+            await self._whole(message, send, timing)
+            return
         stream = await self._router.open(
             "CallOpenAI",
             request,
             request.model,
             tenant=caller.tenant,
             request_id=caller.request_id,
-            wait_seconds=_wait_seconds(scope),
+            wait_seconds=wait_seconds,
         )
-        timing.answered = time.perf_counter()
-        self._metrics.first_byte_seconds.observe(timing.answered - timing.arrived)
         try:
-            status = stream.first.http_status or 200
-            if request.stream and status < 400:
-                await self._stream(stream, send, timing)
+            self._answered(timing)
+            if stream.first.http_status >= 400:
+                await self._whole(stream.first, send, timing)
             else:
-                await self._whole(stream, send, status, timing)
+                await self._stream(stream, send, timing)
         finally:
             stream.close()
 
-    async def _whole(self, stream: ReplicaStream, send: Send, status: int, timing: _Timing) -> None:
-        body = stream.first.data
-        async for message in stream.rest():
-            body += message.data
-        await send_json(send, status, body, [self._overhead_header(timing)])
+    def _answered(self, timing: _Timing) -> None:
+        timing.answered = time.perf_counter()
+        self._metrics.first_byte_seconds.observe(timing.answered - timing.arrived)
+
+    async def _whole(self, message: inference_pb2.CallOpenAIResponse, send: Send, timing: _Timing) -> None:
+        status = message.http_status or 200
+        await send_json(send, status, message.data, [self._overhead_header(timing)])
         if status == 200:
-            self._count_usage(body)
+            self._count_usage(message.data)
 
     async def _stream(self, stream: ReplicaStream, send: Send, timing: _Timing) -> None:
         last: bytes = stream.first.data

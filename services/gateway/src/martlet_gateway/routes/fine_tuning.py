@@ -12,7 +12,7 @@ from martlet.trainer.v1 import training_job_pb2, training_service_pb2
 from martlet_core.errors import InvalidArgument, MartletError, NotFound
 from starlette.responses import Response, StreamingResponse
 
-from martlet_gateway import convert, idempotency
+from martlet_gateway import convert, idempotency, job_request
 from martlet_gateway.context import Gateway, GatewayContext, Json, in_thread, tenant
 from martlet_gateway.errors import envelope_bytes
 from martlet_gateway.file_store import no_such_file
@@ -35,8 +35,8 @@ async def create_job(body: CreateFineTuningJob, request: Request, gateway: Gatew
         await _check_file(gateway, body.validation_file, "validation_file", rows_may_be_bad)
     raw = await request.body()
     request_id = await idempotency.request_id_for(gateway.retries, request.headers, tenant(), _JOB_ROUTE, raw)
-    message = convert.job_request(body, request_id)
-    with convert.rest_names(openai_numbers=True):
+    message = job_request.build(body, request_id)
+    with job_request.rest_names(openai_numbers=True):
         job = await gateway.trainer.training("CreateTrainingJob", message)
     return _answer(job)
 
