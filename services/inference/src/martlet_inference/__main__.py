@@ -9,6 +9,8 @@ import sys
 
 from martlet_core.errors import MartletError
 from martlet_core.logs import configure
+from martlet_core.settings import PREFIX
+from pydantic import ValidationError
 
 from martlet_inference.replica import Replica
 from martlet_inference.settings import InferenceSettings
@@ -21,7 +23,13 @@ def main() -> int:
     )
     parser.add_argument("command", choices=["serve"], help="serve: answer martlet.inference.v1")
     parser.parse_args()
-    settings = InferenceSettings()  # pyright: ignore[reportCallIssue]  # every field has a default or a variable
+    try:
+        settings = InferenceSettings()  # pyright: ignore[reportCallIssue]  # every field has a default or a variable
+    except ValidationError as exc:
+        for error in exc.errors():
+            name = f"{PREFIX}{'.'.join(map(str, error['loc'])).upper()}"
+            print(f"martlet_inference: {name}: {error['msg']}", file=sys.stderr)
+        return 2
     configure("inference", settings.log_level, settings.log_format)
     try:
         asyncio.run(serve(settings))

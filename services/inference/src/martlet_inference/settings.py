@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from martlet_core.settings import CoreSettings
-from pydantic import Field
+from pydantic import Field, field_validator
+
+#: What vLLM takes as its maximum.
+LORA_RANKS = (0, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class InferenceSettings(CoreSettings):
@@ -41,9 +44,7 @@ class InferenceSettings(CoreSettings):
         30.0, ge=0, description="How long running requests may take to end when the replica is stopped."
     )
     max_requests: int = Field(1024, ge=1, description="Requests in work beyond which more are refused.")
-    max_lora_rank: Literal[0, 8, 16, 32, 64, 128, 256] = Field(
-        64, description="Largest LoRA rank of an adapter; 0: none taken."
-    )
+    max_lora_rank: int = Field(64, description="Largest LoRA rank of an adapter; 0: none taken.")
     max_adapters: int = Field(8, ge=1, description="Adapters held at a time; the one unused for longest makes room.")
     max_model_len: int = Field(2048, ge=64, description="Longest context in tokens: prompt and answer together.")
     dtype: str = Field(
@@ -63,3 +64,10 @@ class InferenceSettings(CoreSettings):
         0.0, ge=0, description="Rate of each stream of the echo engine; 0 sends at once."
     )
     echo_default_tokens: int = Field(16, ge=1, description="Tokens of an echo answer whose request names no maximum.")
+
+    @field_validator("max_lora_rank")
+    @classmethod
+    def _rank_that_vllm_has(cls, rank: int) -> int:
+        if rank not in LORA_RANKS:
+            raise ValueError(f"is {rank}; must be one of {', '.join(map(str, LORA_RANKS))}")
+        return rank
