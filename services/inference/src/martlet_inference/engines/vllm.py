@@ -42,6 +42,8 @@ RESTART_SECONDS = (1.0, 60.0)
 #: Age at which the engine's figures are asked for anew, in seconds.
 LOAD_SECONDS = 1.0
 ADAPTER_TIMEOUT_SECONDS = 120.0
+#: Idle connections are dropped before vLLM does so (after 5 s), or a request may meet one that is just closing.
+KEEP_ALIVE_SECONDS = 2.0
 
 _TOKENS = re.compile(rb"^vllm:(?:prompt|generation)_tokens_total\{[^}]*\} ([0-9.e+-]+)$", re.MULTILINE)
 _METRICS = re.compile(rb"^vllm:(num_requests_waiting|kv_cache_usage_perc)\{[^}]*\} ([0-9.e+-]+)$", re.MULTILINE)
@@ -341,7 +343,7 @@ def parse_metrics(text: bytes) -> EngineLoad:
 def _open_session(socket_path: Path) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         "http://vllm",
-        connector=aiohttp.UnixConnector(str(socket_path), limit=0),
+        connector=aiohttp.UnixConnector(str(socket_path), limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
