@@ -176,6 +176,8 @@ class VllmEngine:
         """
         body = {"lora_name": name, "lora_path": str(directory)}
         status, answer = await self._post("/v1/load_lora_adapter", body)
+        if status >= 500:
+            raise _unavailable(f"The engine did not load {name!r}: {_message(answer)}", "ENGINE_FAILED")
         if status != 200:
             raise FailedPrecondition(
                 f"The engine can't take the adapter {name!r}: {_message(answer)}", reason="ADAPTER_REFUSED"
