@@ -36,10 +36,11 @@ SIXTEEN_MIB = 16 * 2**20
 
 @dataclass
 class Parrot:
-    """A model; ``present`` when it is loaded."""
+    """A model; ``present`` when it is loaded, with a ``base`` when it is an adapter."""
 
     name: str
-    present: bool
+    present: bool = False
+    base: str = ""
     pinned: bool = False
     busy: int = 0
 
@@ -49,7 +50,8 @@ class ForeignInference(api_grpc.InferenceServiceServicer):
 
     def __init__(self, tokens_per_second: float) -> None:
         self.pause = 1.0 / tokens_per_second
-        self.parrots = {name: Parrot(name, name == "parrot-large") for name in ("parrot-large", "parrot-small")}
+        known = (Parrot("parrot-large", True), Parrot("parrot-small"), Parrot("parrot-rude", base="parrot-large"))
+        self.parrots = {parrot.name: parrot for parrot in known}
         self.lock = threading.Lock()
 
     # Answering
@@ -142,6 +144,8 @@ class ForeignInference(api_grpc.InferenceServiceServicer):
         if not name:
             refuse(context, "model", "is empty")
         parrot = self.find(name, context)
+        if parrot.base:
+            parrot.present = True
         if not parrot.present:
             fail(context, code_pb2.NOT_FOUND, "PARROT_AWAY", f"{name} is not loaded.")
         released = threading.Event()
@@ -194,7 +198,9 @@ class ForeignInference(api_grpc.InferenceServiceServicer):
 
     def GetReplicaInfo(self, request: api.GetReplicaInfoRequest, context: grpc.ServicerContext) -> api.ReplicaInfo:
         load = pb.ReplicaLoad(active_requests=sum(p.busy for p in self.parrots.values()), max_requests=24)
-        return api.ReplicaInfo(engine="parrot", engine_version="0.1", ready=True, load=load, device="cpu")
+        return api.ReplicaInfo(
+            engine="parrot", engine_version="0.1", ready=True, load=load, max_lora_rank=1, max_adapters=1, device="cpu"
+        )
 
     def find(self, name: str, context: grpc.ServicerContext, *, must_be_present: bool = False) -> Parrot:
         """The parrot of that name; NOT_FOUND with those whose names are close."""
@@ -217,7 +223,8 @@ class ForeignInference(api_grpc.InferenceServiceServicer):
         parrot = self.parrots[name]
         return pb.ServedModel(
             name=name,
-            kind=pb.MODEL_KIND_WHOLE,
+            kind=pb.MODEL_KIND_ADAPTER if parrot.base else pb.MODEL_KIND_WHOLE,
+            base_model=parrot.base,
             state=pb.MODEL_STATE_READY,
             pinned=parrot.pinned,
             active_requests=parrot.busy,

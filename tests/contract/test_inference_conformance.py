@@ -53,4 +53,6 @@ async def test_foreign_service(
     open_channel: Callable[[str], grpc.aio.Channel],
     try_check: Callable[..., object],
 ) -> None:
-    await try_check(check, InferenceTarget(open_channel(foreign_inference), unload_whole_model=True))  # type: ignore[misc]
+    await try_check(
+        check, InferenceTarget(open_channel(foreign_inference), adapter="parrot-rude", unload_whole_model=True)
+    )  # type: ignore[misc]
