@@ -16,6 +16,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from martlet.trainer.v1 import training_job_pb2, training_service_pb2, training_service_pb2_grpc
 from martlet_core import errors
 from martlet_core.rpc.client import (
     READ_METHODS,
@@ -324,6 +325,35 @@ async def test_nobody_there_is_unavailable() -> None:
         async with translate_errors():
             await Client(channel).call("unary_unary", "x", timeout=5)
     await channel.close()
+
+
+async def test_reads_are_repeated_and_writes_are_not() -> None:
+    calls: dict[str, int] = {"get": 0, "create": 0}
+
+    class Flaky(training_service_pb2_grpc.TrainingServiceServicer):
+        async def GetTrainingJob(self, request, context):
+            calls["get"] += 1
+            if calls["get"] < 3:
+                raise errors.Unavailable("Not now.")
+            return training_job_pb2.TrainingJob(name=request.name)
+
+        async def CreateTrainingJob(self, request, context):
+            calls["create"] += 1
+            raise errors.Unavailable("Not now.")
+
+    name = "martlet.trainer.v1.TrainingService"
+    add = training_service_pb2_grpc.add_TrainingServiceServicer_to_server
+    server = GrpcServer("127.0.0.1:0", [Service(add, Flaky(), name)])
+    channel = open_channel(f"127.0.0.1:{await server.start()}")
+    stub = training_service_pb2_grpc.TrainingServiceStub(channel)
+    answer = await stub.GetTrainingJob(training_service_pb2.GetTrainingJobRequest(name="trainingJobs/x"))
+    assert answer.name == "trainingJobs/x"
+    with pytest.raises(errors.Unavailable):
+        async with translate_errors():
+            await stub.CreateTrainingJob(training_service_pb2.CreateTrainingJobRequest())
+    assert calls == {"get": 3, "create": 1}
+    await channel.close()
+    await server.stop(0)
 
 
 async def test_one_log_line_a_call(caplog: pytest.LogCaptureFixture) -> None:

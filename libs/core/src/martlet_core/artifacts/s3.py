@@ -22,7 +22,6 @@ from typing import BinaryIO, TypeVar, cast
 
 import urllib3
 from minio import Minio
-from minio.commonconfig import CopySource
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from martlet_core.errors import FailedPrecondition, MartletError, NotFound, Unavailable
@@ -229,11 +228,6 @@ class S3ObjectStore:
         with self._errors(prefix):
             found = self._client.list_objects(self.bucket, prefix=prefix, recursive=True, start_after=after or None)
             return [cast(str, item.object_name) for item in islice(found, limit)]
-
-    def copy(self, source: str, target: str) -> None:
-        """Copy inside the store, without the bytes passing through here. NotFound if ``source`` isn't there."""
-        with self._errors(source):
-            self._client.copy_object(self.bucket, target, CopySource(self.bucket, source))
 
     def presign_get(self, key: str, expires_seconds: int) -> str:
         """URL for GETs."""

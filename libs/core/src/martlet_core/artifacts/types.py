@@ -139,10 +139,6 @@ class ObjectStore(Protocol):
         """Keys with a prefix in order, behind ``after``."""
         ...
 
-    def copy(self, source: str, target: str) -> None:
-        """Copy inside the store; NotFound if ``source`` isn't there."""
-        ...
-
     def presign_get(self, key: str, expires_seconds: int) -> str:
         """URL for one GET."""
         ...

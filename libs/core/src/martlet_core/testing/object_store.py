@@ -89,11 +89,6 @@ class MemoryObjectStore:
             keys = sorted(key for key in self._objects if key.startswith(prefix))
         return keys[bisect_right(keys, after) if after else 0 :][:limit]
 
-    def copy(self, source: str, target: str) -> None:
-        data = self.get(source)
-        with self._lock:
-            self._objects[target] = data
-
     def presign_get(self, key: str, expires_seconds: int) -> str:
         return f"memory://{self.bucket}/{key}?method=GET&expires={expires_seconds}"
 

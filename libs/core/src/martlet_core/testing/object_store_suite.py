@@ -91,8 +91,6 @@ class ObjectStoreSuite:
         store.download(prefix + "file", target, size)
         assert target.read_bytes() == data
         assert sorted(p.name for p in tmp_path.iterdir()) == ["source", "target"]  # no temporary file is left
-        store.copy(prefix + "file", prefix + "copy")
-        assert store.size(prefix + "copy") == size
 
     @pytest.mark.parametrize("size", [100, 20 * 1024 * 1024])
     def test_failed_downloads_leave_nothing(self, store: ObjectStore, prefix: str, tmp_path: Path, size: int) -> None:
