@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from martlet_core.artifacts.types import Artifact, PublishedModel
+from martlet_core.errors import NotFound
 from martlet_core.job_handler import FinishedJob, PreparedJob
 from martlet_core.jobs import Job
 from martlet_core.stores import Stores
 
 from martlet_trainer.base_models.catalog import ARTIFACT_PREFIX, Reference
-from martlet_trainer.config import TrainingConfig, parse_merge_config, parse_training_config
-from martlet_trainer.jobs import resolve_adapter, resolve_base_model
+from martlet_trainer.config import parse_merge_config, parse_training_config
+from martlet_trainer.jobs import resolve_adapter, resolve_base_model, resolve_training_base
 from martlet_trainer.naming import MERGE, TRAINING, checkpoint_model_name, fine_tuned_name
 
 
@@ -57,37 +58,56 @@ class TrainingHandler:
     def prepare(self, job: Job) -> PreparedJob:
         """See ``JobHandler.prepare``."""
         config = parse_training_config(job.spec)
-        reference = resolve_base_model(
-            config.base_model, job.tenant, self._stores.artifacts, self._stores.models, self._dirs.roots
-        )
+        base = resolve_training_base(config, job.tenant, self._stores.artifacts, self._stores.models, self._dirs.roots)
         inputs = {"training_dataset": config.training_dataset.removeprefix(ARTIFACT_PREFIX)}
         if config.validation_dataset:
             inputs["validation_dataset"] = config.validation_dataset.removeprefix(ARTIFACT_PREFIX)
-        if reference.kind == "artifact":
-            inputs["base_model"] = reference.value
-        values = {"spec": config.model_dump(mode="json"), "base_model": self._dirs.describe(reference)}
+        if base.adapter is not None:
+            inputs["adapter"] = base.adapter.artifact_id
+        if base.reference.kind == "artifact":
+            inputs["base_model"] = base.reference.value
+        values = {"spec": config.model_dump(mode="json"), "base_model": self._dirs.describe(base.reference)}
         return PreparedJob(values, inputs)
 
     def finish(self, job: Job, values: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> FinishedJob:
         """See ``JobHandler.finish``."""
         result = {
             **values,
-            "fine_tuned_model": _trained_name(job),
+            "fine_tuned_model": self._model(job, artifacts["model"]).name,
             "model_artifact": ARTIFACT_PREFIX + artifacts["model"].id,
         }
         if "metrics" in artifacts:
             result["metrics_artifact"] = ARTIFACT_PREFIX + artifacts["metrics"].id
-        return FinishedJob(result, _trained_model(job, result["fine_tuned_model"], artifacts["model"].id))
+        return FinishedJob(result, self._model(job, artifacts["model"]))
 
     def published_model(self, job: Job) -> PublishedModel | None:
         """See ``JobHandler.published_model``."""
         artifact_id = str(job.result["model_artifact"]).removeprefix(ARTIFACT_PREFIX)
-        return _trained_model(job, str(job.result["fine_tuned_model"]), artifact_id)
+        return self._model(job, self._stores.artifacts.get(artifact_id))
 
     def checkpoint_model(self, job: Job, checkpoint: Mapping[str, Any]) -> PublishedModel | None:
         """See ``JobHandler.checkpoint_model``."""
         name = checkpoint_model_name(job, checkpoint["step"])
-        return _trained_model(job, name, checkpoint["artifact_id"]) if name else None
+        if name is None:
+            return None
+        config = parse_training_config(job.spec)
+        facts: Mapping[str, Any] = {"base_model": config.base_model, "lora_rank": config.tuner.lora_rank}
+        try:
+            base = resolve_training_base(
+                config, job.tenant, self._stores.artifacts, self._stores.models, self._dirs.roots
+            )
+        except NotFound:
+            return None  # what it was trained from was deleted meanwhile: nothing can serve it
+        if base.adapter is not None:
+            facts = {"base_model": base.adapter.base_model, "lora_rank": base.adapter.lora_rank}
+        return _adapter_model(job, name, checkpoint["artifact_id"], facts)
+
+    def _model(self, job: Job, artifact: Artifact) -> PublishedModel:
+        config = parse_training_config(job.spec)
+        name = fine_tuned_name(config.base_model, job.tenant, config.suffix, job.id)
+        if artifact.kind == "adapter":
+            return _adapter_model(job, name, artifact.id, artifact.metadata)
+        return _whole_model(job, name, artifact.id)
 
 
 class MergeHandler:
@@ -122,7 +142,7 @@ class MergeHandler:
         """See ``JobHandler.finish``."""
         artifact = artifacts["model"]
         config = parse_merge_config(job.spec)
-        name = fine_tuned_name(str(artifact.metadata["base_model"]), job.tenant, config.suffix, job.id)
+        name = fine_tuned_name(str(artifact.metadata.get("base_model", "merged")), job.tenant, config.suffix, job.id)
         result = {**values, "merged_model": name, "model_artifact": ARTIFACT_PREFIX + artifact.id}
         return FinishedJob(result, _whole_model(job, name, artifact.id))
 
@@ -136,30 +156,18 @@ class MergeHandler:
         return None
 
 
-def _trained_name(job: Job) -> str:
-    config = parse_training_config(job.spec)
-    return fine_tuned_name(config.base_model, job.tenant, config.suffix, job.id)
-
-
-def _trained_model(job: Job, name: str, artifact_id: str) -> PublishedModel:
-    config = parse_training_config(job.spec)
-    if config.tuner.kind == "full":
-        return _whole_model(job, name, artifact_id)
+def _adapter_model(job: Job, name: str, artifact_id: str, facts: Mapping[str, Any]) -> PublishedModel:
     return PublishedModel(
         name,
         "adapter",
         job.tenant,
         artifact_id,
-        base_model=config.base_model,
-        lora_rank=config.tuner.lora_rank,
+        base_model=str(facts["base_model"]),
+        lora_rank=int(facts["lora_rank"]),
         source_job=job.id,
-        metadata=_adapter_facts(config),
+        # What an engine must know before it tries to load the adapter.
+        metadata={key: facts[key] for key in ("use_dora", "modules_to_save") if key in facts},
     )
-
-
-def _adapter_facts(config: TrainingConfig) -> dict[str, Any]:
-    """What an engine must know before it tries to load the adapter."""
-    return {"use_dora": config.tuner.use_dora, "modules_to_save": list(config.tuner.modules_to_save)}
 
 
 def _whole_model(job: Job, name: str, artifact_id: str) -> PublishedModel:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 
 from martlet_core.artifacts.types import Artifact, ArtifactStore, ModelRegistry, PublishedModel
 from martlet_core.errors import InvalidArgument, NotFound
 
-from martlet_trainer.base_models.catalog import ARTIFACT_PREFIX, Reference, parse_reference
+from martlet_trainer.base_models.catalog import ARTIFACT_PREFIX, FINE_TUNED_PREFIX, Reference, parse_reference
 from martlet_trainer.config import MergeConfig, TrainingConfig
 from martlet_trainer.data.report import DataReport
 from martlet_trainer.data.validate import require_usable, validate_dataset
@@ -50,7 +51,7 @@ class Submissions:
             InvalidArgument: a data set can't be trained on (field, line, remedy), or a reference is of the wrong kind.
             PermissionDenied: a local path outside of what the operator allowed.
         """
-        resolve_base_model(config.base_model, tenant, self._artifacts, self._models, self._model_roots)
+        resolve_training_base(config, tenant, self._artifacts, self._models, self._model_roots)
         self._datasets.check(config.training_dataset, tenant, config.data.on_bad_rows, "spec.training_dataset")
         if config.validation_dataset:
             self._datasets.check(config.validation_dataset, tenant, config.data.on_bad_rows, "spec.validation_dataset")
@@ -106,6 +107,50 @@ class DatasetChecker:
         return report
 
 
+@dataclass(frozen=True)
+class TrainingBase:
+    """What a training starts from.
+
+    Attributes:
+        reference: the whole model.
+        adapter: the adapter on it that the training goes on with; None for a new one.
+    """
+
+    reference: Reference
+    adapter: PublishedModel | None = None
+
+
+def resolve_training_base(
+    config: TrainingConfig,
+    tenant: str,
+    artifacts: ArtifactStore,
+    models: ModelRegistry,
+    model_roots: tuple[Path, ...],
+) -> TrainingBase:
+    """What a training's ``base_model`` stands for now: a whole model, or an adapter and the model underneath it.
+
+    Raises:
+        As ``resolve_base_model``, and InvalidArgument if whole weights are to be trained from an adapter.
+    """
+    name = config.base_model
+    if not _may_be_adapter(name, tenant, artifacts, models):
+        return TrainingBase(resolve_base_model(name, tenant, artifacts, models, model_roots))
+    adapter = resolve_adapter(name, tenant, artifacts, models, field="spec.base_model")
+    if config.tuner.kind == "full":
+        text = f"can't be full on {name}, which is an adapter; merge it first, or train an adapter (lora)"
+        raise InvalidArgument.field("spec.tuner.kind", text)
+    reference = resolve_base_model(adapter.base_model, tenant, artifacts, models, model_roots, field="spec.base_model")
+    return TrainingBase(reference, adapter)
+
+
+def _may_be_adapter(name: str, tenant: str, artifacts: ArtifactStore, models: ModelRegistry) -> bool:
+    if name.startswith(FINE_TUNED_PREFIX):
+        return _get_model(models, name, tenant, "spec.base_model").kind == "adapter"
+    if name.startswith(ARTIFACT_PREFIX):
+        return get_artifact(artifacts, name, tenant, "spec.base_model").kind in ("adapter", "checkpoint")
+    return False
+
+
 def resolve_base_model(
     base_model: str,
     tenant: str,
@@ -126,10 +171,7 @@ def resolve_base_model(
     if reference.kind == "published":
         model = _get_model(models, base_model, tenant, field)
         if model.kind == "adapter":
-            raise InvalidArgument.field(
-                field,
-                f"{base_model} is an adapter; fold it into its base model with a merge job and train on the result",
-            )
+            raise InvalidArgument.field(field, f"{base_model} is an adapter; a whole model is needed here")
         reference = Reference("artifact", model.artifact_id)
     if reference.kind == "artifact":
         artifact = get_artifact(artifacts, ARTIFACT_PREFIX + reference.value, tenant, field)
