@@ -50,7 +50,9 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         ("libs/cli/requirements.txt",), ("libs/core", "libs/cli"), "the martlet command, Valkey, SeaweedFS"
     ),
     "gateway": Environment(
-        ("services/gateway/requirements.{accelerator}.txt",), ("libs/core", "services/gateway"), "gateway"
+        ("services/gateway/requirements.cpu.txt",),  # it computes nothing: the same everywhere
+        ("libs/core", "services/gateway"),
+        "gateway",
     ),
     "trainer": Environment(
         ("services/trainer/requirements.{accelerator}.txt",), ("libs/core", "services/trainer"), "trainer"

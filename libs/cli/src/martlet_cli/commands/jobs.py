@@ -81,7 +81,8 @@ def _show(context: Context, arguments: argparse.Namespace) -> int:
     output.facts(shown)
     if checkpoints:
         output.console.print("\n[bold]checkpoints[/]")
-        output.table(checkpoints, ("step_number", "fine_tuned_model_checkpoint", "metrics"))
+        rows = [checkpoint | checkpoint["metrics"] for checkpoint in checkpoints]
+        output.table(rows, ("step_number", "train_loss", "valid_loss", "fine_tuned_model_checkpoint"))
     if events:
         output.console.print("\n[bold]last events[/]")
         for event in reversed(events):
