@@ -98,7 +98,7 @@ class TrainerDouble(training_service_pb2_grpc.TrainingServiceServicer, merge_ser
         spec = request.training_job.spec
         if spec.base_model not in self.base_models:
             raise NotFound(
-                f"No base model is called {spec.base_model!r}; close: {BASE}.",
+                f"spec.base_model: no model is called {spec.base_model!r}; close: {BASE}.",
                 reason="MODEL_NOT_FOUND",
                 metadata={"close_matches": BASE},
             )

@@ -13,6 +13,7 @@ import openai
 import pytest
 from martlet_core.api_keys import ApiKeyStore
 from martlet_core.artifacts.types import PublishedModel
+from martlet_core.errors import FieldViolation, InvalidArgument
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 
@@ -45,6 +46,20 @@ async def line_812_is_not_json(gateway: Any, file_id: str) -> Any:
     assert made.status == "error"
     assert "line 812" in made.status_details
     return await gateway.openai().fine_tuning.jobs.create(model="smollm2-135m-instruct", training_file=made.id)
+
+
+async def row_without_assistant_turn(gateway: Any, file_id: str) -> Any:
+    """Only the trainer knows what a row must contain; this is how its servicer says it."""
+    field = "spec.training_dataset"
+    violation = FieldViolation(field, "line 2: messages has no assistant turn; add one")
+    gateway.trainer.failures["CreateTrainingJob"] = [
+        InvalidArgument(
+            f"{field}: 1 of 3 rows were refused. First: {violation.description}.",
+            reason="BAD_ROWS",
+            violations=[violation],
+        )
+    ]
+    return await gateway.openai().fine_tuning.jobs.create(model="smollm2-135m-instruct", training_file=file_id)
 
 
 async def nothing_but_garbage(gateway: Any, file_id: str) -> Any:
@@ -181,7 +196,10 @@ async def upload_over_the_limit(gateway: Any, file_id: str) -> Any:
 
 
 CASES: dict[Case, Expected] = {
-    unknown_model: Expected(404, "model_not_found", "model", ("smolm2", "smollm2-135m-instruct")),
+    unknown_model: Expected(404, "model_not_found", "model", ("model: no model", "smolm2", "smollm2-135m-instruct")),
+    row_without_assistant_turn: Expected(
+        400, "invalid_training_file", "training_file", ("training_file: 1 of 3", "line 2")
+    ),
     empty_file: Expected(400, "empty_file", "file", ("train.jsonl", "empty")),
     line_812_is_not_json: Expected(400, "invalid_training_file", "training_file", ("line 812", "skip")),
     nothing_but_garbage: Expected(400, "invalid_file_format", "file", ("line 1", "line 2", "JSON")),

@@ -13,6 +13,8 @@ from martlet.inference.v1 import inference_pb2, inference_service_pb2_grpc
 from martlet.trainer.v1 import merge_service_pb2_grpc, training_service_pb2_grpc
 from martlet_core.rpc.client import call_metadata, error_from_rpc, open_channel, timeout_seconds
 
+_CREATE_SECONDS = 300.0
+
 
 class TrainerClient:
     """The trainer's services. Tenant and request id of a call are those of the request being served.
@@ -43,9 +45,11 @@ class TrainerClient:
 
     async def _call(self, service: str, method: str, request: Message) -> Any:
         metadata = call_metadata(internal_token=self.internal_token)
+        # A new job's data sets are read through before it is accepted; a large one takes its time.
+        limit = max(self._timeout, _CREATE_SECONDS) if method.startswith("Create") else self._timeout
         try:
             return await getattr(self._stubs[service], method)(
-                request, metadata=metadata, timeout=timeout_seconds(self._timeout)
+                request, metadata=metadata, timeout=timeout_seconds(limit)
             )
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error

@@ -8,6 +8,7 @@ from typing import Any
 from martlet.common.v1 import job_pb2
 from martlet.trainer.v1 import training_job_pb2
 from martlet_core.errors import InvalidArgument, NotFound
+from martlet_core.ids import ID_PATTERN
 from martlet_core.rpc.status import from_status
 
 from martlet_gateway import proto_json
@@ -135,7 +136,11 @@ def _job_error(job: training_job_pb2.TrainingJob) -> dict[str, Any] | None:
         return None
     error = renamed(from_status(job.error), openai_numbers=False)
     param = error.violations[0].field if error.violations else error.metadata.get("param")
-    return {"code": error.reason.lower(), "message": error.message, "param": param or None}
+    return {
+        "code": error.metadata.get("code") or error.reason.lower(),
+        "message": error.message,
+        "param": param or None,
+    }
 
 
 def job_id(name: str) -> str:
@@ -146,7 +151,7 @@ def job_id(name: str) -> str:
 def job_name(openai_id: str) -> str:
     """``ftjob-{id}`` -> ``trainingJobs/{id}``. NotFound for anything else."""
     bare = openai_id.removeprefix(JOB_PREFIX)
-    if not openai_id.startswith(JOB_PREFIX) or not bare.isalnum():
+    if not openai_id.startswith(JOB_PREFIX) or not ID_PATTERN.fullmatch(bare):
         raise no_such_job(openai_id)
     return f"trainingJobs/{bare}"
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf.struct_pb2 import Struct
 from martlet.trainer.v1 import training_job_pb2, training_service_pb2
-from martlet_core.errors import FieldViolation, InvalidArgument, MartletError, NotFound, Unimplemented
+from martlet_core.errors import FieldViolation, InvalidArgument, MartletError, NotFound
 
 from martlet_gateway import proto_json
 from martlet_gateway.file_store import PREFIX as FILE_PREFIX
@@ -26,6 +27,11 @@ _OPENAI_KEYS = {
 _SPEC: Any = training_job_pb2.TrainingSpec.DESCRIPTOR
 _LEAVES = {leaf.name: group for group in _GROUPS for leaf in _SPEC.fields_by_name[group].message_type.fields}
 _LARGEST_DEVICE_BATCH = 8
+
+#: A field of the trainer's request, as its messages name it.
+_FIELD = re.compile(r"\bspec\.[a-z_]+(?:\.[a-z_]+)*")
+#: Reasons for which OpenAI has one code: the rows can't be trained on.
+_BAD_DATA = frozenset({"BAD_ROWS", "EMPTY_DATASET", "UNKNOWN_FORMAT"})
 
 
 def build(body: CreateFineTuningJob, request_id: str) -> training_service_pb2.CreateTrainingJobRequest:
@@ -176,16 +182,18 @@ def rest_names(*, openai_numbers: bool = False) -> Iterator[None]:
 
 def renamed(error: MartletError, openai_numbers: bool = False) -> MartletError:
     """The error with its fields as a REST client knows them; changed in place."""
-    if error.violations:
-        violations = [FieldViolation(rest_name(v.field, openai_numbers), v.description) for v in error.violations]
-        message = error.message
-        for old, new in zip(error.violations, violations, strict=True):
-            message = message.replace(old.field, new.field, 1) if old.field else message
-        error.violations, error.message = tuple(violations), message
-    if isinstance(error, NotFound) and "param" not in error.metadata and not error.violations:
-        error.metadata["param"] = _param_by_reason(error.reason)
-    if isinstance(error, Unimplemented):
-        error.retry_after_seconds = None
+    named = _FIELD.search(error.message)
+    error.message = _FIELD.sub(lambda found: rest_name(found[0], openai_numbers), error.message)
+    error.violations = tuple(
+        FieldViolation(rest_name(v.field, openai_numbers), v.description) for v in error.violations
+    )
+    if named is not None and not error.violations:
+        error.metadata.setdefault("param", rest_name(named[0], openai_numbers))
+    param = error.violations[0].field if error.violations else error.metadata.get("param")
+    if error.reason in _BAD_DATA and param in ("training_file", "validation_file"):
+        error.metadata["code"] = f"invalid_{param}"
+    if isinstance(error, NotFound) and param in ("training_file", "validation_file"):
+        error.metadata["code"] = "file_not_found"
     return error
 
 
@@ -205,9 +213,3 @@ def rest_name(field: str, openai_numbers: bool = False) -> str:
         return path.replace("labels", "metadata", 1)
     head = path.split(".", 1)[0].split("[", 1)[0]
     return f"martlet.{path}" if head in _WHOLE_KEYS else path
-
-
-def _param_by_reason(reason: str) -> str:
-    if "DATASET" in reason or "FILE" in reason or "ARTIFACT" in reason:
-        return "training_file"
-    return "model" if "MODEL" in reason else ""

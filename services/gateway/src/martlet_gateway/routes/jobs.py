@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from martlet.common.v1 import job_pb2
 from martlet.trainer.v1 import merge_job_pb2, merge_service_pb2, training_job_pb2, training_service_pb2
 from martlet_core.errors import InvalidArgument, MartletError, NotFound
+from martlet_core.ids import ID_PATTERN
 from starlette.responses import StreamingResponse
 
 from martlet_gateway import idempotency, proto_json
@@ -78,7 +79,7 @@ class JobKind:
         bare = job_id
         for prefix in self.prefixes:
             bare = bare.removeprefix(prefix)
-        if not bare.isalnum():
+        if not ID_PATTERN.fullmatch(bare):
             raise self.no_such_job(job_id)
         return f"{self.collection}/{bare}"
 
