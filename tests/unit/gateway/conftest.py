@@ -98,8 +98,8 @@ class TrainerDouble(training_service_pb2_grpc.TrainingServiceServicer, merge_ser
         spec = request.training_job.spec
         if spec.base_model not in self.base_models:
             raise NotFound(
-                f"spec.base_model: no model is called {spec.base_model!r}; close: {BASE}.",
-                reason="MODEL_NOT_FOUND",
+                f"base_model: {spec.base_model!r} is not a registered base model; did you mean {BASE}?",
+                reason="BASE_MODEL_NOT_FOUND",
                 metadata={"close_matches": BASE},
             )
         if spec.hyperparameters.learning_rate > 10:

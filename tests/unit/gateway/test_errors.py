@@ -196,7 +196,9 @@ async def upload_over_the_limit(gateway: Any, file_id: str) -> Any:
 
 
 CASES: dict[Case, Expected] = {
-    unknown_model: Expected(404, "model_not_found", "model", ("model: no model", "smolm2", "smollm2-135m-instruct")),
+    unknown_model: Expected(
+        404, "model_not_found", "model", ("model: 'smolm2' is not", "did you mean smollm2-135m-instruct")
+    ),
     row_without_assistant_turn: Expected(
         400, "invalid_training_file", "training_file", ("training_file: 1 of 3", "line 2")
     ),

@@ -29,9 +29,9 @@ _LEAVES = {leaf.name: group for group in _GROUPS for leaf in _SPEC.fields_by_nam
 _LARGEST_DEVICE_BATCH = 8
 
 #: A field of the trainer's request, as its messages name it.
-_FIELD = re.compile(r"\bspec\.[a-z_]+(?:\.[a-z_]+)*")
+_FIELD = re.compile(r"\bspec\.[a-z_]+(?:\.[a-z_]+)*|^(?:base_model|training_dataset|validation_dataset)(?=:)")
 #: Reasons for which OpenAI has one code: the rows can't be trained on.
-_BAD_DATA = frozenset({"BAD_ROWS", "EMPTY_DATASET", "UNKNOWN_FORMAT"})
+_BAD_DATA = frozenset({"BAD_ROWS", "EMPTY_DATASET"})
 
 
 def build(body: CreateFineTuningJob, request_id: str) -> training_service_pb2.CreateTrainingJobRequest:
@@ -189,7 +189,11 @@ def renamed(error: MartletError, openai_numbers: bool = False) -> MartletError:
     )
     if named is not None and not error.violations:
         error.metadata.setdefault("param", rest_name(named[0], openai_numbers))
+    if isinstance(error, NotFound) and "MODEL" in error.reason:
+        error.metadata.setdefault("param", "model")
     param = error.violations[0].field if error.violations else error.metadata.get("param")
+    if isinstance(error, NotFound) and param == "model":
+        error.metadata["code"] = "model_not_found"
     if error.reason in _BAD_DATA and param in ("training_file", "validation_file"):
         error.metadata["code"] = f"invalid_{param}"
     if isinstance(error, NotFound) and param in ("training_file", "validation_file"):
