@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from martlet_inference.engines.base import EngineLoad, WholeModel
 from martlet_inference.engines.vllm import parse_metrics
-from martlet_inference.engines.vllm_process import VllmOptions, VllmProcess, command, environment
+from martlet_inference.engines.vllm_process import VllmOptions, VllmProcess, command, environment, spawn
 from martlet_inference.testing import wait_until
 
 CPU = VllmOptions("cpu")
@@ -91,15 +91,7 @@ class Child(VllmProcess):
 
     @classmethod
     async def run(cls, code: str, directory: Path) -> Child:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-uc",
-            code,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
-        return cls(process, directory)
+        return cls(*await spawn([sys.executable, "-uc", code], os.environ), directory)
 
 
 def alive(pid: int) -> bool:
@@ -121,6 +113,19 @@ async def test_stopping_ends_the_whole_group_even_what_ignores_the_request(
     grandchild = int(next(line for line in child.last_lines() if line.isdigit()))
     await child.stop()
     assert not child.running
+    await wait_until(lambda: not alive(grandchild))
+
+
+async def test_its_death_is_noticed_though_its_children_live_and_hold_its_output(tmp_path: Path) -> None:
+    sleep = "import time; time.sleep(60)"
+    code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {sleep!r}]); print(p.pid); p.wait()"
+    child = await Child.run(code, tmp_path / "d")
+    await wait_until(lambda: child.last_lines())
+    grandchild = int(child.last_lines()[0])
+    os.kill(child.pid, signal.SIGKILL)
+    assert await asyncio.wait_for(child.wait(), 5) == -signal.SIGKILL
+    assert alive(grandchild)
+    await child.stop()
     await wait_until(lambda: not alive(grandchild))
 
 

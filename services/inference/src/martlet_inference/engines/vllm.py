@@ -6,6 +6,7 @@ Requests and answers pass as the bytes they are. A request that is given up clos
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import importlib.metadata
 import json
 import logging
@@ -132,7 +133,8 @@ class VllmEngine:
             self._model = None
             self._set_state(EngineState.STOPPED)
             raise
-        self._watch = asyncio.create_task(self._supervise(model), name="vllm-supervision")
+        # In a context of its own: what it logs belongs to no request.
+        self._watch = asyncio.create_task(self._supervise(model), name="vllm", context=contextvars.Context())
 
     async def stop(self) -> None:
         """End the server."""

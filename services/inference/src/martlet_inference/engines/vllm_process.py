@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 import os
@@ -121,14 +122,52 @@ def _computes_in_float32(options: VllmOptions, config: Mapping[str, Any]) -> boo
     return options.device == "cpu" and "quantization_config" not in config
 
 
+@dataclass(frozen=True)
+class Output:
+    """What a process and its children write."""
+
+    reader: asyncio.StreamReader
+    transport: asyncio.BaseTransport
+
+
+async def spawn(command_line: Sequence[str], env: Mapping[str, str]) -> tuple[asyncio.subprocess.Process, Output]:
+    """Start a process in a group of its own, with its output on a pipe of ours.
+
+    With asyncio's own pipe ``wait`` would not end before the pipe is closed, and children that outlive a killed server
+    keep it open: the death would go unnoticed.
+    """
+    loop = asyncio.get_running_loop()
+    read_end, write_end = os.pipe()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command_line,
+            env=env,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=write_end,
+            stderr=write_end,
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(read_end)
+        raise
+    finally:
+        os.close(write_end)
+    reader = asyncio.StreamReader(limit=2**20)
+    pipe = os.fdopen(read_end, "rb", buffering=0)
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    return process, Output(reader, transport)
+
+
 class VllmProcess:
     """A running server. Its processes are one group, which is ended as a whole."""
 
-    def __init__(self, process: asyncio.subprocess.Process, directory: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, output: Output, directory: Path) -> None:
         self._process = process
+        self._output = output
         self._directory = directory
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self._relay = asyncio.create_task(self._relay_output(), name="vllm-output")
+        # In a context of its own: its lines belong to no request.
+        self._relay = asyncio.create_task(self._relay_output(), name="vllm-output", context=contextvars.Context())
 
     @classmethod
     async def start(cls, options: VllmOptions, model: WholeModel) -> VllmProcess:
@@ -138,18 +177,9 @@ class VllmProcess:
         )  # only we may enter it; short, as socket paths must be
         args = command(options, model, directory / "http.sock")
         wrapper = [sys.executable, "-m", "martlet_inference.engines.exec_child", str(os.getpid())]
-        process = await asyncio.create_subprocess_exec(
-            *wrapper,
-            *args,
-            env=environment(options, model, os.environ),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-            limit=2**20,
-        )
+        process, output = await spawn([*wrapper, *args], environment(options, model, os.environ))
         log.info("vllm started", extra={"pid": process.pid, "command": shlex.join(args)})
-        return cls(process, directory)
+        return cls(process, output, directory)
 
     @property
     def pid(self) -> int:
@@ -180,6 +210,7 @@ class VllmProcess:
         await self._process.wait()
         self._relay.cancel()
         await asyncio.gather(self._relay, return_exceptions=True)
+        self._output.transport.close()
         await asyncio.to_thread(shutil.rmtree, self._directory, True)
 
     def last_lines(self) -> Sequence[str]:
@@ -199,10 +230,9 @@ class VllmProcess:
             os.killpg(self._process.pid, number)
 
     async def _relay_output(self) -> None:
-        assert self._process.stdout
         while True:
             try:
-                raw = await self._process.stdout.readline()
+                raw = await self._output.reader.readline()
             except ValueError:  # a line longer than the limit; what was read of it is gone
                 continue
             if not raw:
