@@ -178,7 +178,7 @@ def test_sigstop_longer_than_the_lease(drill: Drill, with_recipe: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_cancel_pause_and_resume_at_any_moment(drill: Drill, seed: int) -> None:
     """Random wishes in random order. Slow: each seed is some seconds of a user who can't make up his mind."""
     dice = random.Random(seed)
@@ -203,14 +203,13 @@ def test_cancel_pause_and_resume_at_any_moment(drill: Drill, seed: int) -> None:
     assert made == list(range(1, 201)), "a pause lost or repeated steps"
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_cancel_at_any_moment(drill: Drill, seed: int) -> None:
-    dice = random.Random(seed)
+def test_cancel_at_any_moment(drill: Drill) -> None:
+    dice = random.Random(0)
     worker = drill.start_worker(lease_seconds=1.5)
     drill.await_end(drill.submit(steps=1))
-    job_id = drill.submit(steps=100_000)
-    time.sleep(dice.uniform(0.0, 1.0))  # the moment is the point of the drill
-    asyncio.run(drill.service.cancel(TENANT, job_id, kind=KIND))
-    job = drill.await_end(job_id)
-    assert job.state is JobState.CANCELLED
-    drill.wait_until(lambda: not worker.recipes(), "the recipe to be gone")
+    for _ in range(4):
+        job_id = drill.submit(steps=100_000, checkpoint_every=100)
+        time.sleep(dice.uniform(0.0, 0.8))  # the moment is the point of the drill
+        asyncio.run(drill.service.cancel(TENANT, job_id, kind=KIND))
+        assert drill.await_end(job_id).state is JobState.CANCELLED
+        drill.wait_until(lambda: not worker.recipes(), "the recipe to be gone")

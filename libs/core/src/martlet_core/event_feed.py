@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from martlet_core.errors import MartletError, Unavailable
 from martlet_core.job_archive import EventLog
@@ -39,7 +39,7 @@ class EventFeed:
         self._topics: dict[_Place, _Topic] = {}
         self._poller: asyncio.Task[None] | None = None
 
-    async def watch(self, job_id: str, *, after: str = "") -> AsyncIterator[JobEvent]:
+    async def watch(self, job_id: str, *, after: str = "") -> AsyncGenerator[JobEvent]:
         """Events behind a cursor as they come; ends after the event of the final state, or at once when that was seen.
 
         Raises:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
-from martlet_core.artifacts.types import ArtifactStore, ObjectStore
+from martlet_core.artifacts.types import Artifact, ArtifactStore, ObjectStore
 from martlet_core.errors import NotFound
 from martlet_core.jobs import Job, JobEvent, JobState, JobStore
 
@@ -67,10 +67,11 @@ def restore_jobs(jobs: JobStore, objects: ObjectStore, artifacts: ArtifactStore,
     an attempt that no artifact bears yet, so that they go on where they were.
     """
     restored = 0
+    checkpoints = _Checkpoints(artifacts)
     for job_id in _job_ids(objects):
         job = _read_job(objects, job_id)
         if job is not None and job.stage == stage:
-            restored += jobs.restore(job if job.state.is_final else _to_queue_again(job, artifacts))
+            restored += jobs.restore(job if job.state.is_final else _to_queue_again(job, checkpoints.of(job)))
     return restored
 
 
@@ -128,15 +129,34 @@ def _read_job(objects: ObjectStore, job_id: str) -> Job | None:
     return None  # events without a spec: nothing to go by
 
 
-def _to_queue_again(job: Job, artifacts: ArtifactStore) -> Job:
-    found = []
-    token = ""
-    while True:
-        page = artifacts.list(tenant=job.tenant, kind="checkpoint", page_size=_PAGE, page_token=token)
-        found += [artifact for artifact in page.artifacts if artifact.source_job == job.id]
-        token = page.next_page_token
-        if not token:
-            break
+class _Checkpoints:
+    """Checkpoint artifacts by job; each tenant's are listed once."""
+
+    def __init__(self, artifacts: ArtifactStore) -> None:
+        self._artifacts = artifacts
+        self._by_tenant: dict[str, dict[str, list[Artifact]]] = {}
+
+    def of(self, job: Job) -> list[Artifact]:
+        """The checkpoints of a job, by step."""
+        if job.tenant not in self._by_tenant:
+            self._by_tenant[job.tenant] = self._list(job.tenant)
+        found = self._by_tenant[job.tenant].get(job.id, [])
+        return sorted(found, key=lambda artifact: (artifact.metadata["step"], artifact.create_time))
+
+    def _list(self, tenant: str) -> dict[str, list[Artifact]]:
+        by_job: dict[str, list[Artifact]] = {}
+        token = ""
+        while True:
+            page = self._artifacts.list(tenant=tenant, kind="checkpoint", page_size=_PAGE, page_token=token)
+            for artifact in page.artifacts:
+                if artifact.source_job:
+                    by_job.setdefault(artifact.source_job, []).append(artifact)
+            token = page.next_page_token
+            if not token:
+                return by_job
+
+
+def _to_queue_again(job: Job, checkpoints: Sequence[Artifact]) -> Job:
     entries = [
         {
             "artifact_id": artifact.id,
@@ -145,11 +165,10 @@ def _to_queue_again(job: Job, artifacts: ArtifactStore) -> Job:
             "metrics": artifact.metadata.get("metrics", {}),
             "is_best": artifact.metadata.get("is_best", False),
         }
-        for artifact in sorted(found, key=lambda artifact: (artifact.metadata["step"], artifact.create_time))
+        for artifact in checkpoints
     ]
-    attempts = [artifact.metadata["attempt"] for artifact in found]
     # One more than any artifact shows: an attempt may have been lost before its first checkpoint.
-    attempt = max([job.attempt, *attempts]) + 1
+    attempt = max([job.attempt, *(artifact.metadata["attempt"] for artifact in checkpoints)]) + 1
     return replace(
         job,
         state=JobState.QUEUED,

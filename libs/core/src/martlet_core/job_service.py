@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -155,11 +156,12 @@ class JobService:
         events = await _in_thread(lambda: self._log.page(job, page_token, size))
         return events, events[-1].cursor if len(events) == size else ""
 
-    async def watch(self, tenant: str, job_id: str, *, kind: str, after: str = "") -> AsyncIterator[JobEvent]:
+    async def watch(self, tenant: str, job_id: str, *, kind: str, after: str = "") -> AsyncGenerator[JobEvent]:
         """Events behind a cursor as they come; ends after the event of the final state."""
         await self.get(tenant, job_id, kind=kind)
-        async for event in self._feed.watch(job_id, after=after):
-            yield event
+        async with aclosing(self._feed.watch(job_id, after=after)) as events:
+            async for event in events:
+                yield event
 
     async def checkpoints(
         self, tenant: str, job_id: str, *, kind: str, page_size: int = 0, page_token: str = ""

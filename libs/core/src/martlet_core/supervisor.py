@@ -156,7 +156,8 @@ class JobRun:
         self._outbox.progress(phase="starting")
         exit_, stopped_by_us = self._run_child(self._checkpoints)
         if not self._checkpoints.drain(give_up=self._must_stop_uploading):
-            self._outbox.log("The last checkpoint could not be stored in time.", level="warn")
+            if self._reason() in (StopReason.PAUSE, StopReason.SHUTDOWN):
+                self._outbox.log("The last checkpoint could not be stored in time.", level="warn")
             return _Outcome()
         return self._judge(exit_, stopped_by_us)
 

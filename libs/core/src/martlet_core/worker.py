@@ -24,6 +24,7 @@ from martlet_core.errors import MartletError, NotFound, Unimplemented
 from martlet_core.job_bus import Bell, run_celery_worker
 from martlet_core.job_handler import FinishedJob, JobHandler, PreparedJob
 from martlet_core.jobs import Claim, Job, JobState
+from martlet_core.logs import job_context
 from martlet_core.stores import Stores
 from martlet_core.supervisor import JobRun
 
@@ -111,6 +112,8 @@ class Worker:
                 claim = self._claim_next()
         except MartletError as error:
             logger.warning("No job could be claimed: %s", error)
+        except Exception:  # the lease of a job that was left lapses; this worker must stay to hear the next bell
+            logger.exception("A job was left.")
 
     def _claim(self, job_id: str) -> Claim | None:
         if self._shutdown.is_set():
@@ -129,7 +132,7 @@ class Worker:
     def _carry_out(self, claim: Claim) -> None:
         job = claim.job
         logger.info("Attempt %s at %s job %s begins.", claim.token, job.kind, job.id)
-        with _scratch(self._options.work_dir, f"{job.id}-{claim.token}") as workdir:
+        with job_context(job.id), _scratch(self._options.work_dir, f"{job.id}-{claim.token}") as workdir:
             self._run = JobRun(
                 self._stores,
                 self._handler(claim),

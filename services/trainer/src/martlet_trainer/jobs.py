@@ -99,7 +99,8 @@ class DatasetChecker:
             try:
                 report = validate_dataset(path)
             except InvalidArgument as error:
-                raise InvalidArgument.field(field, error.message, reason=error.reason) from error
+                description = error.violations[0].description if error.violations else error.message
+                raise InvalidArgument.field(field, description, reason=error.reason) from error
         with self._lock:
             self._reports[artifact.id] = report
             while len(self._reports) > _REPORTS_KEPT:
