@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import os
+import random
 import platform
 import shutil
 import socket
@@ -31,7 +32,9 @@ from martlet_core.errors import FailedPrecondition, Unavailable
 
 _POLL_SECONDS = 0.05
 _SEAWEEDFS_PORTS = ("master", "volume", "filer")
-_GRPC_OFFSET = 10_000  # SeaweedFS takes port + 10000 for gRPC
+_GRPC_OFFSET = 10_000
+_LOWEST_PORT = 10_240
+_FIRST_EPHEMERAL_PORT = 32_768  # SeaweedFS takes port + 10000 for gRPC
 
 
 @dataclass(frozen=True)
@@ -219,15 +222,14 @@ def seaweedfs_binary() -> Path:
 
 
 def free_port(*, with_grpc_offset: bool = False) -> int:
-    """A TCP port of 127.0.0.1 that is free now; with ``with_grpc_offset``, port + 10000 is free too."""
+    """A TCP port of 127.0.0.1 that is free now; with ``with_grpc_offset``, port + 10000 is free too.
+
+    It lies below the ports that Linux gives to outgoing connections: one of those could take it before the server does.
+    """
+    highest = _FIRST_EPHEMERAL_PORT - (_GRPC_OFFSET if with_grpc_offset else 0)
     for _ in range(200):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if not with_grpc_offset or (port + _GRPC_OFFSET <= 65535 and is_free(port + _GRPC_OFFSET)):
-            return port
-        port -= _GRPC_OFFSET  # the system hands out high ports; look below them
-        if port > 1024 and is_free(port):
+        port = random.randrange(_LOWEST_PORT, highest)
+        if is_free(port) and (not with_grpc_offset or is_free(port + _GRPC_OFFSET)):
             return port
     raise Unavailable("No free TCP port found on 127.0.0.1.")
 
