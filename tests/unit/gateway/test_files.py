@@ -70,7 +70,7 @@ async def test_bad_rows_are_named_and_the_rest_is_kept(gateway: Any, tools: Any)
     made = await gateway.openai().files.create(file=("a.jsonl", data), purpose="fine-tune")
     assert made.status == "error"
     assert "2 of 4 rows" in made.status_details
-    assert "line 2: not valid JSON" in made.status_details
+    assert "line 2: not valid JSON (" in made.status_details
     assert "line 3" in made.status_details
     job = await gateway.openai().fine_tuning.jobs.create(
         model=tools.base, training_file=made.id, extra_body={"martlet": {"data": {"on_bad_rows": "skip"}}}

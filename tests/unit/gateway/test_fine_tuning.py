@@ -297,3 +297,32 @@ async def test_trainer_that_is_away_is_a_503(gateway: Any, client: Any) -> None:
     with pytest.raises(openai.InternalServerError) as caught:
         await client.fine_tuning.jobs.list()
     assert caught.value.status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("refused", "fields", "param"),
+    [
+        ("spec.recipe", {"method": {"type": "dpo"}}, "method.type"),
+        ("spec.recipe", {"extra_body": {"martlet": {"recipe": "grpo"}}}, "martlet.recipe"),
+        ("spec.hyperparameters.epoch_count", {"hyperparameters": {"n_epochs": 3}}, "hyperparameters.n_epochs"),
+        (
+            "spec.hyperparameters.per_device_batch_size",
+            {"method": {"type": "supervised", "supervised": {"hyperparameters": {"batch_size": 3}}}},
+            "method.supervised.hyperparameters.batch_size",
+        ),
+        (
+            "spec.hyperparameters.epoch_count",
+            {"extra_body": {"martlet": {"epoch_count": 3}}},
+            "martlet.hyperparameters.epoch_count",
+        ),
+        ("spec.suffix", {"suffix": "x"}, "suffix"),
+    ],
+)
+async def test_what_the_trainer_refuses_is_named_as_it_was_given(
+    gateway: Any, client: Any, tools: Any, refused: str, fields: dict[str, Any], param: str
+) -> None:
+    gateway.trainer.failures["CreateTrainingJob"] = [InvalidArgument.field(refused, "is not what it should be")]
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.fine_tuning.jobs.create(model=tools.base, training_file=await gateway.upload(), **fields)
+    assert caught.value.param == param
+    assert f"{param}: is not what it should be" in caught.value.message

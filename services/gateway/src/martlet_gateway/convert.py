@@ -93,7 +93,7 @@ def _extension(job: training_job_pb2.TrainingJob) -> dict[str, Any]:
         "state": proto_json.enum_name(job_pb2.JobState.DESCRIPTOR, job.state),
         "attempt": job.attempt,
         "recipe": spec.recipe or "sft",
-        "tuner": proto_json.to_json(spec.tuner),
+        "tuner": {"kind": "lora"} | {k: v for k, v in proto_json.to_json(spec.tuner).items() if v not in ("", [])},
         "progress": progress,
         "queue_position": job.progress.queue_position or None,
         "eta_seconds": progress.get("eta_seconds"),
@@ -134,7 +134,7 @@ def _openai_numbers(job: training_job_pb2.TrainingJob) -> dict[str, Any]:
 def _job_error(job: training_job_pb2.TrainingJob) -> dict[str, Any] | None:
     if job.state != job_pb2.JOB_STATE_FAILED or not job.HasField("error"):
         return None
-    error = renamed(from_status(job.error), openai_numbers=False)
+    error = renamed(from_status(job.error))
     param = error.violations[0].field if error.violations else error.metadata.get("param")
     return {
         "code": error.metadata.get("code") or error.reason.lower(),

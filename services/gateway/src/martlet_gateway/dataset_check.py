@@ -127,7 +127,7 @@ def _row_fault(line: bytes) -> str | None:
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return f"not valid JSON ({error}); each line must be one JSON object"
+        return f"not valid JSON ({error.msg} at column {error.colno}); each line must be one JSON object"
     return (
         None
         if isinstance(row, dict)

@@ -172,23 +172,41 @@ def _refuse_twice(target: Any, name: str, openai_name: str) -> None:
 
 
 @contextmanager
-def rest_names(*, openai_numbers: bool = False) -> Iterator[None]:
-    """Errors of the trainer leave the block with the names of fields that a REST client used."""
+def rest_names(body: CreateFineTuningJob) -> Iterator[None]:
+    """Errors of the trainer leave the block with the names of fields that the body used."""
+    names = dict(_OPENAI_KEYS)
+    numbers = "hyperparameters"
+    if body.method is not None:
+        numbers = f"method.{body.method.type}.hyperparameters"
+        names["recipe"] = "method.type"
+    if body.hyperparameters is not None or body.method is not None:
+        names["hyperparameters.epoch_count"] = f"{numbers}.n_epochs"
+        names["hyperparameters.learning_rate_multiplier"] = f"{numbers}.learning_rate_multiplier"
+        names["hyperparameters.per_device_batch_size"] = f"{numbers}.batch_size"
+        names["hyperparameters.gradient_accumulation_steps"] = f"{numbers}.batch_size"
+    for key in _chosen_keys(body.martlet or {}):  # what was given under `martlet` is called so
+        if key not in _OPENAI_KEYS:
+            names.pop(key, None)
     try:
         yield
     except MartletError as error:
-        raise renamed(error, openai_numbers) from error
+        raise renamed(error, names) from error
 
 
-def renamed(error: MartletError, openai_numbers: bool = False) -> MartletError:
+def _chosen_keys(extension: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in extension.items():
+        yield f"{_LEAVES[key]}.{key}" if key in _LEAVES else key
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{inner}" for inner in value)
+
+
+def renamed(error: MartletError, names: Mapping[str, str] = _OPENAI_KEYS) -> MartletError:
     """The error with its fields as a REST client knows them; changed in place."""
     named = _FIELD.search(error.message)
-    error.message = _FIELD.sub(lambda found: rest_name(found[0], openai_numbers), error.message)
-    error.violations = tuple(
-        FieldViolation(rest_name(v.field, openai_numbers), v.description) for v in error.violations
-    )
+    error.message = _FIELD.sub(lambda found: rest_name(found[0], names), error.message)
+    error.violations = tuple(FieldViolation(rest_name(v.field, names), v.description) for v in error.violations)
     if named is not None and not error.violations:
-        error.metadata.setdefault("param", rest_name(named[0], openai_numbers))
+        error.metadata.setdefault("param", rest_name(named[0], names))
     if isinstance(error, NotFound) and "MODEL" in error.reason:
         error.metadata.setdefault("param", "model")
     param = error.violations[0].field if error.violations else error.metadata.get("param")
@@ -201,19 +219,12 @@ def renamed(error: MartletError, openai_numbers: bool = False) -> MartletError:
     return error
 
 
-def rest_name(field: str, openai_numbers: bool = False) -> str:
+def rest_name(field: str, names: Mapping[str, str] = _OPENAI_KEYS) -> str:
     """``spec.base_model`` -> ``model``, ``spec.tuner.lora_rank`` -> ``martlet.tuner.lora_rank``."""
     path = field.removeprefix("training_job.").removeprefix("spec.")
-    if openai_numbers and path in ("hyperparameters.epoch_count", "hyperparameters.learning_rate_multiplier"):
-        return path.replace("epoch_count", "n_epochs")
-    if openai_numbers and path in (
-        "hyperparameters.per_device_batch_size",
-        "hyperparameters.gradient_accumulation_steps",
-    ):
-        return "hyperparameters.batch_size"
-    if path in _OPENAI_KEYS:
-        return _OPENAI_KEYS[path]
-    if path == "labels" or path.startswith("labels."):
+    if path in names:
+        return names[path]
+    if path == "labels" or path.startswith("labels"):
         return path.replace("labels", "metadata", 1)
     head = path.split(".", 1)[0].split("[", 1)[0]
     return f"martlet.{path}" if head in _WHOLE_KEYS else path

@@ -188,6 +188,8 @@ class Router:
                 except Unavailable as failure:
                     error = failure
                 self._metrics.replica_error(error.code)
+                if error.code == "NOT_FOUND":
+                    error.metadata.setdefault("param", "model")
                 if error.code not in _TRY_ANOTHER:
                     raise error
                 if error.code == "UNAVAILABLE":
@@ -310,6 +312,8 @@ class Router:
                     request = inference_service_pb2.LoadModelRequest(model=name)
                     await self._unary(view, "LoadModel", request, tenant, request_id, self._placement_timeout_seconds)
                 except MartletError as error:
+                    if error.code == "NOT_FOUND":
+                        error.metadata.setdefault("param", "model")
                     if error.code not in _TRY_ANOTHER:
                         raise
                     last = error

@@ -100,7 +100,9 @@ class CreateFineTuningJob(Body):
     model: str = Field(min_length=1, description="Base model by name, hub id, `artifacts/{id}`, or a fine-tuned model.")
     training_file: str = Field(description="`file-...` of rows to train on.")
     validation_file: str | None = Field(None, description="`file-...` of rows to validate on.")
-    hyperparameters: Hyperparameters | None = Field(None, deprecated=True, description="Use `method`.")
+    hyperparameters: Hyperparameters | None = Field(
+        None, description="Use `method`.", json_schema_extra={"deprecated": True}
+    )
     method: Method | None = None
     suffix: Annotated[str, Field(pattern=SUFFIX_PATTERN)] | None = Field(
         None, description="Part of the fine-tuned model's name: 1 to 64 of A-Z a-z 0-9 . _ -"

@@ -36,7 +36,7 @@ async def create_job(body: CreateFineTuningJob, request: Request, gateway: Gatew
     raw = await request.body()
     request_id = await idempotency.request_id_for(gateway.retries, request.headers, tenant(), _JOB_ROUTE, raw)
     message = job_request.build(body, request_id)
-    with job_request.rest_names(openai_numbers=True):
+    with job_request.rest_names(body):
         job = await gateway.trainer.training("CreateTrainingJob", message)
     return _answer(job)
 
