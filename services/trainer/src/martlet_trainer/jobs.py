@@ -1,14 +1,17 @@
 """What is checked before a job may cost anyone a GPU second: names resolve, data sets exist, belong to the caller and
 can be read.
 
-Everything here blocks (object store, rows of a data set); the servicer calls it in a thread. Imports no ML library.
+Reading a data set may take long, so checks have threads of their own: other calls go on meanwhile. Imports no ML library.
 """
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from martlet_trainer.data.validate import require_usable, validate_dataset
 #: Artifact kinds that hold a whole model.
 WHOLE_MODELS = ("model", "merged_model", "quantized_model")
 _REPORTS_KEPT = 256
+_CHECKS_AT_A_TIME = 4
 
 
 class Submissions:
@@ -42,8 +46,9 @@ class Submissions:
         self._models = models
         self._model_roots = model_roots
         self._datasets = DatasetChecker(artifacts, scratch_dir)
+        self._threads = ThreadPoolExecutor(_CHECKS_AT_A_TIME, thread_name_prefix="submission")
 
-    def check_training(self, tenant: str, config: TrainingConfig) -> None:
+    async def check_training(self, tenant: str, config: TrainingConfig) -> None:
         """Refuse a training that can't work.
 
         Raises:
@@ -51,17 +56,26 @@ class Submissions:
             InvalidArgument: a data set can't be trained on (field, line, remedy), or a reference is of the wrong kind.
             PermissionDenied: a local path outside of what the operator allowed.
         """
+        await self._in_thread(lambda: self._check_training(tenant, config))
+
+    async def check_merge(self, tenant: str, config: MergeConfig) -> None:
+        """Refuse a merge that can't work; see ``check_training``."""
+        await self._in_thread(lambda: self._check_merge(tenant, config))
+
+    def _check_training(self, tenant: str, config: TrainingConfig) -> None:
         resolve_training_base(config, tenant, self._artifacts, self._models, self._model_roots)
         self._datasets.check(config.training_dataset, tenant, config.data.on_bad_rows, "spec.training_dataset")
         if config.validation_dataset:
             self._datasets.check(config.validation_dataset, tenant, config.data.on_bad_rows, "spec.validation_dataset")
 
-    def check_merge(self, tenant: str, config: MergeConfig) -> None:
-        """Refuse a merge that can't work; see ``check_training``."""
+    def _check_merge(self, tenant: str, config: MergeConfig) -> None:
         adapter = resolve_adapter(config.adapter, tenant, self._artifacts, self._models)
         resolve_base_model(
             adapter.base_model, tenant, self._artifacts, self._models, self._model_roots, field="spec.adapter"
         )
+
+    async def _in_thread(self, check: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._threads, check)
 
 
 class DatasetChecker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -52,7 +51,7 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         config = parse_training_config(convert.spec_to_dict(request.training_job.spec))
         new = convert.new_training_job(request, config, self._queue)
         draft = self._jobs.draft(tenant, new)
-        await asyncio.to_thread(self._submissions.check_training, tenant, config)
+        await self._submissions.check_training(tenant, config)
         if request.validate_only:
             return convert.training_job_to_proto(draft)
         return await self._show(await self._jobs.create(tenant, new))
@@ -156,7 +155,7 @@ class MergeServicer(merge_service_pb2_grpc.MergeServiceServicer):
         config = parse_merge_config(convert.spec_to_dict(request.merge_job.spec))
         new = convert.new_merge_job(request.merge_job, request.request_id, self._queue)
         draft = self._jobs.draft(tenant, new)
-        await asyncio.to_thread(self._submissions.check_merge, tenant, config)
+        await self._submissions.check_merge(tenant, config)
         if request.validate_only:
             return convert.merge_job_to_proto(draft)
         return await self._show(await self._jobs.create(tenant, new))

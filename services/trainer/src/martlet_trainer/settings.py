@@ -20,7 +20,7 @@ class TrainerSettings(CoreSettings):
     )
     queue: str = Field("trainer", description="Queue that jobs wait in and a worker serves.")
     stop_grace_seconds: float = Field(
-        60.0, gt=0, description="Time a recipe gets to write its last checkpoint when it must stop."
+        45.0, gt=0, description="Time a recipe gets to write its last checkpoint when it must stop."
     )
     reconcile_seconds: float = Field(5.0, gt=0, description="Time between two rounds of the reconciler.")
     keep_events_days: float = Field(7.0, gt=0, description="Days that events of finished jobs stay in the job store.")

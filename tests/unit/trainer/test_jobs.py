@@ -1,0 +1,304 @@
+"""What is checked at submission, and what the worker makes of a job: on in-memory stores, without an ML library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from martlet.trainer.v1 import training_job_pb2, training_service_pb2
+from martlet_core.artifacts.store import ContentAddressedStore
+from martlet_core.artifacts.types import Artifact, PublishedModel
+from martlet_core.errors import InvalidArgument, NotFound, PermissionDenied
+from martlet_core.job_service import JobService
+from martlet_core.jobs import Job, JobState
+from martlet_core.models import ObjectModelRegistry
+from martlet_core.stores import Stores
+from martlet_core.testing.bell import MemoryBell
+from martlet_core.testing.job_store import MemoryJobStore
+from martlet_core.testing.object_store import MemoryObjectStore
+from martlet_trainer import convert
+from martlet_trainer.config import parse_merge_config, parse_training_config
+from martlet_trainer.handlers import MergeHandler, ModelDirs, TrainingHandler
+from martlet_trainer.jobs import Submissions
+from martlet_trainer.naming import MERGE, TRAINING, checkpoint_model_name, fine_tuned_name
+
+BASE = "smollm2-135m-instruct"
+ROW = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}\n'
+
+
+class Kit:
+    """Stores with a tenant's things in them."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self._tmp_path = tmp_path
+        self.objects = MemoryObjectStore()
+        artifacts = ContentAddressedStore(self.objects, tmp_path / "cache")
+        self.stores = Stores(MemoryJobStore(), self.objects, artifacts, ObjectModelRegistry(self.objects))
+        self.root = tmp_path / "allowed"
+        (self.root / "llama").mkdir(parents=True)
+        (self.root / "llama" / "config.json").write_text("{}")
+        self.submissions = Submissions(artifacts, self.stores.models, (self.root,), tmp_path / "scratch")
+        dirs = ModelDirs(tmp_path / "models", tmp_path / "hub", (self.root,))
+        self.training = TrainingHandler(self.stores, dirs)
+        self.merge = MergeHandler(self.stores, dirs)
+        self.dataset = self.artifact("dataset", {"train.jsonl": ROW * 3})
+
+    def artifact(self, kind: str, files: dict[str, str], *, tenant: str = "acme", **metadata: Any) -> str:
+        directory = self._tmp_path / f"{kind}-{len(list(self._tmp_path.iterdir()))}"
+        directory.mkdir()
+        for name, text in files.items():
+            (directory / name).write_text(text)
+        artifact = self.stores.artifacts.put_directory(directory, kind=kind, tenant=tenant, metadata=metadata)
+        return f"artifacts/{artifact.id}"
+
+    def publish(self, name: str, kind: str, artifact: str, *, base_model: str = "", lora_rank: int = 0) -> str:
+        artifact_id = artifact.removeprefix("artifacts/")
+        self.stores.models.publish(
+            PublishedModel(name, kind, "acme", artifact_id, base_model=base_model, lora_rank=lora_rank)
+        )
+        return name
+
+    def adapter(self, base_model: str = BASE) -> str:
+        artifact = self.artifact("adapter", {"adapter_config.json": "{}"}, base_model=base_model, lora_rank=16)
+        return self.publish("ft:base:acme:x:12345678", "adapter", artifact, base_model=base_model, lora_rank=16)
+
+    def job(self, kind: str = TRAINING, **spec: Any) -> Job:
+        values = {"base_model": BASE, "training_dataset": self.dataset} if kind == TRAINING else {}
+        return Job("0123456789abcdefghjk", "trainer", kind, "acme", {**values, **spec}, "trainer")
+
+    async def check(self, **spec: Any) -> None:
+        values = {"base_model": BASE, "training_dataset": self.dataset, **spec}
+        await self.submissions.check_training("acme", parse_training_config(values))
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Kit:
+    return Kit(tmp_path)
+
+
+async def test_good_training_passes(kit: Kit) -> None:
+    await kit.check()
+    await kit.check(validation_dataset=kit.dataset)
+    await kit.check(base_model=f"file://{kit.root}/llama")
+    await kit.check(base_model="org/model@main")
+    await kit.check(base_model=kit.adapter())
+
+
+async def test_unknown_base_model_names_close_ones(kit: Kit) -> None:
+    with pytest.raises(NotFound) as caught:
+        await kit.check(base_model="smollm2-135m-instruc")
+    assert BASE in caught.value.metadata["close_matches"]
+
+
+async def test_unknown_fine_tuned_model_names_close_ones(kit: Kit) -> None:
+    name = kit.adapter()
+    with pytest.raises(NotFound) as caught:
+        await kit.check(base_model=name[:-1] + "0")
+    assert name in caught.value.message
+
+
+@pytest.mark.parametrize("path", ["/etc", "/allowed/../etc"])
+async def test_path_outside_of_the_roots_is_refused(kit: Kit, path: str) -> None:
+    with pytest.raises(PermissionDenied):
+        await kit.check(base_model=f"file://{path}")
+
+
+@pytest.mark.parametrize("field", ["training_dataset", "validation_dataset"])
+async def test_data_set_that_is_not_ours_is_not_found(kit: Kit, field: str) -> None:
+    theirs = kit.artifact("dataset", {"train.jsonl": ROW}, tenant="evil")
+    with pytest.raises(NotFound, match=f"spec.{field}"):
+        await kit.check(**{field: theirs})
+
+
+async def test_artifact_of_another_kind_is_no_data_set(kit: Kit) -> None:
+    with pytest.raises(InvalidArgument, match="of kind adapter"):
+        await kit.check(training_dataset=kit.artifact("adapter", {"a": "b"}))
+
+
+async def test_bad_row_is_named_unless_skipped(kit: Kit) -> None:
+    dataset = kit.artifact("dataset", {"train.jsonl": ROW + '{"messages": []}\n' + ROW})
+    with pytest.raises(InvalidArgument) as caught:
+        await kit.check(training_dataset=dataset)
+    assert caught.value.violations[0].field == "spec.training_dataset"
+    assert "line 2" in caught.value.message
+    await kit.check(training_dataset=dataset, data={"on_bad_rows": "skip"})
+
+
+async def test_data_set_is_read_once(kit: Kit) -> None:
+    await kit.check()
+    reads = kit.objects.calls["download"] + kit.objects.calls["get"]
+    await kit.check()
+    again = kit.objects.calls["download"] + kit.objects.calls["get"] - reads
+    assert again <= 1, "only the manifest is read again, to check whose it is"
+
+
+async def test_whole_weights_from_an_adapter_are_refused(kit: Kit) -> None:
+    with pytest.raises(InvalidArgument, match=r"spec\.tuner\.kind"):
+        await kit.check(base_model=kit.adapter(), tuner={"kind": "full"})
+
+
+async def test_merge_needs_an_adapter(kit: Kit) -> None:
+    await kit.submissions.check_merge("acme", parse_merge_config({"adapter": kit.adapter()}))
+    whole = kit.publish("ft:whole", "whole", kit.artifact("model", {"config.json": "{}"}))
+    with pytest.raises(InvalidArgument, match="whole model already"):
+        await kit.submissions.check_merge("acme", parse_merge_config({"adapter": whole}))
+    with pytest.raises(NotFound, match=r"spec\.adapter"):
+        await kit.submissions.check_merge("acme", parse_merge_config({"adapter": "ft:no:such:model:1"}))
+
+
+def test_inputs_of_a_training_from_the_catalogue(kit: Kit) -> None:
+    prepared = kit.training.prepare(kit.job(validation_dataset=kit.dataset))
+    dataset = kit.dataset.removeprefix("artifacts/")
+    assert prepared.inputs == {"training_dataset": dataset, "validation_dataset": dataset}
+    assert (prepared.config["base_model"]["kind"], prepared.config["base_model"]["value"]) == ("catalog", BASE)
+    assert parse_training_config(prepared.config["spec"]).base_model == BASE
+
+
+def test_inputs_of_a_training_from_an_artifact(kit: Kit) -> None:
+    model = kit.artifact("model", {"config.json": "{}"})
+    prepared = kit.training.prepare(kit.job(base_model=model))
+    assert prepared.inputs["base_model"] == model.removeprefix("artifacts/")
+
+
+def test_inputs_of_a_training_that_goes_on_from_an_adapter(kit: Kit) -> None:
+    prepared = kit.training.prepare(kit.job(base_model=kit.adapter()))
+    assert set(prepared.inputs) == {"training_dataset", "adapter"}
+    assert prepared.config["base_model"]["value"] == BASE
+
+
+def test_inputs_of_a_merge(kit: Kit) -> None:
+    prepared = kit.merge.prepare(kit.job(MERGE, adapter=kit.adapter()))
+    assert set(prepared.inputs) == {"adapter"}
+    assert prepared.config["base_model_name"] == BASE
+
+
+def outputs(kind: str, **metadata: Any) -> dict[str, Artifact]:
+    return {
+        "model": Artifact("themodel", kind, "acme", (), metadata=metadata),
+        "metrics": Artifact("themetrics", "report", "acme", ()),
+    }
+
+
+def test_result_of_a_training(kit: Kit) -> None:
+    job = kit.job(suffix="mine")
+    finished = kit.training.finish(job, {"trained_tokens": 5}, outputs("adapter", base_model=BASE, lora_rank=8))
+    name = f"ft:{BASE}:acme:mine:cdefghjk"
+    assert finished.result == {
+        "trained_tokens": 5,
+        "fine_tuned_model": name,
+        "model_artifact": "artifacts/themodel",
+        "metrics_artifact": "artifacts/themetrics",
+    }
+    assert finished.model is not None
+    assert (finished.model.name, finished.model.kind, finished.model.base_model) == (name, "adapter", BASE)
+    assert (finished.model.lora_rank, finished.model.source_job) == (8, job.id)
+
+
+def test_result_of_a_full_training_is_a_whole_model(kit: Kit) -> None:
+    finished = kit.training.finish(kit.job(tuner={"kind": "full"}), {}, outputs("model", base_model=BASE))
+    assert finished.model is not None
+    assert (finished.model.kind, finished.model.base_model) == ("whole", "")
+
+
+def test_result_of_a_merge(kit: Kit) -> None:
+    finished = kit.merge.finish(kit.job(MERGE, adapter="ft:x"), {}, outputs("merged_model", base_model=BASE))
+    assert finished.result["merged_model"] == f"ft:{BASE}:acme::cdefghjk"
+    assert finished.model is not None
+    assert finished.model.kind == "whole"
+
+
+def test_checkpoints_of_adapters_are_named_and_those_of_whole_models_are_not(kit: Kit) -> None:
+    checkpoint = {"step": 7, "artifact_id": "thecheckpoint"}
+    model = kit.training.checkpoint_model(kit.job(), checkpoint)
+    assert model is not None
+    assert model.name == f"ft:{BASE}:acme::cdefghjk:ckpt-step-7"
+    assert (model.base_model, model.lora_rank) == (BASE, 8)
+    assert kit.training.checkpoint_model(kit.job(tuner={"kind": "full"}), checkpoint) is None
+    going_on = kit.training.checkpoint_model(kit.job(base_model=kit.adapter()), checkpoint)
+    assert going_on is not None
+    assert (going_on.base_model, going_on.lora_rank) == (BASE, 16)
+
+
+@pytest.mark.parametrize(
+    ("base_model", "short"),
+    [
+        ("smollm2-135m-instruct", "smollm2-135m-instruct"),
+        ("org/model@0123abc", "model"),
+        ("file:///models/llama/", "llama"),
+        ("artifacts/0123", "0123"),
+        ("ft:llama:acme:x:12345678", "llama"),
+    ],
+)
+def test_fine_tuned_names(base_model: str, short: str) -> None:
+    assert fine_tuned_name(base_model, "acme", None, "0123456789abcdefghjk") == f"ft:{short}:acme::cdefghjk"
+
+
+def test_spec_survives_the_record_as_it_was_asked(kit: Kit) -> None:
+    spec = training_job_pb2.TrainingSpec(
+        base_model=BASE,
+        training_dataset=kit.dataset,
+        hyperparameters=training_job_pb2.Hyperparameters(max_steps=12345678901, learning_rate=2e-4, weight_decay=0.0),
+        data=training_job_pb2.DataConfig(on_bad_rows=training_job_pb2.ON_BAD_ROWS_SKIP, packing=False),
+        seed=0,
+    )
+    spec.recipe_options.update({})
+    request = training_service_pb2.CreateTrainingJobRequest(training_job=training_job_pb2.TrainingJob(spec=spec))
+    config = parse_training_config(convert.spec_to_dict(spec))
+    new = convert.new_training_job(request, config, "trainer")
+    draft = JobService("trainer", kit.stores, MemoryBell()).draft("acme", new)
+    shown = convert.training_job_to_proto(draft)
+    assert shown.spec == spec
+    assert shown.spec.hyperparameters.HasField("weight_decay"), "a zero that was asked for became unset"
+    assert (config.data.on_bad_rows, config.hyperparameters.max_steps, config.seed) == ("skip", 12345678901, 0)
+
+
+def test_job_as_the_contract_shows_it(kit: Kit) -> None:
+    job = Job(
+        "0123456789abcdefghjk",
+        "trainer",
+        TRAINING,
+        "acme",
+        {"base_model": BASE, "training_dataset": kit.dataset},
+        "trainer",
+        state=JobState.FAILED,
+        attempt=2,
+        create_time=1.5,
+        end_time=2.5,
+        progress={"step": 5, "total_steps": 10, "metrics": {"loss": 1.5}, "eta_seconds": 3.0, "phase": "training"},
+        result={
+            "training_data": {"rows_read": 3, "issues": [{"line": 1, "field": "", "message": "m", "refused": True}]}
+        },
+        error={"code": "INVALID_ARGUMENT", "message": "no", "reason": "BAD_ROWS", "metadata": {}, "violations": []},
+    )
+    shown = convert.training_job_to_proto(job)
+    assert shown.name == "trainingJobs/0123456789abcdefghjk"
+    assert shown.error.message == "no"
+    assert shown.progress.fraction == 0.5
+    assert shown.progress.phase == ""
+    assert not shown.progress.HasField("eta")
+    assert not shown.HasField("start_time")
+    assert shown.end_time.ToMicroseconds() == 2_500_000
+    assert shown.result.training_data.issues[0].line == 1
+
+
+@pytest.mark.parametrize("name", ["", "trainingJobs/", "mergeJobs/0123", "trainingJobs/../x", "trainingJobs/0123/x"])
+def test_malformed_job_names(name: str) -> None:
+    with pytest.raises(InvalidArgument, match="trainingJobs/<id>"):
+        convert.job_id(name, TRAINING)
+
+
+def test_checkpoint_name_of_a_published_base() -> None:
+    spec = {"base_model": "ft:llama:acme:x:12345678", "training_dataset": "artifacts/0123"}
+    job = Job("0123456789abcdefghjk", "trainer", TRAINING, "acme", spec, "trainer")
+    assert checkpoint_model_name(job, 3) == "ft:llama:acme::cdefghjk:ckpt-step-3"
+
+
+def test_neither_process_imports_an_ml_library() -> None:
+    code = (
+        "import sys, martlet_trainer.service, martlet_trainer.worker, martlet_trainer.__main__\n"
+        "sys.exit(bool({'torch', 'transformers', 'peft'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
