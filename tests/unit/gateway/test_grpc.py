@@ -22,6 +22,7 @@ from martlet.trainer.v1 import training_job_pb2, training_service_pb2, training_
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import InvalidArgument, NotFound
 from martlet_core.rpc.client import error_from_rpc
+from martlet_core.testing.conformance import run_conformance_async
 from martlet_inference.testing import wait_until
 
 
@@ -277,3 +278,16 @@ async def test_knowing_a_hash_gives_no_content(gateway: Any) -> None:
     assert len(theirs.puts) == 1
     with pytest.raises(grpc.aio.AioRpcError):
         await brought.commit(theirs, gateway.other_key)
+
+
+async def test_gateway_keeps_the_inference_contract(gateway: Any, start_replica: Any, tools: Any) -> None:
+    """Whoever speaks to a replica may speak to the gateway instead: the conformance kit sees no difference."""
+    replica = await start_replica(rate=200.0, renew_seconds=0.1)
+    tools.publish(gateway, replica, PublishedModel("ft:x", "adapter", "acme", "a1", tools.base, lora_rank=8))
+    report = await run_conformance_async(
+        "inference",
+        f"127.0.0.1:{gateway.server.grpc_port}",
+        metadata=gateway.metadata(),
+        adapter="ft:x",
+    )
+    assert report.passed, report.table()

@@ -30,6 +30,7 @@ T = TypeVar("T")
 #: Codes after which another replica may do better. NOT_FOUND: the replica swapped its model since it last reported.
 _TRY_ANOTHER = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "NOT_FOUND"})
 _AVOID_SECONDS = 1.0
+_READ_SECONDS = 2.0
 _END: Any = grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue]  # missing in grpc's stubs
 _NOT_LOADED = "MODEL_NOT_LOADED"
 
@@ -221,6 +222,16 @@ class Router:
             if request.model in v.whole or request.model in v.adapters
         ]
         return [await self._unary(v, method, request, tenant, request_id, timeout_seconds) for v in holders]
+
+    async def from_all(self, method: str, request: Message, *, tenant: str, request_id: str) -> list[Any]:
+        """Answers of all replicas to a unary call that only reads; those that don't answer at once are left out."""
+        views = self._replicas.snapshot.replicas.values()
+        calls = [self._unary(view, method, request, tenant, request_id, _READ_SECONDS) for view in views]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        unexpected = [a for a in answers if isinstance(a, BaseException) and not isinstance(a, MartletError)]
+        if unexpected:
+            raise unexpected[0]
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
     def _deadline(self, wait_seconds: float | None) -> float:
         longest = self._placement_timeout_seconds

@@ -26,7 +26,7 @@ def grpc_services(context: GatewayContext) -> Sequence[Service]:
         ),  # the proxy serves the whole package
         Service(
             inference_service_pb2_grpc.add_InferenceServiceServicer_to_server,
-            InferenceServicer(context.router, context.names, context.replicas),
+            InferenceServicer(context.router, context.names),
             "martlet.inference.v1.InferenceService",
         ),
         Service(

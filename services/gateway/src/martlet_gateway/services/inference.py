@@ -13,7 +13,6 @@ from martlet_core.errors import InvalidArgument, NotFound
 from martlet_core.rpc.context import call_context
 
 from martlet_gateway.model_names import ModelNames
-from martlet_gateway.replicas import ReplicaRegistry
 from martlet_gateway.router import Router
 from martlet_gateway.services.paging import paged
 
@@ -21,10 +20,9 @@ from martlet_gateway.services.paging import paged
 class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     """The service on top of the router."""
 
-    def __init__(self, router: Router, names: ModelNames, replicas: ReplicaRegistry) -> None:
+    def __init__(self, router: Router, names: ModelNames) -> None:
         self._router = router
         self._names = names
-        self._replicas = replicas
 
     async def CallOpenAI(self, request: pb.CallOpenAIRequest, context: Any) -> AsyncIterator[pb.CallOpenAIResponse]:
         if request.route == pb.OPEN_AI_ROUTE_UNSPECIFIED:
@@ -39,14 +37,22 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     async def ListServedModels(
         self, request: service_pb.ListServedModelsRequest, context: Any
     ) -> service_pb.ListServedModelsResponse:
-        """Models over all replicas, each once; those of other tenants are left out."""
-        allowed = {model.name for model in await self._names.list(call_context().tenant)}
+        """Models over all replicas as they are now, each once; those of other tenants are left out."""
+        caller = call_context()
+        allowed = {model.name for model in await self._names.list(caller.tenant)}
+        question = service_pb.ListServedModelsRequest(page_size=1000)
+        answers = await self._router.from_all(
+            "ListServedModels", question, tenant=caller.tenant, request_id=caller.request_id
+        )
         served: dict[str, pb.ServedModel] = {}
-        for replica in self._replicas.list():
-            for model in replica.models:
-                known = served.get(model.name)
-                if model.name in allowed and (known is None or known.state != pb.MODEL_STATE_READY):
-                    served[model.name] = model
+        for model in (model for answer in answers for model in answer.models if model.name in allowed):
+            known = served.get(model.name)
+            if known is None:
+                served[model.name] = model
+                continue
+            known.active_requests += model.active_requests
+            if known.state != pb.MODEL_STATE_READY:
+                known.state = model.state
         models, token = paged([served[name] for name in sorted(served)], request, lambda model: model.name)
         return service_pb.ListServedModelsResponse(models=models, next_page_token=token)
 
@@ -68,19 +74,25 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         return (await self._on_holders("PinModel", request))[0]
 
     async def GetReplicaInfo(self, request: service_pb.GetReplicaInfoRequest, context: Any) -> service_pb.ReplicaInfo:
-        """All replicas as one: loads are summed, limits are the largest."""
-        replicas = self._replicas.list()
-        ready = [r for r in replicas if r.ready and not r.draining]
+        """All replicas as one: loads and capacities are summed, limits are the largest, words are joined."""
+        caller = call_context()
+        infos = await self._router.from_all(
+            "GetReplicaInfo", request, tenant=caller.tenant, request_id=caller.request_id
+        )
+        ready = [info for info in infos if info.ready]
         return service_pb.ReplicaInfo(
-            engine=",".join(sorted({r.engine for r in replicas})),
+            engine=",".join(sorted({info.engine for info in infos})),
+            engine_version=",".join(sorted({info.engine_version for info in infos})),
+            device=",".join(sorted({info.device for info in infos})),
             ready=bool(ready),
             load=pb.ReplicaLoad(
-                active_requests=sum(r.load.active_requests for r in replicas),
-                waiting_requests=sum(r.load.waiting_requests for r in replicas),
-                kv_cache_usage=max((r.load.kv_cache_usage for r in replicas), default=0.0),
-                max_requests=sum(r.load.max_requests for r in ready),
+                active_requests=sum(info.load.active_requests for info in infos),
+                waiting_requests=sum(info.load.waiting_requests for info in infos),
+                kv_cache_usage=max((info.load.kv_cache_usage for info in infos), default=0.0),
+                max_requests=sum(info.load.max_requests for info in ready),
             ),
-            max_lora_rank=max((r.max_lora_rank for r in ready), default=0),
+            max_lora_rank=max((info.max_lora_rank for info in ready), default=0),
+            max_adapters=sum(info.max_adapters for info in ready),
         )
 
     async def _forward(self, method: str, request: Any, context: Any) -> AsyncIterator[Any]:
