@@ -10,8 +10,8 @@ import importlib.util
 import io
 import json
 import os
-import random
 import platform
+import random
 import shutil
 import socket
 import subprocess
@@ -32,9 +32,9 @@ from martlet_core.errors import FailedPrecondition, Unavailable
 
 _POLL_SECONDS = 0.05
 _SEAWEEDFS_PORTS = ("master", "volume", "filer")
-_GRPC_OFFSET = 10_000
+_GRPC_OFFSET = 10_000  # SeaweedFS takes port + 10000 for gRPC
 _LOWEST_PORT = 10_240
-_FIRST_EPHEMERAL_PORT = 32_768  # SeaweedFS takes port + 10000 for gRPC
+_FIRST_EPHEMERAL_PORT = 32_768
 
 
 @dataclass(frozen=True)
