@@ -75,9 +75,8 @@ class Output:
             return
         names = list(columns)
         if not self.console.is_terminal:  # for awk and grep: tab-separated, no borders, nothing cut
-            self.console.print("\t".join(names))
-            for row in rows:
-                self.console.print("\t".join(cell(row.get(name)) for name in names), markup=False)
+            lines = [names, *([cell(row.get(name)).replace("\t", " ") for name in names] for row in rows)]
+            self.console.file.writelines("\t".join(line) + "\n" for line in lines)  # rich would make spaces of tabs
             return
         table = Table(title=title or None, title_justify="left", header_style="bold")
         for name in names:
