@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Every benchmark, one after the other; tables on the terminal, JSON in benchmarks/results/.
+# Usage: scripts/bench.sh [NAME...]    names of files in benchmarks/, without .py; default: all that are commands.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/bootstrap.sh cli dev gateway trainer inference
+python=.martlet/envs/dev/bin/python
+names=("$@")
+if [ ${#names[@]} -eq 0 ]; then
+  # Helpers beside the benchmarks (a load generator, say) have no usage line of their own.
+  mapfile -t names < <(grep -lE '^    python benchmarks/' benchmarks/*.py | xargs -n1 basename -s .py | sort)
+fi
+for name in "${names[@]}"; do
+  echo "== benchmark: $name"
+  start=$SECONDS
+  "$python" "benchmarks/$name.py"
+  echo "== benchmark: $name took $((SECONDS - start)) s"
+done
