@@ -36,25 +36,33 @@ class CoreSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Valkey or Redis that keeps jobs and rings the bell.")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="Valkey or Redis that keeps jobs and rings the bell."
+    )
     s3_endpoint: str = Field("http://127.0.0.1:8333", description="S3 endpoint URL; its scheme decides about TLS.")
     s3_access_key: str = Field("", description="Access key of the object store.")
     s3_secret_key: str = Field("", description="Secret key of the object store.")
     s3_bucket: str = Field("martlet", description="Bucket that holds everything; made if it isn't there.")
     s3_region: str = Field("us-east-1", description="Region used in signatures.")
-    s3_public_endpoint: str = Field(
-        "", description="Endpoint URL written into presigned URLs; default: s3_endpoint."
-    )
+    s3_public_endpoint: str = Field("", description="Endpoint URL written into presigned URLs; default: s3_endpoint.")
     internal_token: str = Field("", description="Token that services show one another; empty turns the check off.")
     cache_dir: Path = Field(Path(".martlet/cache"), description="Local cache of blobs and models.")
     work_dir: Path = Field(Path(".martlet/work"), description="Scratch space of running jobs.")
-    grpc_address: str = Field("127.0.0.1:50051", description="Address this service listens on for gRPC; port 0 picks a free one.")
+    grpc_address: str = Field(
+        "127.0.0.1:50051", description="Address this service listens on for gRPC; port 0 picks a free one."
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: str = Field("json", description="json or text.")
     lease_seconds: float = Field(30.0, gt=0, description="Lease of a claimed job; renewed at a third of it.")
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (sources["init_settings"], sources["env_settings"], SecretFileSource(settings_cls))
+        """Constructor, then environment, then secret files."""
+        return (init_settings, env_settings, SecretFileSource(settings_cls))

@@ -6,12 +6,18 @@ import difflib
 from typing import Any, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
+from martlet_core.errors import FieldViolation
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from martlet_core.errors import FieldViolation
-
-_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list", "tuple": "a list"}
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "tuple": "a list",
+}
 
 
 def violations_of(error: ValidationError, model: type[BaseModel], prefix: str) -> list[FieldViolation]:

@@ -42,14 +42,14 @@ class BlobCache:
         self._insertions = 0
         directory.mkdir(parents=True, exist_ok=True)
 
-    def place(self, sha256: str, size_bytes: int, target: Path, fetch: Callable[[Path], None]) -> None:
+    def place(self, sha256: str, size_bytes: int, target: Path, fetch: Callable[[Path], str]) -> None:
         """Put a content at ``target``, replacing what is there: a hard link, or a copy where linking isn't possible.
 
         Args:
             sha256: of the content, in hex.
             size_bytes: of the content.
             target: where it shall be; its directory exists.
-            fetch: writes the content to the path it is given; called when the cache hasn't got it.
+            fetch: writes the content to the path it is given and returns its sha256; called when the cache hasn't got it.
 
         Raises:
             FailedPrecondition: reason ``CONTENT_MISMATCH``: twice, what was fetched had another hash.
@@ -85,12 +85,11 @@ class BlobCache:
             return False
         return True
 
-    def _insert(self, entry: Path, sha256: str, size_bytes: int, fetch: Callable[[Path], None]) -> None:
+    def _insert(self, entry: Path, sha256: str, size_bytes: int, fetch: Callable[[Path], str]) -> None:
         temporary = self.directory / f"{sha256}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
         try:
             for last in (False, True):
-                fetch(temporary)
-                if sha256_of(temporary) == sha256:
+                if fetch(temporary) == sha256:
                     break
                 if last:
                     raise FailedPrecondition(

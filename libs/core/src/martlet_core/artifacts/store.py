@@ -258,8 +258,8 @@ class ContentAddressedStore:
         self._map(release, hashes)
 
     def _place(self, file: ArtifactFile, target: Path) -> None:
-        def fetch(path: Path) -> None:
-            self.objects.download(blob_key(file.sha256), path, file.size_bytes)
+        def fetch(path: Path) -> str:
+            return self.objects.download(blob_key(file.sha256), path, file.size_bytes)
 
         self.cache.place(file.sha256, file.size_bytes, target, fetch)
 

@@ -119,8 +119,9 @@ class ObjectStore(Protocol):
         """Write a file, in parts when it is large."""
         ...
 
-    def download(self, key: str, path: Path, size_bytes: int) -> None:
-        """Read into a file, in parallel ranges when it is large; atomic (temporary file, then rename)."""
+    def download(self, key: str, path: Path, size_bytes: int) -> str:
+        """Read into a file, in parallel ranges when it is large; atomic (temporary file, then rename). Returns the sha256 of
+        what was written, in hex."""
         ...
 
     def open(self, key: str) -> BinaryIO:

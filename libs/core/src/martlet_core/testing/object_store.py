@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import secrets
@@ -59,7 +60,7 @@ class MemoryObjectStore:
             self.sent_bytes += len(data)
             self._objects[key] = data
 
-    def download(self, key: str, path: Path, size_bytes: int) -> None:
+    def download(self, key: str, path: Path, size_bytes: int) -> str:
         data = self.get(key)
         if len(data) < size_bytes:
             raise FailedPrecondition(
@@ -68,6 +69,7 @@ class MemoryObjectStore:
         temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
         temporary.write_bytes(data[:size_bytes])
         os.replace(temporary, path)
+        return hashlib.sha256(data[:size_bytes]).hexdigest()
 
     def open(self, key: str) -> BinaryIO:
         return io.BytesIO(self.get(key))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from threading import Barrier
 
@@ -44,7 +45,7 @@ class ObjectStoreSuite:
         store.put(prefix + "empty", b"")
         assert store.get(prefix + "empty") == b""
         assert store.size(prefix + "empty") == 0
-        store.download(prefix + "empty", tmp_path / "empty", 0)
+        assert store.download(prefix + "empty", tmp_path / "empty", 0) == sha256(b"").hexdigest()
         assert (tmp_path / "empty").read_bytes() == b""
         (tmp_path / "source").touch()
         store.upload(prefix + "empty2", tmp_path / "source")
@@ -88,7 +89,7 @@ class ObjectStoreSuite:
         store.upload(prefix + "file", source)
         assert store.size(prefix + "file") == size
         target.write_bytes(b"old")
-        store.download(prefix + "file", target, size)
+        assert store.download(prefix + "file", target, size) == sha256(data).hexdigest()
         assert target.read_bytes() == data
         assert sorted(p.name for p in tmp_path.iterdir()) == ["source", "target"]  # no temporary file is left
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
+from martlet_core.errors import InvalidArgument
 from transformers import PreTrainedTokenizerBase
 
-from martlet_core.errors import InvalidArgument
 from martlet_trainer.data.formats import Conversation, RowError
 
 #: Format that a base model without a chat template can be trained on: its text is taken as it is.
@@ -100,17 +100,32 @@ class RowEncoder:
         return whole, spans
 
     def _span(
-        self, messages: Sequence[Mapping[str, Any]], index: int, whole: str, tools: Sequence[Mapping[str, Any]], content: str
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        index: int,
+        whole: str,
+        tools: Sequence[Mapping[str, Any]],
+        content: str,
     ) -> tuple[int, int]:
         after = whole if index == len(messages) - 1 else self._apply(messages[: index + 1], tools)
-        before = self._apply(messages[:index], tools, add_generation_prompt=True) if index else after[: max(after.find(content), 0)]
+        before = (
+            self._apply(messages[:index], tools, add_generation_prompt=True)
+            if index
+            else after[: max(after.find(content), 0)]
+        )
         if not (whole.startswith(after) and after.startswith(before)):
             advice = "train on the last turn alone (weight 0 for the others), or set data.assistant_only_loss to false"
-            raise RowError(f"messages[{index}]", f"the model's chat template rewrites earlier turns, so its tokens can't be told apart; {advice}")
+            raise RowError(
+                f"messages[{index}]",
+                f"the model's chat template rewrites earlier turns, so its tokens can't be told apart; {advice}",
+            )
         return len(before), len(after)
 
     def _apply(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = False,
     ) -> str:
         try:
             return str(
@@ -126,12 +141,18 @@ class RowEncoder:
 
     def _check_tools(self, conversation: Conversation, text: str) -> None:
         """A template without tools leaves them out without a word; the row would then teach something else than it says."""
-        names = [(f"messages[{i}].tool_calls", call["function"]["name"])
-                 for i, message in enumerate(conversation.messages) for call in message.get("tool_calls", ())]
+        names = [
+            (f"messages[{i}].tool_calls", call["function"]["name"])
+            for i, message in enumerate(conversation.messages)
+            for call in message.get("tool_calls", ())
+        ]
         names += [("tools", str(tool.get("function", tool).get("name", ""))) for tool in conversation.tools]
         for field, name in names:
             if name not in text:
-                raise RowError(field, "the model's chat template doesn't render tools; choose a model whose template does, or remove them")
+                raise RowError(
+                    field,
+                    "the model's chat template doesn't render tools; choose a model whose template does, or remove them",
+                )
 
     def _plain(self, conversation: Conversation, format_name: str) -> tuple[str, list[tuple[int, int]]]:
         roles = [message["role"] for message in conversation.messages]
@@ -141,9 +162,15 @@ class RowEncoder:
         prompt, completion = (str(message["content"]) for message in conversation.messages)
         return prompt + completion, [(len(prompt), len(prompt) + len(completion))]
 
-    def _tokenize(self, text: str, spans: Sequence[tuple[int, int]], add_special_tokens: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _tokenize(
+        self, text: str, spans: Sequence[tuple[int, int]], add_special_tokens: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         encoded = self._tokenizer(
-            text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+            text,
+            add_special_tokens=add_special_tokens,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
         )
         ids = np.asarray(encoded["input_ids"], dtype=np.int32)
         offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
@@ -158,7 +185,9 @@ class RowEncoder:
         """Take blanks that follow a turn's closing special token out of the loss: generation has stopped by then."""
         places = np.flatnonzero(inside)
         cut = len(places)
-        while cut and ids[places[cut - 1]] not in self._special_ids and not text[slice(*offsets[places[cut - 1]])].strip():
+        while (
+            cut and ids[places[cut - 1]] not in self._special_ids and not text[slice(*offsets[places[cut - 1]])].strip()
+        ):
             cut -= 1
         if cut and ids[places[cut - 1]] in self._special_ids:
             inside[places[cut:]] = False
@@ -183,6 +212,8 @@ class RowEncoder:
         places = np.flatnonzero(targets[1:])
         if len(places) == 0:
             advice = "shorten what precedes them, or raise data.max_length"
-            raise RowError("", f"all its trained tokens lie behind data.max_length {self._max_length} ({length} tokens); {advice}")
+            raise RowError(
+                "", f"all its trained tokens lie behind data.max_length {self._max_length} ({length} tokens); {advice}"
+            )
         end = int(places[-1]) + 2  # nothing behind the last target takes part in the loss
         return EncodedRow(ids[:end].copy(), targets[:end].copy(), truncated=length > self._max_length)

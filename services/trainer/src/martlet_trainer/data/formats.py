@@ -126,7 +126,7 @@ def _history(values: Mapping[str, Any]) -> list[dict[str, Any]]:
         try:
             history = json.loads(history)
         except ValueError:
-            raise RowError("history", 'is not JSON; must be a list of [query, response] pairs') from None
+            raise RowError("history", "is not JSON; must be a list of [query, response] pairs") from None
     if not isinstance(history, list):
         raise RowError("history", "must be a list of [query, response] pairs")
     turns: list[dict[str, Any]] = []
@@ -179,13 +179,27 @@ def _from_prompt_completion(values: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _from_query_response(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     query, response = _required_text(values, "query"), _required_text(values, "response")
-    return [*_system(values), *_history(values), {"role": "user", "content": query}, {"role": "assistant", "content": response}]
+    return [
+        *_system(values),
+        *_history(values),
+        {"role": "user", "content": query},
+        {"role": "assistant", "content": response},
+    ]
 
 
 def _from_alpaca(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    instruction, extra, output = _required_text(values, "instruction"), _text(values, "input"), _required_text(values, "output")
+    instruction, extra, output = (
+        _required_text(values, "instruction"),
+        _text(values, "input"),
+        _required_text(values, "output"),
+    )
     query = f"{instruction}\n{extra}" if extra.strip() else instruction
-    return [*_system(values), *_history(values), {"role": "user", "content": query}, {"role": "assistant", "content": output}]
+    return [
+        *_system(values),
+        *_history(values),
+        {"role": "user", "content": query},
+        {"role": "assistant", "content": output},
+    ]
 
 
 _CONVERTERS: Mapping[str, Callable[[Mapping[str, Any]], list[dict[str, Any]]]] = {

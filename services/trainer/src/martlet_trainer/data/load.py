@@ -43,7 +43,15 @@ def load_rows(
         report.add_used()
         if encoded.truncated:
             report.rows_truncated += 1
-            report.note(RowIssue(row.line, "", f"was cut to {len(encoded.input_ids)} tokens (data.max_length)", refused=False, file=row.file))
+            report.note(
+                RowIssue(
+                    row.line,
+                    "",
+                    f"was cut to {len(encoded.input_ids)} tokens (data.max_length)",
+                    refused=False,
+                    file=row.file,
+                )
+            )
         rows.append(encoded)
     require_usable(report, on_bad_rows, field)
     count_tokens(report, rows)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from martlet_core.errors import InvalidArgument
+
 from martlet_trainer.data.report import RowIssue
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -55,9 +56,13 @@ def data_files(path: Path) -> list[Path]:
     Raises:
         InvalidArgument: there is none, or one is of no known type.
     """
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    files = (
+        [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    )
     if not files:
-        raise _unreadable(path, "the data set has no files; upload a .jsonl, .json, .csv or .parquet file", "EMPTY_DATASET")
+        raise _unreadable(
+            path, "the data set has no files; upload a .jsonl, .json, .csv or .parquet file", "EMPTY_DATASET"
+        )
     for file in files:
         if file.stat().st_size == 0:
             raise _unreadable(file, "the file is empty; upload one row a line", "EMPTY_DATASET")
@@ -98,7 +103,9 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
         while raw := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(raw) > MAX_LINE_BYTES:
-                raise _unreadable(path, f"line {number} is longer than {MAX_LINE_BYTES} bytes; write one JSON object a line")
+                raise _unreadable(
+                    path, f"line {number} is longer than {MAX_LINE_BYTES} bytes; write one JSON object a line"
+                )
             if number == 1:
                 raw = raw.removeprefix(_BOM)
             if raw.strip():
@@ -119,12 +126,19 @@ def _parse_line(raw: bytes, number: int) -> Row:
 
 def _object_row(values: Any, number: int) -> Row:
     if not isinstance(values, dict):
-        return _bad(number, f"is {_type_name(values)}, not an object; write rows like {{\"messages\": [...]}}")
+        return _bad(number, f'is {_type_name(values)}, not an object; write rows like {{"messages": [...]}}')
     return Row(number, values)
 
 
 def _type_name(value: Any) -> str:
-    names = {list: "an array", str: "a string", bool: "true or false", int: "a number", float: "a number", dict: "an object"}
+    names = {
+        list: "an array",
+        str: "a string",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        dict: "an object",
+    }
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
@@ -173,7 +187,9 @@ def _csv_rows(path: Path, file: io.TextIOBase) -> Iterator[Row]:
         if not cells:
             continue
         if len(cells) != len(header):
-            yield _bad(number, f"has {len(cells)} cells, but the header names {len(header)}; quote cells that hold commas")
+            yield _bad(
+                number, f"has {len(cells)} cells, but the header names {len(header)}; quote cells that hold commas"
+            )
             continue
         yield _csv_row(dict(zip(header, cells, strict=True)), number)
 
@@ -187,14 +203,17 @@ def _csv_row(cells: dict[str, str], number: int) -> Row:
                 continue
             except (ValueError, RecursionError):
                 if name in ("messages", "conversations", "conversation"):
-                    return Row(number, issue=RowIssue(number, name, "is not valid JSON; the cell must hold a JSON array of turns"))
+                    return Row(
+                        number,
+                        issue=RowIssue(number, name, "is not valid JSON; the cell must hold a JSON array of turns"),
+                    )
         values[name] = cell
     return Row(number, values)
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow  # noqa: PLC0415  heavy: only those who bring Parquet wait for it
-    import pyarrow.parquet  # noqa: PLC0415
+    import pyarrow
+    import pyarrow.parquet
 
     number = 0
     try:

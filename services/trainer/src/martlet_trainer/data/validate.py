@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from martlet_core.errors import FieldViolation, InvalidArgument
+
 from martlet_trainer.data.formats import (
     FOREIGN_FIELDS,
     Conversation,
@@ -107,15 +108,21 @@ def _check_row(row: Row, report: DataReport) -> Conversation | None:
     values = _without_empty_alias(row.values or {})
     for name, purpose in FOREIGN_FIELDS.items():
         if values.get(name):
-            raise RowError(name, f"belongs to {purpose}, which recipe sft doesn't train; remove the field or choose another recipe")
+            raise RowError(
+                name, f"belongs to {purpose}, which recipe sft doesn't train; remove the field or choose another recipe"
+            )
     name = recognise(values)
     if name is None:
         found = ", ".join(map(str, values)) or "none"
         raise RowError("", f"has no known format (fields: {found}); use one of: {describe_formats()}")
     if report.format and name != report.format:
-        raise RowError("", f"is of format {name}, but the rows before are {report.format}; keep one format in a data set")
+        raise RowError(
+            "", f"is of format {name}, but the rows before are {report.format}; keep one format in a data set"
+        )
     report.format = report.format or name
-    conversation = check_conversation(to_messages(values, name), "messages" if name != "sharegpt" else "conversations", values)
+    conversation = check_conversation(
+        to_messages(values, name), "messages" if name != "sharegpt" else "conversations", values
+    )
     for unused in ignored_fields(values, name):
         if unused not in report.ignored_fields:
             report.ignored_fields.append(unused)
@@ -140,14 +147,18 @@ def check_conversation(messages: list[dict[str, Any]], field: str, values: Mappi
     _check_order(checked, field)
     trained = tuple(_is_trained(turn, f"{field}[{index}]") for index, turn in enumerate(messages))
     if not any(trained):
-        raise RowError(field, "every assistant turn has weight 0, so there is nothing to learn; give one of them weight 1")
+        raise RowError(
+            field, "every assistant turn has weight 0, so there is nothing to learn; give one of them weight 1"
+        )
     return Conversation(tuple(checked), trained, tools)
 
 
 def _check_turn(turn: Mapping[str, Any], field: str) -> dict[str, Any]:
     role = turn.get("role")
     if role not in ROLES:
-        raise RowError(f"{field}.role", f"is {role!r}; must be one of: {', '.join(ROLES)}" if "role" in turn else "is missing")
+        raise RowError(
+            f"{field}.role", f"is {role!r}; must be one of: {', '.join(ROLES)}" if "role" in turn else "is missing"
+        )
     unknown = [name for name in turn if name not in _TURN_FIELDS]
     if unknown:
         raise RowError(f"{field}.{unknown[0]}", f"is not known in a turn; known: {', '.join(sorted(_TURN_FIELDS))}")

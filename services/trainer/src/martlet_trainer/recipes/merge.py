@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from martlet_core.errors import FailedPrecondition
 from martlet_core.recipe import OutputArtifact, RecipeResult, Report, ShouldStop, StopRequested
+from peft import PeftModel
+
 from martlet_trainer.config import MergeConfig, parse_merge_config
 from martlet_trainer.training.models import load_model, load_tokenizer, stored_quantization
-from peft import PeftModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Mean difference in nats that rounding explains, by bytes a stored weight.

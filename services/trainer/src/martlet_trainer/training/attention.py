@@ -129,7 +129,9 @@ class _Attend:
     dropout: float
     scaling: float | None
 
-    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def __call__(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         if self.groups > 1:
             key, value = (tensor.repeat_interleave(self.groups, dim=2) for tensor in (key, value))
         out = functional.scaled_dot_product_attention(
@@ -151,7 +153,7 @@ def _to_grid(tensor: torch.Tensor, grid: RowGrid) -> torch.Tensor:
 
 def _no_mask(*_: Any, **__: Any) -> None:
     """The layout isolates the rows; a mask of T x T would only cost memory."""
-    return None
+    return
 
 
 AttentionInterface.register(IMPLEMENTATION, rows_attention)

@@ -1,12 +1,12 @@
 """Checkpoints: everything that a training needs to go on as if it had never stopped.
 
-    step-<n>/
-        adapter_config.json, adapter_model.safetensors      or the files of a whole model: usable without the rest
-        training_state/state.json                           progress, and the settings that the plan of steps depends on
-        training_state/optimizer.{json,safetensors}         optimizer, schedule, loss scaler
-        training_state/random-<rank>.{json,safetensors}     random states of each process, as they were before the next step
-        training_state/history.jsonl                        metrics of all steps so far
-        training_state/best/                                weights with the best validation loss, if training may return them
+step-<n>/
+    adapter_config.json, adapter_model.safetensors      or the files of a whole model: usable without the rest
+    training_state/state.json                           progress, and the settings that the plan of steps depends on
+    training_state/optimizer.{json,safetensors}         optimizer, schedule, loss scaler
+    training_state/random-<rank>.{json,safetensors}     random states of each process, as they were before the next step
+    training_state/history.jsonl                        metrics of all steps so far
+    training_state/best/                                weights with the best validation loss, if training may return them
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from martlet_core.errors import FailedPrecondition
+
 from martlet_trainer.training.tensors import load_tree, save_tree
 
 STATE_DIR = "training_state"
@@ -65,7 +65,13 @@ def random_states(device: torch.device) -> dict[str, Any]:
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     states: dict[str, Any] = {
         "python": [version, list(numbers), gauss],
-        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
         "torch": torch.get_rng_state(),
     }
     if device.type == "cuda":
@@ -133,9 +139,13 @@ def read_state(checkpoint: Path) -> TrainingState:
     try:
         values = json.loads((inside / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FailedPrecondition(f"{checkpoint.name} is no readable checkpoint: {error}", reason="BAD_CHECKPOINT") from error
+        raise FailedPrecondition(
+            f"{checkpoint.name} is no readable checkpoint: {error}", reason="BAD_CHECKPOINT"
+        ) from error
     if values.pop("format", None) != FORMAT:
-        raise FailedPrecondition(f"{checkpoint.name} has another checkpoint format; start the job anew", reason="BAD_CHECKPOINT")
+        raise FailedPrecondition(
+            f"{checkpoint.name} has another checkpoint format; start the job anew", reason="BAD_CHECKPOINT"
+        )
     with (inside / "history.jsonl").open(encoding="utf-8") as lines:
         return TrainingState(**values, history=[json.loads(line) for line in lines])
 

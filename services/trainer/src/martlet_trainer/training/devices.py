@@ -7,8 +7,8 @@ import resource
 from dataclasses import dataclass
 
 import torch
-
 from martlet_core.errors import FailedPrecondition, InvalidArgument
+
 from martlet_trainer.config import TrainingConfig
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -55,7 +55,9 @@ def place(config: TrainingConfig, local_rank: int = 0) -> Placement:
     if precision == "auto":
         precision = "bfloat16" if _is_fast_at_bfloat16(device) else "float32"
     if precision == "float16" and device.type == "cpu":
-        raise InvalidArgument.field("spec.hyperparameters.precision", "is float16, which needs a GPU; use auto, float32 or bfloat16")
+        raise InvalidArgument.field(
+            "spec.hyperparameters.precision", "is float16, which needs a GPU; use auto, float32 or bfloat16"
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return Placement(device, precision)
@@ -78,4 +80,4 @@ def _is_fast_at_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # Without AMX, CPUs run bfloat16 matrix products several times slower than float32 ones (measured on AVX2: 6 to 7 times).
-    return bool(torch.cpu._is_amx_tile_supported())  # noqa: SLF001  there is no public question for it
+    return bool(torch.cpu._is_amx_tile_supported())

@@ -76,7 +76,9 @@ def run_processes(
     return _outcome(group, folder)
 
 
-def _start(rank: int, count: int, workdir: Path, folder: Path, report_write: int, stop_read: int) -> subprocess.Popen[bytes]:
+def _start(
+    rank: int, count: int, workdir: Path, folder: Path, report_write: int, stop_read: int
+) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         "RANK": str(rank),
@@ -140,7 +142,9 @@ def _outcome(group: list[subprocess.Popen[bytes]], folder: Path) -> RecipeResult
     if errors:
         raise error_from_dict(json.loads(errors[0].read_text(encoding="utf-8")))
     if any(code not in (0, _EXIT_STOPPED) for code in codes):
-        raise Internal(f"a training process ended unexpectedly (exit codes {codes}); its last words are in the job's log")
+        raise Internal(
+            f"a training process ended unexpectedly (exit codes {codes}); its last words are in the job's log"
+        )
     if _EXIT_STOPPED in codes:
         raise StopRequested
     values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -162,7 +166,9 @@ class PipeReport:
         """See ``Report``."""
         self._send("log", message=message, level=level)
 
-    def metrics(self, step: int, total_steps: int, values: Mapping[str, float], eta_seconds: float | None = None) -> None:
+    def metrics(
+        self, step: int, total_steps: int, values: Mapping[str, float], eta_seconds: float | None = None
+    ) -> None:
         """See ``Report``."""
         self._send("metrics", step=step, total_steps=total_steps, values=dict(values), eta_seconds=eta_seconds)
 
@@ -192,7 +198,9 @@ class SilentReport:
     def log(self, message: str, level: str = "info") -> None:
         """Says nothing."""
 
-    def metrics(self, step: int, total_steps: int, values: Mapping[str, float], eta_seconds: float | None = None) -> None:
+    def metrics(
+        self, step: int, total_steps: int, values: Mapping[str, float], eta_seconds: float | None = None
+    ) -> None:
         """Says nothing."""
 
     def checkpoint(self, path: Path, step: int, metrics: Mapping[str, float], is_best: bool = False) -> None:
@@ -239,8 +247,12 @@ def main(workdir: Path) -> int:
         (folder / f"error-{rank}.json").write_text(json.dumps(error.to_dict()), encoding="utf-8")
         return _EXIT_ERROR
     if rank == 0:
-        outputs = {n: {"path": str(o.path), "kind": o.kind, "metadata": dict(o.metadata)} for n, o in result.outputs.items()}
-        (folder / "result.json").write_text(json.dumps({"values": dict(result.values), "outputs": outputs}), encoding="utf-8")
+        outputs = {
+            n: {"path": str(o.path), "kind": o.kind, "metadata": dict(o.metadata)} for n, o in result.outputs.items()
+        }
+        (folder / "result.json").write_text(
+            json.dumps({"values": dict(result.values), "outputs": outputs}), encoding="utf-8"
+        )
     return 0
 
 
@@ -250,17 +262,19 @@ def _never() -> bool:
 
 def _join(rank: int, folder: Path) -> None:
     """Meet the other processes."""
-    import torch  # noqa: PLC0415  the caller of run_processes needs no torch
-    from torch import distributed  # noqa: PLC0415
+    import torch
+    from torch import distributed
 
-    backend = "nccl" if torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ["WORLD_SIZE"]) else "gloo"
+    backend = (
+        "nccl" if torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ["WORLD_SIZE"]) else "gloo"
+    )
     distributed.init_process_group(
         backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=int(os.environ["WORLD_SIZE"])
     )
 
 
 def _load(entrypoint: str) -> Body:
-    import importlib  # noqa: PLC0415
+    import importlib
 
     module, _, name = entrypoint.partition(":")
     return getattr(importlib.import_module(module), name)

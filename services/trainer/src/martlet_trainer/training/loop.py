@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-
 from martlet_core.errors import FailedPrecondition
 from martlet_core.recipe import Report, ShouldStop, StopRequested
+from torch import nn
+
 from martlet_trainer.config import TrainingConfig
 from martlet_trainer.data.encode import EncodedRow
 from martlet_trainer.training.checkpoint import (
@@ -93,7 +93,9 @@ class TrainingLoop:
         state = read_state(checkpoint)
         if state.plan != self._state.plan:
             changed = ", ".join(sorted(key for key in self._state.plan if state.plan.get(key) != self._state.plan[key]))
-            raise FailedPrecondition(f"the checkpoint was taken with other data or settings ({changed})", reason="BAD_CHECKPOINT")
+            raise FailedPrecondition(
+                f"the checkpoint was taken with other data or settings ({changed})", reason="BAD_CHECKPOINT"
+            )
         saved = read_optimizer(checkpoint)
         self._optimizer.load_state_dict(saved["optimizer"])
         self._schedule.load_state_dict(saved["schedule"])
@@ -153,7 +155,9 @@ class TrainingLoop:
         total, right, tokens, rows = processes.sum([loss_sum.item(), correct.item(), tokens, rows])
         if not math.isfinite(total):
             advice = "lower hyperparameters.learning_rate, or set hyperparameters.precision to float32"
-            raise FailedPrecondition(f"training diverged: the loss is {total} at step {state.step + 1}; {advice}", reason="DIVERGED")
+            raise FailedPrecondition(
+                f"training diverged: the loss is {total} at step {state.step + 1}; {advice}", reason="DIVERGED"
+            )
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -182,7 +186,9 @@ class TrainingLoop:
         state = self._state
         state.history.append({"step": state.step, **values})
         remaining = self._in.plan.total_steps - state.step
-        self._report.metrics(state.step, self._in.plan.total_steps, values, sum(self._pace) / len(self._pace) * remaining)
+        self._report.metrics(
+            state.step, self._in.plan.total_steps, values, sum(self._pace) / len(self._pace) * remaining
+        )
 
     def _count_targets(self, step: int) -> int:
         """Targets of a whole step, over all processes: every process knows all rows, so nobody has to ask."""
@@ -214,7 +220,9 @@ class TrainingLoop:
         patience = self._numbers.early_stopping_patience
         if patience and state.evals_without_improvement >= patience:
             state.stopped_early = True
-            self._report.log(f"stopping early: {patience} validations without a loss below {state.best_loss:.4f} (step {state.best_step})")
+            self._report.log(
+                f"stopping early: {patience} validations without a loss below {state.best_loss:.4f} (step {state.best_step})"
+            )
         return improved
 
     def _evaluate(self) -> tuple[float, float]:
@@ -233,7 +241,11 @@ class TrainingLoop:
                 with processes.computing():
                     batch = self._in.computation.collate(mine, device)
                     loss = self._in.computation.objective(self._in.tuner.model, batch)
-                total, correct, targets = total + loss.total.item(), correct + loss.correct.item(), targets + len(batch.targets)
+                total, correct, targets = (
+                    total + loss.total.item(),
+                    correct + loss.correct.item(),
+                    targets + len(batch.targets),
+                )
         finally:
             self._in.tuner.model.train()
         total, correct, targets = processes.sum([total, correct, targets])
@@ -283,9 +295,16 @@ class TrainingLoop:
 
     def _load_best(self) -> None:
         """With early stopping, the result is the best model seen, not the last one."""
-        if self._best is not None and self._best.is_dir() and self._state.best_step != self._state.step and self._in.processes.is_first:
+        if (
+            self._best is not None
+            and self._best.is_dir()
+            and self._state.best_step != self._state.step
+            and self._in.processes.is_first
+        ):
             self._in.tuner.load_weights(self._best)
-            self._report.log(f"the result has the weights of step {self._state.best_step}, which had the lowest validation loss")
+            self._report.log(
+                f"the result has the weights of step {self._state.best_step}, which had the lowest validation loss"
+            )
 
 
 def _numbers_of(entry: Mapping[str, float]) -> dict[str, float]:

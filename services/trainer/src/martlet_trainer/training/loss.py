@@ -39,7 +39,9 @@ class _SlicedCrossEntropy(torch.autograd.Function):
     """Sum of cross-entropies. Shapes: hidden (targets, size), weight (vocabulary, size), targets (targets,)."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = max(1, _SLICE_BYTES // (4 * weight.shape[0]))
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -99,7 +101,9 @@ class LossHead:
 
         def forward(hidden: torch.Tensor) -> torch.Tensor:
             weight = self._head.weight
-            outputs: Any = _SlicedCrossEntropy.apply(hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype), weight, batch.targets)
+            outputs: Any = _SlicedCrossEntropy.apply(
+                hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype), weight, batch.targets
+            )
             found.append(Loss(*outputs))
             return found[0].total.view(1, 1, 1)
 

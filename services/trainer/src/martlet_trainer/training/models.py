@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from martlet_core.errors import FailedPrecondition, InvalidArgument
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from martlet_core.errors import FailedPrecondition, InvalidArgument
 from martlet_trainer.data.encode import EncodedRow
 from martlet_trainer.training.attention import IMPLEMENTATION
 from martlet_trainer.training.batches import Collate, collate_padded, collate_rows
@@ -62,7 +62,9 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device, quanti
     """
     stored = stored_quantization(directory)
     if stored not in ("", "bitsandbytes"):
-        description = f"is quantized by {stored}, which can't be trained; use the model it was made from, or a bitsandbytes one"
+        description = (
+            f"is quantized by {stored}, which can't be trained; use the model it was made from, or a bitsandbytes one"
+        )
         raise InvalidArgument.field("spec.base_model", description)
     kwargs: dict[str, Any] = {"quantization_config": quantization} if quantization is not None and not stored else {}
     if kwargs or stored:
@@ -72,7 +74,9 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device, quanti
             directory, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True, **kwargs
         )
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidArgument.field("spec.base_model", f"can't be loaded as a causal language model: {error}") from error
+        raise InvalidArgument.field(
+            "spec.base_model", f"can't be loaded as a causal language model: {error}"
+        ) from error
     return model if kwargs or stored else model.to(device)
 
 
@@ -102,11 +106,15 @@ def resolve_max_length(asked: int | None, context: int) -> int:
         InvalidArgument: more was asked for than the model's context holds.
     """
     if asked is not None and asked > context:
-        raise InvalidArgument.field("spec.data.max_length", f"is {asked}, more than the model's context of {context} tokens")
+        raise InvalidArgument.field(
+            "spec.data.max_length", f"is {asked}, more than the model's context of {context} tokens"
+        )
     return asked or min(context, DEFAULT_MAX_LENGTH)
 
 
-def choose_computation(model: Any, rows: Sequence[EncodedRow], device: torch.device, packing: bool, dropout: bool) -> Computation:
+def choose_computation(
+    model: Any, rows: Sequence[EncodedRow], device: torch.device, packing: bool, dropout: bool
+) -> Computation:
     """The computation without padding if it gives this model the same loss as its own, else the padded one.
 
     Whether a model's attention can be replaced is not read off a list of architectures: both ways are tried on a few rows.
@@ -114,14 +122,15 @@ def choose_computation(model: Any, rows: Sequence[EncodedRow], device: torch.dev
     Raises:
         FailedPrecondition: packing is asked for, but the model's attention can't keep packed rows apart.
     """
-    before = model.config._attn_implementation  # noqa: SLF001  transformers has no public name for it
+    before = model.config._attn_implementation
     head = LossHead.of(model)
     if head is not None and _same_loss(model, head, _check_rows(rows), device):
         return Computation(partial(collate_rows, share_prefix=not dropout), head, isolates_rows=True)
     model.set_attn_implementation(before)
     if packing:
         raise FailedPrecondition(
-            "this model's attention can't keep packed rows apart; set data.packing to false", reason="PACKING_UNSUPPORTED"
+            "this model's attention can't keep packed rows apart; set data.packing to false",
+            reason="PACKING_UNSUPPORTED",
         )
     return Computation(collate_padded, plain_loss, isolates_rows=False)
 

@@ -28,12 +28,14 @@ def build_optimizer(model: nn.Module, numbers: Hyperparameters) -> torch.optim.O
 def build_schedule(optimizer: torch.optim.Optimizer, numbers: Hyperparameters, total_steps: int) -> LRScheduler:
     """Warm-up, then the named schedule down to the last step."""
     warmup = 0 if numbers.learning_rate_schedule == "constant" else round(numbers.warmup_ratio * total_steps)
-    return get_scheduler(numbers.learning_rate_schedule, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+    return get_scheduler(
+        numbers.learning_rate_schedule, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps
+    )
 
 
 def _bitsandbytes(name: str) -> Callable[..., torch.optim.Optimizer]:
     def build(groups: Iterable[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
-        from bitsandbytes import optim  # noqa: PLC0415  loads native code: only those who ask for it pay
+        from bitsandbytes import optim
 
         return getattr(optim, name)(groups, lr=lr)
 

@@ -36,7 +36,9 @@ class PlanSettings:
 class StepPlan:
     """Rows by step. Each epoch visits every row once, in an order of its own; its last step may be smaller than the others."""
 
-    def __init__(self, settings: PlanSettings, lengths: Sequence[int], epoch_count: float, max_steps: int | None) -> None:
+    def __init__(
+        self, settings: PlanSettings, lengths: Sequence[int], epoch_count: float, max_steps: int | None
+    ) -> None:
         """Args: ``lengths`` are tokens a row; ``max_steps`` wins over ``epoch_count``."""
         self.settings = settings
         self._lengths = np.asarray(lengths)

@@ -18,7 +18,7 @@ class Processes:
     """Wraps accelerate for the few things the loop needs. Build one a training, in every rank alike."""
 
     def __init__(self, placement: Placement) -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  it is global, and may be left from a training before
+        AcceleratorState._reset_state(reset_partial_state=True)
         self._accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.mixed_precision)
         self._device = placement.device
         self.rank: int = self._accelerator.process_index

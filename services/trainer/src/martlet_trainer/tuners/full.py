@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from martlet_core.errors import InvalidArgument
+
 from martlet_trainer.training.models import load_model, stored_quantization
 from martlet_trainer.tuners.base import TunerInputs
 

@@ -23,7 +23,13 @@ class _FusedLora(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, scale: float
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
     ) -> torch.Tensor:
         low = x @ a.t()
         out = functional.linear(x, weight, bias)
@@ -66,7 +72,12 @@ def _qualifies(module: LoraLinear) -> bool:
         return False
     name = names[0]
     down, up = module.lora_A[name], module.lora_B[name]
-    plain = isinstance(down, nn.Linear) and isinstance(up, nn.Linear) and up.bias is None and not module.lora_variant.get(name)
+    plain = (
+        isinstance(down, nn.Linear)
+        and isinstance(up, nn.Linear)
+        and up.bias is None
+        and not module.lora_variant.get(name)
+    )
     same_type = down.weight.dtype == up.weight.dtype == base.weight.dtype
     frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
     return plain and same_type and frozen and isinstance(module.lora_dropout[name], nn.Identity)

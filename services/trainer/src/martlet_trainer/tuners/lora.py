@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from martlet_core.errors import FailedPrecondition, InvalidArgument
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.other import prepare_model_for_kbit_training
 from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig
 
-from martlet_core.errors import FailedPrecondition, InvalidArgument
 from martlet_trainer.config import TunerConfig
 from martlet_trainer.training.models import load_model, stored_quantization
 from martlet_trainer.tuners.base import TunerInputs
@@ -41,7 +41,11 @@ class LoraTuner:
         """Write a peft directory: adapter_config.json and the weights as they are."""
         directory.mkdir(parents=True, exist_ok=True)
         weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, directory / WEIGHTS_FILE, {"format": "pt"})
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
+            directory / WEIGHTS_FILE,
+            {"format": "pt"},
+        )
         before = self._config.base_model_name_or_path, self._config.inference_mode
         self._config.base_model_name_or_path, self._config.inference_mode = self._name, True
         self._config.save_pretrained(directory)
@@ -56,7 +60,9 @@ class LoraTuner:
         try:
             found = set_peft_model_state_dict(self.model, load_file(directory / WEIGHTS_FILE))
         except (OSError, RuntimeError) as error:
-            raise FailedPrecondition(f"the adapter's weights don't fit this job: {error}", reason="BAD_CHECKPOINT") from error
+            raise FailedPrecondition(
+                f"the adapter's weights don't fit this job: {error}", reason="BAD_CHECKPOINT"
+            ) from error
         missing = [name for name in found.missing_keys if "lora_" in name or "modules_to_save" in name]
         if found.unexpected_keys or missing:
             names = ", ".join([*found.unexpected_keys, *missing][:3])
@@ -99,7 +105,9 @@ def _with_adapter(base: Any, inputs: TunerInputs) -> Any:
     try:
         return get_peft_model(base, config)
     except ValueError as error:
-        linear = sorted({name.rsplit(".", 1)[-1] for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)})
+        linear = sorted(
+            {name.rsplit(".", 1)[-1] for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
+        )
         description = f"can't be adapted: {error} Linear modules of this model: {', '.join(linear)}"
         raise InvalidArgument.field("spec.tuner.target_modules", description) from error
 
