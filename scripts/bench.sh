@@ -7,8 +7,8 @@ scripts/bootstrap.sh cli dev gateway trainer inference
 python=.martlet/envs/dev/bin/python
 names=("$@")
 if [ ${#names[@]} -eq 0 ]; then
-  # Helpers beside the benchmarks (a load generator, say) have no usage line of their own.
-  mapfile -t names < <(grep -lE '^    python benchmarks/' benchmarks/*.py | xargs -n1 basename -s .py | sort)
+  # Helpers beside the benchmarks (a load generator, say) write no results.
+  mapfile -t names < <(grep -l "RESULTS = " benchmarks/*.py | xargs -n1 basename -s .py | sort)
 fi
 for name in "${names[@]}"; do
   echo "== benchmark: $name"

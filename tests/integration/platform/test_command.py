@@ -36,6 +36,8 @@ def test_status_shows_every_process(platform: RunningPlatform) -> None:
 def test_secrets_are_for_their_owner(platform: RunningPlatform) -> None:
     for name in ("client.json", "secrets.json"):
         assert stat.S_IMODE((platform.home / name).stat().st_mode) == 0o600
+    for name in ("logs", "data"):
+        assert stat.S_IMODE((platform.home / name).stat().st_mode) == 0o700
     spoken = "".join(path.read_text() for path in (platform.home / "logs").glob("*.log") if path.stem != "launcher")
     secrets = json.loads((platform.home / "secrets.json").read_text())
     for name, secret in secrets.items():

@@ -21,7 +21,7 @@ from martlet_core.errors import AlreadyExists, Unavailable
 from martlet_cli import environments
 from martlet_cli.api_key import ensure_api_key
 from martlet_cli.credentials import load_or_make
-from martlet_cli.layout import Layout, read_json
+from martlet_cli.layout import Layout, make_home, read_json
 from martlet_cli.platform_options import PlatformOptions
 from martlet_cli.platform_processes import plan
 from martlet_cli.platform_state import Say, State, running_launcher, stop_leftovers, tail
@@ -49,7 +49,7 @@ def run(layout: Layout, options: PlatformOptions, say: Say) -> int:
         )
     stopping = _stop_on_signals()
     stop_leftovers(layout, say)
-    layout.home.mkdir(parents=True, exist_ok=True)
+    make_home(layout)
     state = State(layout)
     state.phase("installing")
     try:
@@ -112,7 +112,7 @@ def start_detached(layout: Layout, arguments: list[str], say: Say, *, wait_for: 
         raise AlreadyExists(
             f"the platform is up already in {layout.home}; `martlet status` shows it, `martlet down` stops it"
         )
-    layout.logs.mkdir(parents=True, exist_ok=True)
+    make_home(layout)
     log_path = layout.logs / "launcher.log"
     with open(log_path, "ab") as log:
         seen = log.tell()

@@ -73,6 +73,14 @@ class Layout:
         return self.environments / environment / "bin" / "python"
 
 
+def make_home(layout: Layout) -> None:
+    """Make the home's directories; data and logs (they hold the first API key) are for their owner alone."""
+    layout.home.mkdir(parents=True, exist_ok=True)
+    for directory in (layout.data, layout.logs):
+        directory.mkdir(exist_ok=True)
+        directory.chmod(0o700)
+
+
 def _find_root() -> Path:
     named = os.environ.get("MARTLET_ROOT")
     if named:
