@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le
+from martlet_core.errors import FieldViolation, InvalidArgument
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from martlet_core.errors import FieldViolation, InvalidArgument
 from martlet_trainer.config_errors import violations_of
 
 ARTIFACT_PATTERN = re.compile(r"artifacts/[a-z0-9]{1,64}")
@@ -26,7 +26,7 @@ DEFAULT_LEARNING_RATE = {"lora": 2e-4, "qlora": 2e-4, "full": 1e-5}
 
 def _refuse_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004  pydantic turns it into a violation
     return value
 
 
@@ -104,7 +104,9 @@ class Hyperparameters(Config):
     max_steps: Annotated[Int, Ge(1)] | None = None
     per_device_batch_size: Annotated[Int, Ge(1), Le(65536)] = 8
     gradient_accumulation_steps: Annotated[Int, Ge(1), Le(65536)] = 1
-    learning_rate: Annotated[Float, Gt(0), Le(10)] | None = Field(None, description="Default: by tuner, see DEFAULT_LEARNING_RATE.")
+    learning_rate: Annotated[Float, Gt(0), Le(10)] | None = Field(
+        None, description="Default: by tuner, see DEFAULT_LEARNING_RATE."
+    )
     learning_rate_multiplier: Annotated[Float, Gt(0), Le(1000)] | None = None
     learning_rate_schedule: Schedule = "cosine"
     warmup_ratio: Annotated[Float, Ge(0), Le(1)] = 0.03
@@ -122,7 +124,9 @@ class DataConfig(Config):
 
     keep_empty: ClassVar[frozenset[str]] = frozenset({"system"})
 
-    max_length: Annotated[Int, Ge(8), Le(1 << 24)] | None = Field(None, description="Default: the model's context, at most 2048.")
+    max_length: Annotated[Int, Ge(8), Le(1 << 24)] | None = Field(
+        None, description="Default: the model's context, at most 2048."
+    )
     packing: bool = False
     on_bad_rows: OnBadRows = "fail"
     on_long_rows: OnLongRows = "truncate"
@@ -148,9 +152,7 @@ class CheckpointConfig(Config):
 
 
 class SftOptions(Config):
-    """Options that only the recipe ``sft`` knows."""
-
-    group_by_length: bool = Field(False, description="Put rows of similar length into one batch.")
+    """Options that only the recipe ``sft`` knows: none so far, so any key is refused."""
 
 
 #: Recipe name -> its options. Adding a recipe: a line here and a line in ``recipes/__init__.py``.
@@ -223,7 +225,9 @@ def parse_merge_config(values: Mapping[str, Any], prefix: str = "spec") -> Merge
     config = _parse(MergeConfig, values, prefix)
     violations = []
     if not BASE_MODEL_PATTERN.fullmatch(config.adapter):
-        violations.append(FieldViolation("adapter", f"is {config.adapter!r}; give a fine-tuned model's name or artifacts/<id>"))
+        violations.append(
+            FieldViolation("adapter", f"is {config.adapter!r}; give a fine-tuned model's name or artifacts/<id>")
+        )
     violations += _suffix_violations(config.suffix)
     _raise_if_any([FieldViolation(_join(prefix, v.field), v.description) for v in violations])
     return config
@@ -280,22 +284,42 @@ def _combination_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
     found: list[FieldViolation] = []
     if numbers.learning_rate is not None and numbers.learning_rate_multiplier is not None:
         found.append(
-            FieldViolation("hyperparameters.learning_rate_multiplier", "can't be used together with learning_rate; give one of them")
+            FieldViolation(
+                "hyperparameters.learning_rate_multiplier",
+                "can't be used together with learning_rate; give one of them",
+            )
         )
     if config.data.validation_split > 0 and config.validation_dataset is not None:
-        found.append(FieldViolation("data.validation_split", "can't be used together with validation_dataset; give one of them"))
-    if numbers.early_stopping_patience is not None and not config.validation_dataset and config.data.validation_split == 0:
+        found.append(
+            FieldViolation("data.validation_split", "can't be used together with validation_dataset; give one of them")
+        )
+    if (
+        numbers.early_stopping_patience is not None
+        and not config.validation_dataset
+        and config.data.validation_split == 0
+    ):
         found.append(
             FieldViolation(
-                "hyperparameters.early_stopping_patience", "needs validation rows; set validation_dataset or data.validation_split"
+                "hyperparameters.early_stopping_patience",
+                "needs validation rows; set validation_dataset or data.validation_split",
             )
         )
     if tuner.kind == "full" and tuner.modules_to_save:
-        found.append(FieldViolation("tuner.modules_to_save", "has no meaning with tuner.kind full, which trains every module; leave it out"))
+        found.append(
+            FieldViolation(
+                "tuner.modules_to_save", "has no meaning with tuner.kind full, which trains every module; leave it out"
+            )
+        )
     if "all-linear" in tuner.target_modules and len(tuner.target_modules) > 1:
-        found.append(FieldViolation("tuner.target_modules", "mixes all-linear with names; give either all-linear or the names"))
+        found.append(
+            FieldViolation("tuner.target_modules", "mixes all-linear with names; give either all-linear or the names")
+        )
     if tuner.use_dora and tuner.kind == "qlora" and tuner.quantization == "int8":
-        found.append(FieldViolation("tuner.use_dora", "doesn't work on an int8 base; set tuner.quantization to nf4 or use_dora to false"))
+        found.append(
+            FieldViolation(
+                "tuner.use_dora", "doesn't work on an int8 base; set tuner.quantization to nf4 or use_dora to false"
+            )
+        )
     return found
 
 
@@ -305,4 +329,6 @@ def _join(prefix: str, field: str) -> str:
 
 def _raise_if_any(violations: Sequence[FieldViolation]) -> None:
     if violations:
-        raise InvalidArgument("; ".join(f"{v.field}: {v.description}" for v in violations), violations=tuple(violations))
+        raise InvalidArgument(
+            "; ".join(f"{v.field}: {v.description}" for v in violations), violations=tuple(violations)
+        )

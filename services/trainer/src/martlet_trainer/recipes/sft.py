@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
-
 from martlet_core.errors import FailedPrecondition, InvalidArgument
 from martlet_core.recipe import OutputArtifact, RecipeResult, Report, ShouldStop, StopRequested
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
 from martlet_trainer.config import TrainingConfig, parse_training_config
 from martlet_trainer.data.encode import EncodedRow, RowEncoder
 from martlet_trainer.data.load import load_rows, split_rows
@@ -55,6 +57,7 @@ def run(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
 def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
     """The body of ``run``: one process, or one of several alike."""
     config = parse_training_config(values).resolved()
+    _quiet_libraries()
     set_threads(config.resources.device_count)
     placement = place(config, launch.rank())
     base_model = _required(workdir / "inputs" / "base_model")
@@ -77,7 +80,9 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
     processes = Processes(placement)
     plan = _plan(config, rows, processes.count)
     loop = TrainingLoop(
-        LoopInputs(config, tuner, rows, validation_rows, plan, computation, placement, processes, workdir), report, should_stop
+        LoopInputs(config, tuner, rows, validation_rows, plan, computation, placement, processes, workdir),
+        report,
+        should_stop,
     )
     torch.manual_seed(config.seed + 1 + processes.rank)  # dropout differs between processes
     _say_start(report, tuner, plan, placement, resume, computation.isolates_rows)
@@ -89,6 +94,12 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
     if not processes.is_first:
         return RecipeResult({})
     return _result(config, tuner, state, reports, workdir, placement)
+
+
+def _quiet_libraries() -> None:
+    """Keep progress bars and a line for every matrix product out of the job's log."""
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def _load_data(
@@ -128,14 +139,18 @@ def _load_data(
     for name, found in reports.items():
         _say_data(report, name, found)
     if encoder.rows_with_added_eos:
-        report.log(f"the chat template doesn't end a turn; the end-of-sequence token was added to {encoder.rows_with_added_eos} rows")
+        report.log(
+            f"the chat template doesn't end a turn; the end-of-sequence token was added to {encoder.rows_with_added_eos} rows"
+        )
     report.partial_result({name: found.to_dict() for name, found in reports.items()})
     return rows, validation_rows, reports, config.model_copy(update={"data": data})
 
 
 def _split(rows: Sequence[EncodedRow], share: float, seed: int) -> tuple[list[EncodedRow], list[EncodedRow]]:
     if len(rows) < 2:
-        raise InvalidArgument.field("spec.data.validation_split", "needs at least two usable rows; set it to 0, or bring more rows")
+        raise InvalidArgument.field(
+            "spec.data.validation_split", "needs at least two usable rows; set it to 0, or bring more rows"
+        )
     return split_rows(rows, share, seed)
 
 
@@ -165,9 +180,13 @@ def _with_device_defaults(config: TrainingConfig, placement: Placement, tuner: T
 
 def _say_data(report: Report, name: str, found: DataReport) -> None:
     counts = f"{found.rows_read} rows read, {found.rows_used} used, {found.rows_truncated} truncated, {found.rows_refused} refused"
-    report.log(f"{name.replace('_', ' ')}: {counts} (format {found.format}; {found.tokens} tokens, {found.loss_tokens} with loss)")
+    report.log(
+        f"{name.replace('_', ' ')}: {counts} (format {found.format}; {found.tokens} tokens, {found.loss_tokens} with loss)"
+    )
     if found.ignored_fields:
-        report.log(f"{name.replace('_', ' ')}: fields that training doesn't use: {', '.join(found.ignored_fields)}", "warn")
+        report.log(
+            f"{name.replace('_', ' ')}: fields that training doesn't use: {', '.join(found.ignored_fields)}", "warn"
+        )
     for issue in found.issues[:5]:
         report.log(f"{name.replace('_', ' ')}: {issue.describe()}", "warn")
 

@@ -99,10 +99,10 @@ class LossHead:
         """The objective: loss of a batch made by ``collate_rows``."""
         found: list[Loss] = []
 
-        def forward(hidden: torch.Tensor) -> torch.Tensor:
+        def forward(input: torch.Tensor) -> torch.Tensor:
             weight = self._head.weight
             outputs: Any = _SlicedCrossEntropy.apply(
-                hidden.reshape(-1, hidden.shape[-1]).to(weight.dtype), weight, batch.targets
+                input.reshape(-1, input.shape[-1]).to(weight.dtype), weight, batch.targets
             )
             found.append(Loss(*outputs))
             return found[0].total.view(1, 1, 1)

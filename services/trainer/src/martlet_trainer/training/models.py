@@ -77,7 +77,7 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device, quanti
         raise InvalidArgument.field(
             "spec.base_model", f"can't be loaded as a causal language model: {error}"
         ) from error
-    return model if kwargs or stored else model.to(device)
+    return model if kwargs or stored else nn.Module.to(model, device)
 
 
 def stored_quantization(directory: Path) -> str:
@@ -145,7 +145,7 @@ def _check_rows(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
     return checked
 
 
-def _same_loss(model: nn.Module, head: LossHead, rows: Sequence[EncodedRow], device: torch.device) -> bool:
+def _same_loss(model: Any, head: LossHead, rows: Sequence[EncodedRow], device: torch.device) -> bool:
     model.eval()
     with torch.no_grad():
         padded = collate_padded(rows, device)

@@ -53,7 +53,8 @@ class Processes:
 
     def clip(self, parameters: list[nn.Parameter], max_norm: float) -> float:
         """Norm of the gradients before clipping; ``max_norm`` 0 only measures."""
-        return float(self._accelerator.clip_grad_norm_(parameters, max_norm or float("inf")))
+        norm: Any = self._accelerator.clip_grad_norm_(parameters, max_norm or float("inf"))
+        return float(norm)
 
     def sum(self, values: list[float]) -> list[float]:
         """Sums over the processes."""

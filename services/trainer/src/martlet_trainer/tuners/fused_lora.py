@@ -80,7 +80,7 @@ def _qualifies(module: LoraLinear) -> bool:
     )
     same_type = down.weight.dtype == up.weight.dtype == base.weight.dtype
     frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
-    return plain and same_type and frozen and isinstance(module.lora_dropout[name], nn.Identity)
+    return bool(plain and same_type and frozen) and isinstance(module.lora_dropout[name], nn.Identity)
 
 
 class _Forward:

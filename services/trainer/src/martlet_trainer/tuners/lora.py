@@ -48,7 +48,7 @@ class LoraTuner:
         )
         before = self._config.base_model_name_or_path, self._config.inference_mode
         self._config.base_model_name_or_path, self._config.inference_mode = self._name, True
-        self._config.save_pretrained(directory)
+        self._config.save_pretrained(str(directory))
         self._config.base_model_name_or_path, self._config.inference_mode = before
 
     def load_weights(self, directory: Path) -> None:
