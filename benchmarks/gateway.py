@@ -36,6 +36,7 @@ from martlet_core.testing.servers import start_seaweedfs, start_valkey
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results" / "gateway.json"
 LITELLM = "1.106.2"
+LITELLM_KEY = "sk-bench-4f1c0d7a9b3e"
 MODEL = "echo"
 TOKENS = 16
 #: Tokens/s of each stream when 1,000 are held: a stream lasts 8 s, and the engine writes 2,000 events/s in all.
@@ -173,9 +174,9 @@ def start_http_engine(processes: Processes, rate: float) -> str:
     """The engine's tokens over plain HTTP; returns its URL."""
     port = free_port()
     argv = ["-m", "martlet_inference.engines.echo", "--port", str(port), "--tokens-per-second", str(rate)]
-    processes.start(f"engine-{rate:g}", [sys.executable, *argv])
+    process = processes.start(f"engine-{rate:g}", [sys.executable, *argv])
     url = f"http://127.0.0.1:{port}"
-    wait_http(f"{url}/health")
+    wait_http(f"{url}/health", process)
     return url
 
 
@@ -207,7 +208,7 @@ def start_gateway(processes: Processes, shared: Mapping[str, str]) -> Target:
             },
         )
     url = f"http://127.0.0.1:{http}"
-    wait_http(f"{url}/readyz", lambda body: json.loads(body)["checks"]["replicas"]["ready"] == 2)
+    wait_http(f"{url}/readyz", process, lambda body: json.loads(body)["checks"]["replicas"]["ready"] == 2)
     words = processes.log("gateway").read_text().split()
     return Target("gateway", url, url, key=next(word for word in words if word.startswith("mk-")), pids=(process.pid,))
 
@@ -244,11 +245,16 @@ def start_litellm(processes: Processes, engines: Mapping[float, str]) -> Target:
             "--num_workers",
             "1",
         ],
-        {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"},
+        {
+            "LITELLM_LOG": "ERROR",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_TELEMETRY": "False",
+            "LITELLM_MASTER_KEY": LITELLM_KEY,  # it refuses to start without one
+        },
     )
     url = f"http://127.0.0.1:{port}"
-    wait_http(f"{url}/health/liveliness", seconds=120)
-    return Target("litellm", url, url, pids=(process.pid,))
+    wait_http(f"{url}/health/liveliness", process, seconds=240)
+    return Target("litellm", url, url, key=LITELLM_KEY, pids=(process.pid,))
 
 
 def measure(scenario: Scenario, targets: Mapping[str, Target], rounds: int) -> dict[str, Any]:
@@ -358,10 +364,12 @@ def line(row: Mapping[str, Any]) -> str:
     return " | ".join(parts)
 
 
-def wait_http(url: str, good: Any = lambda body: True, seconds: float = 60) -> None:
-    """Wait until a URL answers as it should."""
+def wait_http(url: str, process: subprocess.Popen[bytes], good: Any = lambda body: True, seconds: float = 60) -> None:
+    """Wait until a URL of a process answers as it should."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"{process.args} ended with code {process.returncode}")
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:
                 if good(answer.read()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -252,3 +253,16 @@ async def test_parts_beyond_the_declared_size_are_refused(gateway: Any) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
         await client.uploads.parts.create(upload.id, data=b"abcdef")
     assert caught.value.status_code == 413
+
+
+async def test_expired_file_is_gone_with_its_bytes(gateway: Any) -> None:
+    client = gateway.openai()
+    made = await client.files.create(file=("a.txt", b"hello"), purpose="user_data")
+    artifact_id = made.id.removeprefix("file-")
+    key = f"files/acme/{artifact_id}.json"
+    record = json.loads(gateway.stores.objects.get(key))
+    gateway.stores.objects.put(key, json.dumps(record | {"expires_at": record["created_at"] - 1}).encode())
+    assert [file async for file in client.files.list()] == []
+    with pytest.raises(openai.NotFoundError):
+        await client.files.content(made.id)
+    assert not gateway.stores.objects.list("blobs/")

@@ -14,7 +14,9 @@ from martlet_core import logs
 from martlet_core.api_keys import ApiKeyStore
 from martlet_core.errors import MartletError
 from martlet_core.rpc.context import DEFAULT_TENANT
+from martlet_core.settings import PREFIX
 from martlet_core.stores import Stores, open_stores
+from pydantic import ValidationError
 
 from martlet_gateway.server import GatewayServer, open_shared_memory
 from martlet_gateway.settings import GatewaySettings
@@ -31,7 +33,13 @@ def main() -> int:
     )
     parser.add_argument("command", choices=("serve",), help="serve: answer REST and gRPC until SIGTERM")
     parser.parse_args()
-    settings = GatewaySettings()  # type: ignore[call-arg]  # its values come from the environment
+    try:
+        settings = GatewaySettings()  # type: ignore[call-arg]  # its values come from the environment
+    except ValidationError as error:
+        for fault in error.errors():
+            name = f"{PREFIX}{'.'.join(map(str, fault['loc'])).upper()}"
+            print(f"martlet_gateway: {name}: {fault['msg']}", file=sys.stderr)
+        return 2
     try:
         logs.configure("gateway", settings.log_level, settings.log_format)
         _raise_file_limit()
