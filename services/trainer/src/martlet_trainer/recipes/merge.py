@@ -124,7 +124,7 @@ def _storage_type(settings: MergeConfig, base: Path) -> torch.dtype:
     from transformers import AutoConfig
 
     stored = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True).dtype
-    return stored if stored in _DTYPES.values() else torch.float32
+    return stored if isinstance(stored, torch.dtype) and stored in _DTYPES.values() else torch.float32
 
 
 def _encode(tokenizer: Any) -> list[list[int]]:
