@@ -159,11 +159,18 @@ def test_backoff_grows_to_its_limit() -> None:
     assert backoff_seconds(50) == processes.LONGEST_BACKOFF_SECONDS
 
 
-def test_resident_bytes_counts_a_session(tmp_path: Path, supervise: Callable) -> None:
+def test_resident_bytes_counts_descendants_in_sessions_of_their_own(tmp_path: Path, supervise: Callable) -> None:
     up = tmp_path / "up"
-    _, journal = supervise(spec(tmp_path, "server", f"open('up', 'w').close(); {SLEEP}", ready=up.exists))
+    # The child ends when its parent does: the pipe between them closes.
+    child = "import sys; block = b'x' * 50_000_000; open('up', 'w').close(); sys.stdin.read()"
+    code = (
+        "import subprocess, sys, signal;"
+        f"kept = subprocess.Popen([sys.executable, '-c', {child!r}], stdin=subprocess.PIPE, start_new_session=True);"
+        "signal.pause()"
+    )
+    _, journal = supervise(spec(tmp_path, "server", code, ready=up.exists))
     pid = journal.wait_for("server", ProcessState.READY)
-    assert 1e6 < resident_bytes(pid) < 1e9
+    assert 55e6 < resident_bytes(pid) < 1e9
 
 
 def test_gives_up_waiting_for_what_keeps_dying(

@@ -12,9 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from types import FrameType
-from typing import Any
 
 from martlet_core.errors import AlreadyExists, Unavailable
 
@@ -26,10 +24,12 @@ from martlet_cli.platform_options import PlatformOptions
 from martlet_cli.platform_processes import plan
 from martlet_cli.platform_state import Say, State, running_launcher, stop_leftovers, tail
 from martlet_cli.ports import choose_ports
-from martlet_cli.processes import ProcessStatus, Supervisor
+from martlet_cli.processes import HOPELESS_RESTARTS, ProcessStatus, Supervisor
 
 #: How long the parts that everything needs may take to come up, in seconds.
 START_SECONDS = 120.0
+#: How long a start in the background may take, in seconds, environments and models to fetch included.
+LONGEST_START_SECONDS = 1800.0
 #: Inference may take minutes to load its model; training works meanwhile.
 _LATE = ("inference", "base-model")
 _POLL_SECONDS = 0.2
@@ -124,6 +124,7 @@ def start_detached(layout: Layout, arguments: list[str], say: Say, *, wait_for: 
             stderr=log,
             start_new_session=True,
         )
+    deadline = time.monotonic() + LONGEST_START_SECONDS
     while True:
         ended = launcher.poll() is not None
         with open(log_path, "rb") as log:
@@ -137,11 +138,28 @@ def start_detached(layout: Layout, arguments: list[str], say: Say, *, wait_for: 
         seen += len(complete)
         for line in complete.decode(errors="replace").splitlines():
             say(line)
-        state = read_json(layout.state_file)
-        ours = state.get("launcher", {}).get("pid") == launcher.pid
-        if ours and state.get("phase") == "up" and (wait_for == "core" or _all_ready(state)):
+        if _is_up(layout, launcher.pid, wait_for):
             return
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"not up after {LONGEST_START_SECONDS / 60:.0f} minutes; `martlet status` shows what runs"
+            )
         time.sleep(_POLL_SECONDS)
+
+
+def _is_up(layout: Layout, launcher_pid: int, wait_for: str) -> bool:
+    """Whether what is waited for is ready. Unavailable if inference keeps dying; the rest runs on then."""
+    state = read_json(layout.state_file)
+    if state.get("launcher", {}).get("pid") != launcher_pid or state.get("phase") != "up":
+        return False
+    if wait_for == "core":
+        return True
+    late = [process for process in state["processes"].values() if process["state"] not in ("ready", "done")]
+    for process in late:
+        if process["restarts"] >= HOPELESS_RESTARTS:
+            said = "\n".join(tail(layout, process["name"], 15))
+            raise Unavailable(f"{process['name']} doesn't come up; the rest runs. The end of its log:\n{said}")
+    return not late
 
 
 def _changed(state: State, status: ProcessStatus, say: Say) -> None:
@@ -157,11 +175,6 @@ def _changed(state: State, status: ProcessStatus, say: Say) -> None:
 
 def _needed_environments(options: PlatformOptions) -> list[str]:
     return list(dict.fromkeys(options.environments.get(name, name) for name in environments.PLATFORM))
-
-
-def _all_ready(state: Mapping[str, Any]) -> bool:
-    processes = state.get("processes", {})
-    return bool(processes) and all(process["state"] in ("ready", "done") for process in processes.values())
 
 
 def _stop_on_signals() -> threading.Event:

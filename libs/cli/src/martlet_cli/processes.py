@@ -300,19 +300,25 @@ def is_running(pid: int, ticks: int) -> bool:
     return bool(fields) and fields[0] != "Z" and int(fields[19]) == ticks
 
 
-def resident_bytes(session: int) -> int:
-    """Sum of the resident sets of all processes in a session, in bytes. Shared pages count once a process."""
-    total = 0
+def resident_bytes(pid: int) -> int:
+    """Sum of the resident sets of a process and its descendants, in bytes. Shared pages count once a process."""
+    children: dict[int, list[int]] = {}
+    resident: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            fields = _stat_fields(int(entry.name))
-            if fields and int(fields[3]) == session:
-                total += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+        fields = _stat_fields(int(entry.name)) if entry.name.isdigit() else []
+        if fields:
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+            resident[int(entry.name)] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+    found, total = [pid], 0
+    while found:
+        one = found.pop()
+        total += resident.get(one, 0)
+        found += children.get(one, [])
     return total
 
 
 def _stat_fields(pid: int) -> list[str]:
-    """Fields of /proc/<pid>/stat behind the command's name (it may hold anything): [0] the state, [3] the session."""
+    """Fields of /proc/<pid>/stat behind the command's name (it may hold anything): [0] the state, [1] the parent."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
