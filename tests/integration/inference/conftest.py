@@ -50,7 +50,15 @@ def smollm2() -> Path:
         return Path(named)
     directory = ROOT / ".martlet" / "cache" / "test-models" / BASE
     if not (directory / "config.json").is_file():
-        command = [environment_python("trainer"), "-m", "martlet_trainer.base_models", "prepare", BASE, "--out", str(directory)]
+        command = [
+            environment_python("trainer"),
+            "-m",
+            "martlet_trainer.base_models",
+            "prepare",
+            BASE,
+            "--out",
+            str(directory),
+        ]
         subprocess.run(command, check=True, timeout=280)
     return directory
 

@@ -71,9 +71,9 @@ def test_structured_output_and_tools(replica: ReplicaProcess) -> None:
     answer = replica.chat("Name a colour.", response_format=schema, max_tokens=30)
     assert json.loads(answer["choices"][0]["message"]["content"])["colour"] in ("red", "blue")
 
-    tool = {"type": "function", "function": {"name": "paint", "parameters": COLOURS}}
+    tool = {"type": "function", "function": {"name": "paint", "parameters": COLOURS, "strict": True}}
     choice = {"type": "function", "function": {"name": "paint"}}
-    answer = replica.chat("Paint it.", tools=[tool], tool_choice=choice, max_tokens=30)
+    answer = replica.chat("Paint it.", tools=[tool], tool_choice=choice, max_tokens=100)
     [call] = answer["choices"][0]["message"]["tool_calls"]
     assert call["function"]["name"] == "paint"
     assert json.loads(call["function"]["arguments"])["colour"] in ("red", "blue")

@@ -78,6 +78,7 @@ def command(options: VllmOptions, model: WholeModel, socket_path: Path) -> list[
     if options.device == "cpu":
         args += ["--enforce-eager"]  # compiling takes minutes at each start, and adapters turn it off anyway
         args += ["--distributed-executor-backend", "uni"]  # see VLLM_ENABLE_V1_MULTIPROCESSING below
+        args += ["--block-size", "32"]  # prompts share whole blocks only, and most are shorter than the default of 128
     else:
         args += ["--gpu-memory-utilization", str(options.gpu_memory_share)]
     return args + shlex.split(options.extra_args)
