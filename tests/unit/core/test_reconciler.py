@@ -171,6 +171,19 @@ def test_model_that_its_owner_deleted_does_not_come_back(kit: Kit) -> None:
         kit.stores.models.get(name, tenant="acme")
 
 
+def test_job_that_can_not_be_published_does_not_hold_up_the_others(kit: Kit) -> None:
+    first, _ = succeed(kit)
+    second, _ = succeed(kit)
+
+    class Refusing(ToyHandler):
+        def published_model(self, job: Job) -> PublishedModel | None:
+            raise NotFound("its artifact was deleted")
+
+    Reconciler(STAGE, kit.stores, kit.bell, [Refusing()], "one", clock=kit.clock).run_once()
+    for job_id in (first, second):
+        assert kit.objects.size(f"jobs/{job_id}/final.json")
+
+
 def test_one_of_two_is_elected_and_the_other_takes_over(kit: Kit) -> None:
     other = kit.new_reconciler("two")
     assert kit.reconciler.run_once()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from martlet_core.errors import FailedPrecondition, MartletError, NotFound
+from martlet_core.errors import FailedPrecondition, MartletError, NotFound, Unavailable
 from martlet_core.job_archive import archive_job, final_key, restore_jobs
 from martlet_core.job_bus import Bell
 from martlet_core.job_handler import JobHandler
@@ -185,16 +185,25 @@ class Reconciler:
     def _archive(self, job: Job) -> None:
         if self._stores.objects.size(final_key(job.id)) is not None:
             return
-        handler = self._handlers.get(job.kind)
-        if handler is not None and job.state is JobState.SUCCEEDED:
-            model = handler.published_model(job)
-            if model is not None:  # published already, unless the worker died in between
-                publish_model(self._stores.models, model)
+        if job.state is JobState.SUCCEEDED:
+            self._publish(job)
         archive_job(self._stores.jobs, self._stores.objects, job)
         try:
             self._stores.jobs.expire_events(job.id, self._options.keep_events_seconds)
         except NotFound:
             return
+
+    def _publish(self, job: Job) -> None:
+        """Publish what the worker would have, had it not died between its commit and that; mostly it has been done."""
+        handler = self._handlers.get(job.kind)
+        try:
+            model = handler.published_model(job) if handler is not None else None
+            if model is not None:
+                publish_model(self._stores.models, model)
+        except Unavailable:
+            raise
+        except MartletError as error:
+            logger.warning("The model of job %s could not be published: %s", job.id, error)
 
     def _pages(self, states: Sequence[JobState]) -> Iterator[Job]:
         token = ""

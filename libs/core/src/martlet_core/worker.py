@@ -207,9 +207,10 @@ def _scratch(work_dir: Path, name: str) -> Iterator[Path]:
     """A directory for one attempt, locked while it is in use and deleted afterwards."""
     home = work_dir / name
     workdir = home / "job"
-    workdir.mkdir(parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True)
     with (home / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        workdir.mkdir(parents=True, exist_ok=True)  # again all of it, in case a sweep came before the lock
         try:
             yield workdir
         finally:
