@@ -232,6 +232,7 @@ class VllmEngine:
             async with asyncio.timeout(self._start_seconds):
                 while not await self._answers(session):
                     if not process.running:
+                        await process.read_rest()
                         raise FailedPrecondition(
                             f"vLLM could not start {model.name!r}: {process.explain_end()}",
                             reason="ENGINE_REFUSED_MODEL",

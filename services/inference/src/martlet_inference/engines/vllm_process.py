@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 KEPT_LINES = 60
 #: Time between SIGTERM and SIGKILL, in seconds.
 STOP_SECONDS = 10.0
+#: How long to read on after the end, in seconds.
+REST_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -209,10 +211,15 @@ class VllmProcess:
                 await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
         self._signal(signal.SIGKILL)
         await self._process.wait()
+        await self.read_rest()
         self._relay.cancel()
         await asyncio.gather(self._relay, return_exceptions=True)
         self._output.transport.close()
         await asyncio.to_thread(shutil.rmtree, self._directory, True)
+
+    async def read_rest(self) -> None:
+        """After its end: wait until what it wrote is read; children that hold its output open are not waited for long."""
+        await asyncio.wait({self._relay}, timeout=REST_SECONDS)
 
     def last_lines(self) -> Sequence[str]:
         """The last lines it wrote."""
