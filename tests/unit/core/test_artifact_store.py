@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from martlet_core.artifacts import collector
+from martlet_core.artifacts.cache import BlobCache
 from martlet_core.artifacts.layout import blob_key, check_path, index_key, lock_key, manifest_key, ref_key
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import ArtifactFile, ArtifactStore
@@ -252,6 +253,23 @@ class TestCache:
         store.download(made[2].id, tmp_path / "out")
         assert [digest in store.cache for digest in digests] == [True, False, True]
         assert len(read_directory(tmp_path / "out")) == 3  # what was linked stays
+
+    def test_crossing_insertions_and_evictions(self, tmp_path: Path) -> None:
+        """Every insertion evicts all others, from many threads at once; each content arrives all the same."""
+        cache = BlobCache(tmp_path / "cache", max_bytes=1)
+        contents = {sha256(data).hexdigest(): data for data in (os.urandom(100) for _ in range(100))}
+
+        def place(digest: str) -> bool:
+            def fetch(path: Path) -> str:
+                path.write_bytes(contents[digest])
+                return digest
+
+            cache.place(digest, 100, tmp_path / digest, fetch)
+            return (tmp_path / digest).read_bytes() == contents[digest]
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(place, contents))
+        assert len(list((tmp_path / "cache").iterdir())) <= 8
 
     def test_it_works_without_links(
         self, store: ContentAddressedStore, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from martlet_core.artifacts.layout import sha256_of
@@ -63,9 +64,9 @@ class BlobCache:
                     _link(entry, target)
                     return
                 except FileNotFoundError:
-                    if entry.exists() or not target.parent.is_dir():
+                    if not target.parent.is_dir():
                         raise
-                    # another process evicted it in between: fetch it again
+                    # evicted in between: fetch it again
 
     def __contains__(self, sha256: str) -> bool:
         return (self.directory / sha256).is_file()
@@ -100,8 +101,10 @@ class BlobCache:
                     )
                 log.warning("content %s arrived damaged; fetching it again", sha256)
             os.chmod(temporary, 0o444)
-            os.utime(temporary, ns=(time.time_ns(), _VERIFIED_NS))
             os.replace(temporary, entry)
+            with suppress(FileNotFoundError):  # evicted already; ``place`` notices
+                # Not before the rename: the temporary file would look abandoned.
+                os.utime(entry, ns=(time.time_ns(), _VERIFIED_NS))
         finally:
             temporary.unlink(missing_ok=True)
         self._keep_bounded(size_bytes)

@@ -33,11 +33,13 @@ from martlet_core.settings import CoreSettings
 log = logging.getLogger(__name__)
 
 #: Size of a ranged read, and of a part of a multipart upload.
-RANGE_BYTES = 8 * 1024 * 1024
+RANGE_BYTES = 4 * 1024 * 1024
 PART_BYTES = 16 * 1024 * 1024
+#: How many of them a file has under way at a time.
 PARALLEL_RANGES = 8
 PARALLEL_PARTS = 4
 
+_PIECE_BYTES = 256 * 1024
 _ATTEMPTS = 3
 _CONNECTIONS = 32
 _REFUSALS = {"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "RequestTimeTooSkewed", "ExpiredToken"}
@@ -81,7 +83,7 @@ class S3ObjectStore:
         self._signer = (
             _client(public_endpoint, access_key, secret_key, region, self._http) if public_endpoint else self._client
         )
-        self._ranges = ThreadPoolExecutor(PARALLEL_RANGES, thread_name_prefix="s3-range")
+        self._ranges = ThreadPoolExecutor(2 * PARALLEL_RANGES, thread_name_prefix="s3-range")
         # Each holds up to PARALLEL_RANGES ranges in memory.
         self._large_downloads = threading.Semaphore(2)
 
@@ -136,7 +138,7 @@ class S3ObjectStore:
 
     def get(self, key: str) -> bytes:
         """The whole object; NotFound if there is none."""
-        return self._again(lambda: self._read(key, 0, 0), key)
+        return self._again(lambda: self._read(key), key)
 
     def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
         """Write or overwrite."""
@@ -271,41 +273,55 @@ class S3ObjectStore:
     def _fill(self, file: io.FileIO, key: str, size: int) -> str:
         """Write the object's first ``size`` bytes to a file, in order; returns their sha256.
 
-        Ranges arrive in parallel, but one thread writes: several that write to one file spin on its lock in the kernel, which
-        made downloads four times slower on a busy machine.
+        Ranges arrive in parallel, but one thread writes: several that write to one file spin on its lock in the kernel.
+        And buffers are used again: fresh memory for every range cost more than all else on a virtual machine.
         """
         digest = hashlib.sha256()
         if size == 0 and self.size(key) is None:
             raise _not_found(self.uri(key))
         offsets = iter(range(0, size, RANGE_BYTES))
-        running: deque[Future[bytes]] = deque()
+        running: deque[Future[memoryview]] = deque()
 
-        def fetch(offset: int) -> bytes:
-            length = min(RANGE_BYTES, size - offset)
-            data = self._again(lambda: self._read(key, offset, length), key)
-            if len(data) != length:
+        def fetch(offset: int, buffer: bytearray) -> memoryview:
+            wanted = memoryview(buffer)[: min(RANGE_BYTES, size - offset)]
+            if self._again(lambda: self._read_into(wanted, key, offset), key) != len(wanted):
                 raise FailedPrecondition(
                     f"{self.uri(key)} has fewer than {size} bytes; it is damaged.", reason="CONTENT_MISMATCH"
                 )
-            return data
+            return wanted
 
         with self._large_downloads if size > RANGE_BYTES else nullcontext():
             try:
-                running.extend(self._ranges.submit(fetch, offset) for offset in islice(offsets, PARALLEL_RANGES))
+                for offset in islice(offsets, PARALLEL_RANGES):
+                    running.append(self._ranges.submit(fetch, offset, bytearray(min(RANGE_BYTES, size - offset))))
                 while running:
                     data = running.popleft().result()
-                    running.extend(self._ranges.submit(fetch, offset) for offset in islice(offsets, 1))
                     digest.update(data)
                     _write_all(file, data)
+                    for offset in islice(offsets, 1):
+                        running.append(self._ranges.submit(fetch, offset, cast(bytearray, data.obj)))
             finally:
                 for future in running:
                     future.cancel()
         return digest.hexdigest()
 
-    def _read(self, key: str, offset: int, length: int) -> bytes:
-        response = self._client.get_object(self.bucket, key, offset=offset, length=length)
+    def _read(self, key: str) -> bytes:
+        response = self._client.get_object(self.bucket, key)
         try:
             return response.read()
+        finally:
+            response.close()
+            response.release_conn()
+
+    def _read_into(self, buffer: memoryview, key: str, offset: int) -> int:
+        """Fill ``buffer`` with the object's bytes from ``offset`` on; returns how many there were."""
+        response = self._client.get_object(self.bucket, key, offset=offset, length=len(buffer))
+        try:
+            position = 0
+            while piece := response.read(_PIECE_BYTES):
+                buffer[position : position + len(piece)] = piece
+                position += len(piece)
+            return position
         finally:
             response.close()
             response.release_conn()
@@ -373,8 +389,7 @@ class _Stream(io.RawIOBase):
         super().close()
 
 
-def _write_all(file: io.FileIO, data: bytes) -> None:
-    view = memoryview(data)
+def _write_all(file: io.FileIO, view: memoryview) -> None:
     while view:
         view = view[file.write(view) :]
 
