@@ -116,7 +116,7 @@ def test_stopped_anywhere_it_goes_on_as_if_nothing_had_been(
     rows = kit.chat_rows(30)
     _, unbroken = train(kit, make_workdir("unbroken", rows), **changes)
     losses: dict[int, float] = {}
-    resume, attempts, asked = None, 0, 8
+    resume, attempts, asked = None, 0, 5
     while True:
         attempts += 1
         workdir = make_workdir(f"attempt-{attempts}", rows, resume=resume)

@@ -81,7 +81,7 @@ class TunerConfig(Config):
 
     kind: Literal["lora", "qlora", "full"] = "lora"
     lora_rank: Annotated[Int, Ge(1), Le(512)] = 8
-    lora_alpha: Annotated[Float, Gt(0), Le(65536)] | None = Field(None, description="Default: 2 x lora_rank.")
+    lora_alpha: Annotated[Float, Gt(0), Le(65536)] | None = Field(default=None, description="Default: 2 x lora_rank.")
     lora_dropout: Annotated[Float, Ge(0), Le(0.9)] = 0.0
     target_modules: tuple[str, ...] = ("all-linear",)
     modules_to_save: tuple[str, ...] = ()
@@ -105,18 +105,18 @@ class Hyperparameters(Config):
     per_device_batch_size: Annotated[Int, Ge(1), Le(65536)] = 8
     gradient_accumulation_steps: Annotated[Int, Ge(1), Le(65536)] = 1
     learning_rate: Annotated[Float, Gt(0), Le(10)] | None = Field(
-        None, description="Default: by tuner, see DEFAULT_LEARNING_RATE."
+        default=None, description="Default: by tuner, see DEFAULT_LEARNING_RATE."
     )
     learning_rate_multiplier: Annotated[Float, Gt(0), Le(1000)] | None = None
     learning_rate_schedule: Schedule = "cosine"
     warmup_ratio: Annotated[Float, Ge(0), Le(1)] = 0.03
     weight_decay: Annotated[Float, Ge(0), Le(10)] = 0.0
     max_grad_norm: Annotated[Float, Ge(0)] = 1.0
-    eval_steps: Annotated[Int, Ge(1)] | None = Field(None, description="Default: at each epoch's end.")
+    eval_steps: Annotated[Int, Ge(1)] | None = Field(default=None, description="Default: at each epoch's end.")
     early_stopping_patience: Annotated[Int, Ge(1)] | None = None
     optimizer: Optimizer = "adamw_torch"
     precision: Precision = "auto"
-    gradient_checkpointing: bool | None = Field(None, description="Default: off on CPU, on on GPU.")
+    gradient_checkpointing: bool | None = Field(default=None, description="Default: off on CPU, on on GPU.")
 
 
 class DataConfig(Config):
@@ -125,14 +125,14 @@ class DataConfig(Config):
     keep_empty: ClassVar[frozenset[str]] = frozenset({"system"})
 
     max_length: Annotated[Int, Ge(8), Le(1 << 24)] | None = Field(
-        None, description="Default: the model's context, at most 2048."
+        default=None, description="Default: the model's context, at most 2048."
     )
     packing: bool = False
     on_bad_rows: OnBadRows = "fail"
     on_long_rows: OnLongRows = "truncate"
     validation_split: Annotated[Float, Ge(0), Le(0.5)] = 0.0
     assistant_only_loss: bool = True
-    system: str | None = Field(None, description="Default: what the model's chat template does by itself.")
+    system: str | None = Field(default=None, description="Default: what the model's chat template does by itself.")
 
 
 class ResourceConfig(Config):
@@ -147,7 +147,7 @@ class ResourceConfig(Config):
 class CheckpointConfig(Config):
     """When checkpoints are taken; whichever interval ends first counts."""
 
-    interval_steps: Annotated[Int, Ge(1)] | None = Field(None, description="Default: by time only.")
+    interval_steps: Annotated[Int, Ge(1)] | None = Field(default=None, description="Default: by time only.")
     interval_seconds: Annotated[Float, Ge(1)] = 300.0
 
 
@@ -196,7 +196,7 @@ class MergeConfig(Config):
     precision: Precision = "auto"
     suffix: str | None = None
     max_logprob_difference: Annotated[Float, Gt(0), Le(100)] | None = Field(
-        None, description="Nats. Default: 0.02 for 32-bit storage, 0.15 for 16-bit storage."
+        default=None, description="Nats. Default: 0.02 for 32-bit storage, 0.15 for 16-bit storage."
     )
 
 

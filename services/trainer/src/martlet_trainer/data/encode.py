@@ -195,7 +195,7 @@ class RowEncoder:
     def _with_end(self, ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Make sure that the model learns to stop: the last trained token must be a special one."""
         places = np.flatnonzero(targets)
-        eos = self._tokenizer.eos_token_id
+        eos: Any = self._tokenizer.eos_token_id
         if len(places) == 0 or ids[places[-1]] in self._special_ids or eos is None:
             return ids, targets
         self.rows_with_added_eos += 1
