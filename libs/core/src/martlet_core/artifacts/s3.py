@@ -15,9 +15,9 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -25,9 +25,10 @@ from typing import BinaryIO, TypeVar, cast
 
 import urllib3
 from minio import Minio
-from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from minio.error import S3Error
 
-from martlet_core.errors import FailedPrecondition, MartletError, NotFound, Unavailable
+from martlet_core.artifacts.s3_errors import not_found, refused, s3_errors
+from martlet_core.errors import FailedPrecondition, NotFound, Unavailable
 from martlet_core.settings import CoreSettings
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,6 @@ PARALLEL_PARTS = 4
 _PIECE_BYTES = 256 * 1024
 _ATTEMPTS = 3
 _CONNECTIONS = 32
-_REFUSALS = {"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "RequestTimeTooSkewed", "ExpiredToken"}
 
 T = TypeVar("T")
 
@@ -172,7 +172,7 @@ class S3ObjectStore:
                 lost_answer = lost_answer or response.status >= 500
                 if not last:
                     continue
-            raise _refused(response.status, response.data, self.endpoint)
+            raise refused(response.status, response.data, self.endpoint)
         raise AssertionError("unreachable")
 
     def upload(self, key: str, path: Path) -> None:
@@ -278,7 +278,7 @@ class S3ObjectStore:
         """
         digest = hashlib.sha256()
         if size == 0 and self.size(key) is None:
-            raise _not_found(self.uri(key))
+            raise not_found(self.uri(key))
         offsets = iter(range(0, size, RANGE_BYTES))
         running: deque[Future[memoryview]] = deque()
 
@@ -338,29 +338,8 @@ class S3ObjectStore:
                 time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
 
-    @contextmanager
-    def _errors(self, key: str = "") -> Iterator[None]:
-        """Turns the SDK's errors into ours."""
-        try:
-            yield
-        except S3Error as error:
-            if error.code in ("NoSuchKey", "NoSuchBucket", "NoSuchUpload"):
-                raise _not_found(self.uri(key)) from error
-            if error.code in _REFUSALS:
-                raise _bad_credentials(self.endpoint, error.code) from error
-            raise Unavailable(f"The object store at {self.endpoint} failed: {error.code}: {error.message}") from error
-        except InvalidResponseError as error:
-            if getattr(error, "_code", 0) == 404:
-                raise _not_found(self.uri(key)) from error
-            raise Unavailable(
-                f"The object store at {self.endpoint} gave an answer that is not S3's: {error}"
-            ) from error
-        except ServerError as error:
-            raise Unavailable(f"The object store at {self.endpoint} failed: {error}") from error
-        except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:
-            if isinstance(error, OSError) and error.filename is not None:  # a local file's error is not the store's
-                raise
-            raise Unavailable(f"The object store at {self.endpoint} doesn't answer: {error}") from error
+    def _errors(self, key: str = "") -> AbstractContextManager[None]:
+        return s3_errors(self.endpoint, self.uri(key))
 
 
 class _Stream(io.RawIOBase):
@@ -399,23 +378,3 @@ def _client(endpoint: str, access_key: str, secret_key: str, region: str, http: 
     if scheme not in ("http", "https") or not host or "/" in host:
         raise FailedPrecondition(f"MARTLET_S3_ENDPOINT must be http(s)://host[:port]; it is {endpoint!r}.")
     return Minio(host, access_key, secret_key, secure=scheme == "https", region=region, http_client=http)
-
-
-def _not_found(uri: str) -> NotFound:
-    return NotFound(f"There is no object {uri}.", reason="OBJECT_NOT_FOUND")
-
-
-def _bad_credentials(endpoint: str, code: str) -> FailedPrecondition:
-    return FailedPrecondition(
-        f"The object store at {endpoint} refuses our key ({code}); "
-        "check MARTLET_S3_ACCESS_KEY and MARTLET_S3_SECRET_KEY.",
-        reason="OBJECT_STORE_REFUSES",
-    )
-
-
-def _refused(status: int, body: bytes, endpoint: str) -> MartletError:
-    if status in (401, 403):
-        return _bad_credentials(endpoint, f"HTTP {status}")
-    if status == 404:
-        return NotFound(f"The bucket isn't there: {body[:200]!r}", reason="OBJECT_NOT_FOUND")
-    return Unavailable(f"The object store at {endpoint} failed: HTTP {status} {body[:200]!r}")
