@@ -15,8 +15,8 @@ from martlet_core.errors import InvalidArgument
 
 from martlet_cli.gateway import translated
 
-#: Room for a one-word answer that takes several tokens.
-MAX_TOKENS = 8
+#: Room for a one-word answer; what follows the first word does not count, and takes time.
+MAX_TOKENS = 4
 _FIRST_WORD = re.compile(r"\W*(\w+)")
 
 

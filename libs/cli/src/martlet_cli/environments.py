@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -254,11 +253,11 @@ def main(argv: list[str]) -> int:
         return 2
     layout = Layout.discover()
     try:
-        seconds = {name: round(sync(layout, name), 1) for name in argv}
+        for name in argv:
+            sync(layout, name)
     except MartletError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(seconds))
     return 0
 
 
