@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _PAGE = 200
 _LONGEST_PAUSE_SECONDS = 600.0
 _PROBE_SECONDS = 0.01
+_SHORTEST_LEASE_SECONDS = 3.0
 _FOR_EVER_SECONDS = 100 * 365 * 24 * 3600.0
 
 
@@ -102,7 +103,7 @@ class Reconciler:
 
     def run_once(self) -> bool:
         """One round; False if another reconciler is the elected one."""
-        lease_seconds = 3 * self._options.interval_seconds + 10
+        lease_seconds = max(3 * self._options.interval_seconds, _SHORTEST_LEASE_SECONDS)
         if not self._stores.jobs.acquire_lease(self._lease_name, self._owner, lease_seconds):
             return False
         self._restore_if_emptied()
