@@ -6,6 +6,7 @@ here, where it can be stopped, and not in the supervisor. The recipe finds every
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ def run_training(
     config: Mapping[str, Any], workdir: Path, report: Report, should_stop: Callable[[], bool]
 ) -> RecipeResult:
     """Run the recipe that the spec names."""
+    _let_threads_sleep()
     _link_base_model(config["base_model"], workdir, report, should_stop)
     from martlet_trainer.recipes import load_recipe
 
@@ -30,11 +32,22 @@ def run_merge(
     config: Mapping[str, Any], workdir: Path, report: Report, should_stop: Callable[[], bool]
 ) -> RecipeResult:
     """Fold the adapter into its base model."""
+    _let_threads_sleep()
     _link_base_model(config["base_model"], workdir, report, should_stop)
     from martlet_trainer.recipes.merge import run
 
     values = {**config["spec"], "base_model": config["base_model_name"]}
     return run(values, workdir, report, should_stop)
+
+
+def _let_threads_sleep() -> None:
+    """Make idle OpenMP threads sleep instead of spin; torch reads this when it is imported, which is later.
+
+    Spinning threads keep each other's cores busy as soon as anything else wants to run: with an idle engine and a few
+    services beside it on two cores, training fell to a tenth of its speed.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
 def _link_base_model(where: Mapping[str, str], workdir: Path, report: Report, should_stop: Callable[[], bool]) -> None:
