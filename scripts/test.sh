@@ -4,6 +4,8 @@
 # services from their own environments.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Many processes import torch here; without bytecode each would compile it anew.
+unset PYTHONDONTWRITEBYTECODE
 
 dev=.martlet/envs/dev/bin/python
 trainer=.martlet/envs/trainer-test/bin/python
