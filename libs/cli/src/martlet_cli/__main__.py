@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from martlet_core.errors import InvalidArgument, MartletError
 
@@ -38,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    signal.signal(signal.SIGTERM, _leave)
     parser = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
     used = getattr(arguments, "parser", parser)
@@ -59,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `martlet … | head`
         sys.stderr.close()
         return EXIT_FAILED
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    """Let what was begun be ended: the demo stops the platform that it started."""
+    raise SystemExit(128 + number)
 
 
 def _report(output: Output, error: Exception) -> None:
