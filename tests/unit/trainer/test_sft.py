@@ -89,7 +89,9 @@ def test_it_learns_and_writes_a_plain_adapter(
     assert values["peak_memory_bytes"] > 0
     with (result.outputs["metrics"].path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["loss"]) for row in rows] == report.losses
+    assert [float(row["train_loss"]) for row in rows] == report.losses
+    columns = ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
+    assert list(rows[0])[:5] == columns, "what readers of OpenAI's results file expect"
     json.dumps(values)
 
 
@@ -135,7 +137,7 @@ def test_stopped_anywhere_it_goes_on_as_if_nothing_had_been(
     assert attempts > 1
     assert close([losses[step] for step in sorted(losses)], unbroken.losses)
     with (result.outputs["metrics"].path / "metrics.csv").open() as file:
-        history = [float(row["loss"]) for row in csv.DictReader(file)]
+        history = [float(row["train_loss"]) for row in csv.DictReader(file)]
     assert close(history, unbroken.losses), "the history is whole, whoever measured it"
 
 

@@ -246,13 +246,24 @@ def _result(
     )
 
 
+#: Names of OpenAI's results file for ours, in its order; columns of our own follow.
+_RESULT_COLUMNS = {
+    "step": "step",
+    "loss": "train_loss",
+    "token_accuracy": "train_accuracy",
+    "valid_loss": "valid_loss",
+    "valid_token_accuracy": "valid_mean_token_accuracy",
+}
+
+
 def _write_metrics(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """The metrics by step as CSV; cells of steps that measured nothing are empty."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = list(dict.fromkeys(name for entry in history for name in entry))
+    names = dict.fromkeys([*_RESULT_COLUMNS, *(name for entry in history for name in entry)])
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer = csv.DictWriter(file, [_RESULT_COLUMNS.get(name, name) for name in names], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(history)
+        writer.writerows({_RESULT_COLUMNS.get(name, name): value for name, value in entry.items()} for entry in history)
 
 
 def _required(path: Path) -> Path:
