@@ -83,9 +83,7 @@ def run_side(name: str, rows: Path, steps: int) -> dict[str, float]:
     command = [str(PYTHON), __file__, "--side", name, "--rows", str(rows), "--steps", str(steps)]
     # Waiting threads sleep on both sides alike; two processes' worth of spinning threads would measure the scheduler.
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
     values = json.loads(done.stdout.strip().split("\n")[-1])
