@@ -56,9 +56,13 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 
 
 def assert_same_gradients(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    """Equal up to float32's rounding. Each gradient is a sum over hundreds of tokens, taken in another order: single
+    elements that nearly cancel may differ by more than the whole does, so the whole is what is compared.
+    """
     assert left.keys() == right.keys()
     for name, value in left.items():
-        torch.testing.assert_close(value, right[name], rtol=1e-4, atol=1e-5, msg=name)
+        wanted = right[name]
+        assert (value - wanted).norm() <= 2e-5 * wanted.norm() + 1e-7, name
 
 
 @pytest.mark.parametrize("lengths", [[3, 9, 5], [4], [3, 150, 8, 300, 40, 290]], ids=["short", "one", "several grids"])
