@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from martlet_core.errors import InvalidArgument, NotFound, PermissionDenied
@@ -66,11 +66,7 @@ class Reference:
 def catalog() -> Mapping[str, BaseModel]:
     """The base models by name."""
     text = resources.files("martlet_trainer.base_models").joinpath("catalog.toml").read_text(encoding="utf-8")
-    return {name: BaseModel(name=name, **fields) for name, fields in _tables(tomllib.loads(text)).items()}
-
-
-def _tables(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: dict(fields) for name, fields in data.items()}
+    return {name: BaseModel(name=name, **fields) for name, fields in tomllib.loads(text).items()}
 
 
 def find(name: str) -> BaseModel:
