@@ -44,6 +44,12 @@ def environment_python(service: str) -> str:
 
 
 @pytest.fixture(scope="session")
+def inference_python() -> str:
+    """Interpreter that vLLM is installed for."""
+    return environment_python("inference")
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct as an ordinary model directory; prepared once, then kept."""
     if named := os.environ.get("MARTLET_TEST_MODEL_DIR"):
