@@ -42,7 +42,7 @@ class DemoResult:
     Attributes:
         gain_low: lower end of the 95 % interval of the gain.
         gain_high: its upper end.
-        base_unreadable: answers of the base model that weren't one of the labels; they count as wrong.
+        base_unreadable: answers of the base model that were none of the labels; they count as wrong.
         tuned_unreadable: the same for the tuned model.
         submit_to_running_ms: from sending the request to the worker's claim.
         succeeded_to_first_token_ms: from seeing the job succeeded to the first token of the tuned model.

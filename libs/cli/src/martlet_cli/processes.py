@@ -97,6 +97,7 @@ class SupervisedProcess:
 
     def start(self, needed: Iterable[SupervisedProcess]) -> None:
         """Begin to watch in the background; the process itself starts when ``needed`` are ready."""
+        self._change(ProcessState.WAITING)  # known from now on, so that who waits for all waits for it too
         self._thread = threading.Thread(target=self._watch, args=(list(needed),), name=f"watch-{self.spec.name}")
         self._thread.start()
 
