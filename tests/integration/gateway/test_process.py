@@ -30,8 +30,7 @@ async def running(environ: dict[str, str]) -> AsyncIterator[tuple[asyncio.subpro
     assert process.stdout
     try:
         async with asyncio.timeout(60):
-            while b"serving REST" not in (line := await process.stderr.readline()):
-                assert line, "the gateway ended while it started"
+            await _read_until(process.stderr, b"serving REST")
         yield process, environ["MARTLET_HTTP_PORT"]
     finally:
         if process.returncode is None:
@@ -51,6 +50,7 @@ async def test_first_start_makes_a_key_that_survives_and_sigterm_ends_it(
         "MARTLET_TRAINER_ADDRESS": "127.0.0.1:1",
         "MARTLET_UPLOAD_DIR": str(tmp_path / "uploads"),
         "MARTLET_CACHE_DIR": str(tmp_path / "cache"),
+        "MARTLET_HOUSEKEEPING_HOURS": "0.0005",
     }
     async with running(environ) as (process, port):
         ready: Any = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{port}/readyz", timeout=10)
@@ -62,7 +62,15 @@ async def test_first_start_makes_a_key_that_survives_and_sigterm_ends_it(
             made = await client.files.create(file=("a.txt", b"hello"), purpose="user_data")
             assert (await client.files.content(made.id)).content == b"hello"
             assert [file.id async for file in client.files.list()] == [made.id]
+        assert process.stderr
+        async with asyncio.timeout(60):
+            await _read_until(process.stderr, b"swept uploads")
         assert await _stop(process) == [], "the key is printed once"
+
+
+async def _read_until(log: asyncio.StreamReader, text: bytes) -> None:
+    while text not in (line := await log.readline()):
+        assert line, f"the gateway ended before it said {text!r}"
 
 
 async def _stop(process: asyncio.subprocess.Process) -> list[str]:

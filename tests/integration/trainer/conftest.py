@@ -73,6 +73,7 @@ class Trainer:
             "MARTLET_MODEL_ROOTS": str(model.parent),
             "MARTLET_LEASE_SECONDS": "4",
             "MARTLET_RECONCILE_SECONDS": "1",
+            "MARTLET_HOUSEKEEPING_HOURS": "0.001",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from martlet.trainer.v1 import (
     training_job_pb2,
     training_service_pb2,
 )
+from martlet_core.artifacts.layout import ref_key
 from martlet_core.errors import MartletError
 from martlet_core.rpc.client import call_metadata, error_from_rpc
 
@@ -272,6 +274,12 @@ def test_base_models_are_listed(trainer: Trainer) -> None:
     models = trainer.call(trainer.training.ListBaseModels, request).base_models
     assert [model.name for model in models] == ["smollm2-135m-instruct"]
     assert models[0].parameter_count > 1e8
+
+
+def test_serve_sweeps_the_object_store(trainer: Trainer) -> None:
+    dead = ref_key("0" * 64, "dead")
+    trainer.stores.objects.put(dead, json.dumps({"time": 0}).encode())
+    trainer.wait_until(lambda: trainer.stores.objects.size(dead) is None, "the sweep")
 
 
 def test_idle_worker_is_small(trainer: Trainer) -> None:

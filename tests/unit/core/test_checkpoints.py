@@ -11,9 +11,9 @@ import pytest
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.backoff import GaveUp, retry_unavailable
-from martlet_core.checkpoints import CheckpointKeeper, checkpoint_artifact_id, restore_newest, split_kept
+from martlet_core.checkpoints import CheckpointKeeper, restore_newest, split_kept
 from martlet_core.errors import NotFound, Unavailable
-from martlet_core.ids import ID_PATTERN, new_id
+from martlet_core.ids import ID_PATTERN, checkpoint_artifact_id, job_id_of_attempt, new_id, output_artifact_id
 from martlet_core.jobs import Claim, Job, JobState
 from martlet_core.models import ObjectModelRegistry
 from martlet_core.outbox import Outbox
@@ -138,6 +138,9 @@ def test_artifact_ids_are_told_apart_by_attempt() -> None:
     ids = {checkpoint_artifact_id(job_id, token, step) for token in (1, 11) for step in (1, 11, 111)}
     assert len(ids) == 6
     assert all(ID_PATTERN.fullmatch(artifact_id) for artifact_id in ids)
+    for artifact_id in (*ids, output_artifact_id(job_id, 3, "Merged model")):
+        assert job_id_of_attempt(artifact_id) == job_id
+    assert job_id_of_attempt(job_id) is None
 
 
 def test_best_survives_newer_ones_with_its_name(kit: Kit) -> None:

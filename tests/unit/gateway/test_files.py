@@ -7,12 +7,18 @@ import hashlib
 import io
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from martlet_core.artifacts.types import ArtifactFile
+from martlet_core.artifacts.types import Artifact, ArtifactFile
+from martlet_core.errors import NotFound, Unavailable
+from martlet_core.ids import new_id
+from martlet_core.job_archive import mark_whole
+from martlet_core.jobs import Job
+from martlet_gateway.chores import gateway_chores
 from martlet_gateway.settings import GatewaySettings
 
 LIMIT = 8 * 1024 * 1024
@@ -255,14 +261,69 @@ async def test_parts_beyond_the_declared_size_are_refused(gateway: Any) -> None:
     assert caught.value.status_code == 413
 
 
-async def test_expired_file_is_gone_with_its_bytes(gateway: Any) -> None:
-    client = gateway.openai()
-    made = await client.files.create(file=("a.txt", b"hello"), purpose="user_data")
-    artifact_id = made.id.removeprefix("file-")
+def _let_expire(gateway: Any, file_id: str) -> str:
+    """Put a file's end into the past; returns its artifact's id."""
+    artifact_id = file_id.removeprefix("file-")
     key = f"files/acme/{artifact_id}.json"
     record = json.loads(gateway.stores.objects.get(key))
     gateway.stores.objects.put(key, json.dumps(record | {"expires_at": record["created_at"] - 1}).encode())
-    assert [file async for file in client.files.list()] == []
+    return artifact_id
+
+
+def _sweep(gateway: Any) -> None:
+    """Do the gateway's chores."""
+    context = gateway.server.context
+    chores = gateway_chores(gateway.stores.jobs, context.files, context.uploads, context.artifact_uploads)
+    for chore in chores:
+        chore.run(lambda: False)
+
+
+async def test_expired_file_is_gone_and_the_sweep_deletes_its_bytes(gateway: Any) -> None:
+    client = gateway.openai()
+    made, kept = [await client.files.create(file=("a.txt", text), purpose="user_data") for text in (b"hello", b"bye")]
+    _let_expire(gateway, made.id)
+    assert [file.id async for file in client.files.list()] == [kept.id]
     with pytest.raises(openai.NotFoundError):
         await client.files.content(made.id)
-    assert not gateway.stores.objects.list("blobs/")
+    mark_whole(gateway.stores.jobs, "trainer")
+    _sweep(gateway)
+    assert gateway.stores.objects.list("files/") == [f"files/acme/{kept.id.removeprefix('file-')}.json"]
+    assert len(gateway.stores.objects.list("blobs/")) == 1
+    assert (await client.files.content(kept.id)).content == b"bye"
+
+
+async def test_expired_file_that_a_job_needs_stays_until_it_is_over(gateway: Any) -> None:
+    artifact_id = _let_expire(gateway, await gateway.upload())
+    jobs = gateway.stores.jobs
+    with pytest.raises(Unavailable):  # the trainer hasn't said yet that all jobs are there
+        _sweep(gateway)
+    mark_whole(jobs, "trainer")
+    job, _ = jobs.create(
+        Job(new_id(), "trainer", "training", "acme", {"training_dataset": f"artifacts/{artifact_id}"}, "trainer")
+    )
+    _sweep(gateway)
+    assert gateway.stores.artifacts.get(artifact_id)
+    jobs.request_cancel(job.id)
+    _sweep(gateway)
+    with pytest.raises(NotFound):
+        gateway.stores.artifacts.get(artifact_id)
+
+
+async def test_sweep_ends_abandoned_uploads(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, objects = gateway.openai(), gateway.stores.objects
+    upload = await client.uploads.create(bytes=4, filename="a.txt", mime_type="text/plain", purpose="user_data")
+    await client.uploads.parts.create(upload.id, data=b"abcd")
+    artifact = Artifact("", "dataset", "acme", (ArtifactFile("a.txt", hashlib.sha256(b"abcd").hexdigest(), 4),))
+    announced, _ = gateway.server.context.artifact_uploads.announce("acme", artifact)
+    objects.put(f"artifact-uploads/acme/{announced.id}/000000", b"abcd")
+    mark_whole(gateway.stores.jobs, "trainer")
+    before = set(objects.list("uploads/")) | set(objects.list("artifact-uploads/"))
+    assert len(before) == 4
+    _sweep(gateway)
+    assert before == set(objects.list("uploads/")) | set(objects.list("artifact-uploads/"))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + gateway.settings.upload_ttl_seconds + 24 * 3600 + 1)
+    _sweep(gateway)
+    (record,) = objects.list("uploads/")
+    assert json.loads(objects.get(record))["status"] == "expired"
+    assert objects.list("artifact-uploads/") == []

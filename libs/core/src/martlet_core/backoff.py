@@ -22,6 +22,17 @@ class GaveUp(Exception):
     """The caller's ``give_up`` became true before the call succeeded."""
 
 
+def never() -> bool:
+    """The ``give_up`` of a caller who waits for the end."""
+    return False
+
+
+def stop_if(give_up: Callable[[], bool], what: str) -> None:
+    """Between two steps of some work: GaveUp if the caller gave up."""
+    if give_up():
+        raise GaveUp(what)
+
+
 def retry_unavailable(what: str, call: Callable[[], T], *, give_up: Callable[[], bool]) -> T:
     """Call until it raises no ``Unavailable``, with growing, jittered pauses of up to 10 s.
 

@@ -16,6 +16,7 @@ from typing import Any
 from martlet_core.artifacts.types import ArtifactStore, ModelRegistry, PublishedModel
 from martlet_core.backoff import GaveUp, retry_unavailable
 from martlet_core.errors import LeaseLost, MartletError, NotFound, Unavailable
+from martlet_core.ids import checkpoint_artifact_id
 from martlet_core.jobs import Claim, Job, JobStore
 from martlet_core.outbox import Outbox
 from martlet_core.publishing import publish_model, unpublish_model
@@ -26,11 +27,6 @@ logger = logging.getLogger(__name__)
 KEPT_NEWEST = 2
 
 Entry = Mapping[str, Any]
-
-
-def checkpoint_artifact_id(job_id: str, token: int, step: int) -> str:
-    """Id that only this attempt writes to: a zombie's upload lands beside the current attempt's, never on it."""
-    return f"{job_id}a{token}s{step}"
 
 
 def split_kept(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:

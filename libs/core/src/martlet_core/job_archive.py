@@ -13,12 +13,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
 from martlet_core.artifacts.types import Artifact, ArtifactStore, ObjectStore
-from martlet_core.errors import NotFound
+from martlet_core.errors import NotFound, Unavailable
 from martlet_core.jobs import Job, JobEvent, JobState, JobStore
 
 logger = logging.getLogger(__name__)
 
 _PAGE = 1000
+_PROBE = "probe"
+_PROBE_SECONDS = 0.01
+_FOR_EVER_SECONDS = 100 * 365 * 24 * 3600.0
 
 
 def spec_key(job_id: str) -> str:
@@ -75,6 +78,41 @@ def restore_jobs(jobs: JobStore, objects: ObjectStore, artifacts: ArtifactStore,
     return restored
 
 
+def is_whole(jobs: JobStore, stage: str) -> bool:
+    """Whether the job store has all jobs of a stage: it kept them, or all are back after it lost them.
+
+    A named lease that never ends is the mark; one that can be taken was lost with the rest, or never set.
+    """
+    return not jobs.acquire_lease(_mark(stage), _PROBE, _PROBE_SECONDS)
+
+
+def mark_whole(jobs: JobStore, stage: str) -> None:
+    """Say that all jobs of a stage are there."""
+    jobs.release_lease(_mark(stage), _PROBE)
+    jobs.acquire_lease(_mark(stage), "restored", _FOR_EVER_SECONDS)
+
+
+def specs_in_use(jobs: JobStore, stages: Sequence[str]) -> str:
+    """The specs of all jobs that aren't over, in one text: an artifact whose id isn't in it is needed by none of them.
+
+    Raises:
+        Unavailable: the job store is being rebuilt, so it can't be said.
+    """
+    states = [state for state in JobState if not state.is_final]
+    specs: list[str] = []
+    for stage in stages:
+        if not is_whole(jobs, stage):
+            raise Unavailable(f"The {stage} jobs are being restored; nobody can say yet what they need.")
+        token = ""
+        while True:
+            page = jobs.list(stage=stage, states=states, page_size=_PAGE, page_token=token)
+            specs += [json.dumps(job.spec) for job in page.jobs]
+            token = page.next_page_token
+            if not token:
+                break
+    return "\n".join(specs)
+
+
 class EventLog:
     """Pages of a job's events, from the job store or, when they have expired there, from the archive."""
 
@@ -98,6 +136,10 @@ class EventLog:
         except NotFound:
             return []
         return [JobEvent(**json.loads(line)) for line in data.splitlines()]
+
+
+def _mark(stage: str) -> str:
+    return f"restored:{stage}"
 
 
 def _all_events(jobs: JobStore, job_id: str) -> Iterator[JobEvent]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from martlet_core.errors import FailedPrecondition, MartletError, NotFound, Unavailable
-from martlet_core.job_archive import archive_job, final_key, restore_jobs
+from martlet_core.job_archive import archive_job, final_key, is_whole, mark_whole, restore_jobs
 from martlet_core.job_bus import Bell
 from martlet_core.job_handler import JobHandler
 from martlet_core.jobs import FINAL_STATES, Job, JobState
@@ -20,9 +20,7 @@ logger = logging.getLogger(__name__)
 
 _PAGE = 200
 _LONGEST_PAUSE_SECONDS = 600.0
-_PROBE_SECONDS = 0.01
 _SHORTEST_LEASE_SECONDS = 3.0
-_FOR_EVER_SECONDS = 100 * 365 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -124,16 +122,14 @@ class Reconciler:
             self._stopped.wait(self._options.interval_seconds)
 
     def _restore_if_emptied(self) -> None:
-        """Rebuild the stage's jobs when the job store lost them. A named lease that never ends is the mark of a store
-        that didn't: it is set once all jobs are back, so a restoration that was cut short is taken up again.
+        """Rebuild the stage's jobs when the job store lost them. The mark of a whole store is set once all jobs are
+        back, so a restoration that was cut short is taken up again.
         """
         jobs = self._stores.jobs
-        mark = f"restored:{self._stage}"
-        if not jobs.acquire_lease(mark, "probe", _PROBE_SECONDS):
+        if is_whole(jobs, self._stage):
             return
         restored = restore_jobs(jobs, self._stores.objects, self._stores.artifacts, self._stage)
-        jobs.release_lease(mark, "probe")
-        jobs.acquire_lease(mark, "restored", _FOR_EVER_SECONDS)
+        mark_whole(jobs, self._stage)
         if restored:
             self._archived.clear()
             self._rounds_to_full_scan = 0

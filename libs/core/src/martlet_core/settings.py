@@ -54,6 +54,9 @@ class CoreSettings(BaseSettings):
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: str = Field("json", description="json or text.")
     lease_seconds: float = Field(30.0, gt=0, description="Lease of a claimed job; renewed at a third of it.")
+    housekeeping_hours: float = Field(
+        24.0, gt=0, description="Time between two sweeps of the stores; each is done by one process of the deployment."
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -33,6 +33,7 @@ from martlet_core.errors import (
     Unavailable,
     error_from_dict,
 )
+from martlet_core.ids import output_artifact_id
 from martlet_core.job_handler import FinishedJob, JobHandler
 from martlet_core.jobs import Claim, Job, JobState, LeaseSignal
 from martlet_core.lease import LeaseKeeper
@@ -273,7 +274,7 @@ class JobRun:
             path,
             kind=output["kind"],
             tenant=self._job.tenant,
-            artifact_id=f"{self._job.id}a{self._claim.token}{''.join(filter(str.isalnum, name.lower()))}",
+            artifact_id=output_artifact_id(self._job.id, self._claim.token, name),
             display_name=f"{self._job.display_name or self._job.kind}: {name}",
             metadata=output["metadata"],
             source_job=self._job.id,

@@ -13,20 +13,23 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
+from martlet_core.artifacts.collector import every_key
 from martlet_core.artifacts.layout import blob_key, check_files
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import Artifact, ArtifactFile
+from martlet_core.backoff import never
 from martlet_core.errors import FailedPrecondition, NotFound
 from martlet_core.ids import ID_PATTERN, new_id
 
 PREFIX = "artifactUploads/"
 _CHUNK = 1024 * 1024
+_COMMIT_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -129,10 +132,33 @@ class ArtifactUploads:
                 ),
                 lambda file: self._send(file, checked),
             )
-        for index in announced.staged:
-            self._objects.delete(_stage_key(tenant, upload_id, index))
-        self._objects.delete(_record_key(tenant, upload_id))
+        self._forget(tenant, announced)
         return artifact
+
+    def sweep(self, *, give_up: Callable[[], bool] = never) -> int:
+        """Forget the announcements of all tenants whose time was over a day ago, with what was sent; returns how many.
+
+        The day is for commits that are under way.
+        """
+        forgotten = 0
+        for key in every_key(self._objects, "artifact-uploads/", give_up):
+            _, tenant, *name = key.split("/")
+            if len(name) > 1:
+                continue  # a content
+            upload_id = name[0].removesuffix(".json")
+            try:
+                announced = self._announced(tenant, upload_id)
+            except NotFound:
+                continue  # committed meanwhile
+            if announced.expires_at + _COMMIT_SECONDS <= time.time():
+                self._forget(tenant, announced)
+                forgotten += 1
+        return forgotten
+
+    def _forget(self, tenant: str, announced: AnnouncedArtifact) -> None:
+        for index in announced.staged:
+            self._objects.delete(_stage_key(tenant, announced.id, index))
+        self._objects.delete(_record_key(tenant, announced.id))
 
     def _send(self, file: ArtifactFile, checked: Mapping[str, Path]) -> None:
         path = checked.get(file.sha256)

@@ -10,13 +10,15 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
+from martlet_core.artifacts.collector import every_key
 from martlet_core.artifacts.types import Artifact
+from martlet_core.backoff import never
 from martlet_core.errors import NotFound
 from martlet_core.ids import ID_PATTERN
 from martlet_core.stores import Stores
@@ -54,6 +56,11 @@ class StoredFile:
     def id(self) -> str:
         """``file-<artifact id>``."""
         return PREFIX + self.artifact_id
+
+    @property
+    def has_expired(self) -> bool:
+        """True once its time is over: nobody sees it any more, and ``FileStore.sweep`` will delete it."""
+        return self.expires_at is not None and self.expires_at <= time.time()
 
     def to_openai(self) -> dict[str, Any]:
         """The ``file`` object."""
@@ -129,8 +136,7 @@ class FileStore:
         stored = self._record(tenant, artifact_id) or self._bare(tenant, artifact_id)
         if stored is None:
             raise no_such_file(file_id)
-        if stored.expires_at is not None and stored.expires_at <= time.time():
-            self._delete(tenant, artifact_id)
+        if stored.has_expired:
             raise no_such_file(file_id)
         return stored
 
@@ -163,6 +169,23 @@ class FileStore:
                 return found, True
             found.append(stored)
         return found, False
+
+    def sweep(self, in_use: str, *, give_up: Callable[[], bool] = never) -> int:
+        """Delete expired files of all tenants with their bytes; returns how many.
+
+        Args:
+            in_use: text that names the artifacts that a job still needs: they stay until it is over.
+            give_up: looked at between files; GaveUp once it is true.
+        """
+        deleted = 0
+        for key in every_key(self._objects, "files/", give_up):
+            _, tenant, name = key.split("/")
+            artifact_id = name.removesuffix(".json")
+            stored = self._record(tenant, artifact_id)
+            if stored is not None and stored.has_expired and artifact_id not in in_use:
+                self._delete(tenant, artifact_id)
+                deleted += 1
+        return deleted
 
     def _ids(self, tenant: str) -> Iterator[str]:
         prefix, after = f"files/{tenant}/", ""

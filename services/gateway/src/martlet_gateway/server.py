@@ -15,12 +15,14 @@ import uvicorn
 from martlet_core.api_keys import ApiKeyStore
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.errors import FailedPrecondition, Unauthenticated
+from martlet_core.housekeeping import Housekeeper
 from martlet_core.rpc.server import GrpcServer
 from martlet_core.stores import Stores
 
 from martlet_gateway.app import build_app
 from martlet_gateway.artifact_uploads import ArtifactUploads
 from martlet_gateway.auth import Authenticator, FindTenant
+from martlet_gateway.chores import gateway_chores
 from martlet_gateway.clients import InferenceChannels, TrainerClient
 from martlet_gateway.context import GatewayContext
 from martlet_gateway.file_store import FileStore
@@ -98,6 +100,8 @@ class GatewayServer:
         )
         self._http = _HttpServer(config)
         self._grpc = GrpcServer(settings.grpc_address, grpc_services(self.context), authenticate=auth.grpc_tenant)
+        chores = gateway_chores(stores.jobs, self.context.files, self.context.uploads, self.context.artifact_uploads)
+        self._housekeeper = Housekeeper(stores.jobs, chores, settings.housekeeping_hours * 3600)
         self._serving: asyncio.Task[None] | None = None
         self.http_port = 0
         self.grpc_port = 0
@@ -118,10 +122,12 @@ class GatewayServer:
                 self._serving.result()
                 raise FailedPrecondition("REST ended while it started.")
             await asyncio.sleep(0.005)
+        self._housekeeper.start()
         log.info("serving REST on port %d", self.http_port)
 
     async def stop(self) -> None:
         """Stop taking requests, let running ones end for ten seconds, then cut them."""
+        await asyncio.to_thread(self._housekeeper.stop)
         self._http.should_exit = True
         await self._grpc.stop(_GRACE_SECONDS)
         if self._serving is not None:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
+from martlet_core.artifacts.collector import every_key
 from martlet_core.artifacts.types import ObjectStore
+from martlet_core.backoff import never
 from martlet_core.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from martlet_core.ids import ID_PATTERN, new_id
 
 PREFIX = "upload-"
 PART_PREFIX = "part-"
+_COMPLETION_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Upload:
     expires_after_seconds: int | None = None
     status: str = "pending"
     file: dict[str, Any] | None = None
+
+    def has_expired(self, seconds_ago: float = 0.0) -> bool:
+        """True for one that wasn't completed in its time, which ended so long ago, and doesn't say so yet."""
+        return self.status == "pending" and self.expires_at + seconds_ago <= time.time()
 
     def to_openai(self) -> dict[str, Any]:
         """The ``upload`` object."""
@@ -80,16 +87,12 @@ class UploadStore:
     def get(self, tenant: str, upload_id: str) -> Upload:
         """An upload. NotFound if the tenant has none of that id; one whose time is over has status ``expired``."""
         bare = upload_id.removeprefix(PREFIX)
-        try:
-            if not upload_id.startswith(PREFIX) or not ID_PATTERN.fullmatch(bare):
-                raise NotFound("")
-            upload = Upload(**orjson.loads(self._objects.get(_key(tenant, bare))))
-        except NotFound:
+        usable = upload_id.startswith(PREFIX) and ID_PATTERN.fullmatch(bare)
+        upload = self._read(_key(tenant, bare)) if usable else None
+        if upload is None:
             message = f"No such Upload object: {upload_id:.100}"
-            raise NotFound(message, reason="UPLOAD_NOT_FOUND", metadata={"param": "upload_id"}) from None
-        if upload.status == "pending" and upload.expires_at <= time.time():
-            return self._end(tenant, upload, "expired")
-        return upload
+            raise NotFound(message, reason="UPLOAD_NOT_FOUND", metadata={"param": "upload_id"})
+        return self._end(tenant, upload, "expired") if upload.has_expired() else upload
 
     def pending(self, tenant: str, upload_id: str) -> Upload:
         """An upload that takes parts. FailedPrecondition if it is over."""
@@ -154,12 +157,34 @@ class UploadStore:
         """Throw an upload away."""
         return self._end(tenant, upload, "cancelled")
 
+    def sweep(self, *, give_up: Callable[[], bool] = never) -> int:
+        """End the uploads of all tenants whose time was over a day ago, and delete their parts; returns how many.
+
+        The day is for completions that are under way.
+        """
+        ended = 0
+        for key in every_key(self._objects, "uploads/", give_up):
+            _, tenant, *name = key.split("/")
+            if len(name) > 1:
+                continue  # a part
+            upload = self._read(key)
+            if upload is not None and upload.has_expired(_COMPLETION_SECONDS):
+                self._end(tenant, upload, "expired")
+                ended += 1
+        return ended
+
     def _end(self, tenant: str, upload: Upload, status: str) -> Upload:
         ended = replace(upload, status=status)
         self._put(tenant, ended)
         for part, _ in self._parts(tenant, upload):
             self._objects.delete(f"{_directory(tenant, upload.upload_id)}{part}")
         return ended
+
+    def _read(self, key: str) -> Upload | None:
+        try:
+            return Upload(**orjson.loads(self._objects.get(key)))
+        except NotFound:
+            return None
 
     def _parts(self, tenant: str, upload: Upload) -> list[tuple[str, int]]:
         directory = _directory(tenant, upload.upload_id)

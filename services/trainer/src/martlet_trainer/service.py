@@ -1,4 +1,4 @@
-"""The trainer's ``serve`` process, put together: gRPC server, job service, reconciler."""
+"""The trainer's ``serve`` process, put together: gRPC server, job service, reconciler, housekeeper."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import socket
 
 from martlet.trainer.v1 import merge_service_pb2_grpc, training_service_pb2_grpc
+from martlet_core.housekeeping import Housekeeper, store_chores
 from martlet_core.job_bus import CeleryBell
 from martlet_core.job_service import JobService
 from martlet_core.reconciler import Reconciler, ReconcilerOptions
@@ -23,7 +24,7 @@ _GRACE_SECONDS = 10.0
 
 
 class TrainerService:
-    """Answers ``martlet.trainer.v1`` and keeps the trainer's jobs moving.
+    """Answers ``martlet.trainer.v1``, keeps the trainer's jobs moving and the deployment's stores tidy.
 
     Args:
         settings: see ``TrainerSettings``.
@@ -60,15 +61,18 @@ class TrainerService:
                 keep_events_seconds=settings.keep_events_days * 24 * 3600,
             ),
         )
+        self._housekeeper = Housekeeper(stores.jobs, store_chores(stores, [STAGE]), settings.housekeeping_hours * 3600)
         self.port = 0
 
     async def start(self) -> None:
         """Begin to serve. FailedPrecondition if the address is taken."""
         self.port = await self._server.start()
         self._reconciler.start()
+        self._housekeeper.start()
 
     async def stop(self) -> None:
-        """End watches and calls, then the reconciler."""
+        """End watches and calls, then the reconciler and the housekeeper."""
         await self._server.stop(_GRACE_SECONDS)
         await asyncio.to_thread(self._reconciler.stop)
+        await asyncio.to_thread(self._housekeeper.stop)
         self._bell.close()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -29,6 +29,7 @@ from martlet_core.artifacts.layout import (
     ref_key,
 )
 from martlet_core.artifacts.types import ObjectStore
+from martlet_core.backoff import never, stop_if
 from martlet_core.errors import InvalidArgument, NotFound, Unavailable
 
 log = logging.getLogger(__name__)
@@ -80,43 +81,57 @@ def reclaim(objects: ObjectStore, sha256: str) -> bool:
 
 
 def sweep(
-    objects: ObjectStore, pool: ThreadPoolExecutor, older_than_seconds: float, upload_limit_seconds: float
+    objects: ObjectStore,
+    pool: ThreadPoolExecutor,
+    older_than_seconds: float,
+    upload_limit_seconds: float,
+    give_up: Callable[[], bool] = never,
 ) -> SweepReport:
     """Remove what killed processes left: refs and index entries without a manifest, contents without refs, dead locks.
 
-    One sweep at a time: take a lease first.
+    Two sweeps at a time do no harm, but the same work: take a lease first.
 
     Raises:
         InvalidArgument: ``older_than_seconds`` is so short that running uploads could be hit.
+        GaveUp: ``give_up()`` became true; what was removed until then is gone.
     """
     if older_than_seconds < 2 * upload_limit_seconds:
         raise InvalidArgument.field(
             "older_than_seconds", f"must be at least {2 * upload_limit_seconds:.0f}, or running uploads could be hit."
         )
     locks = _sweep_old(objects, "locks/blobs/", _LOCK_DEAD_SECONDS)
-    refs = _sweep_refs(objects, older_than_seconds)
-    kept = {key.split("/")[1] for key in every_key(objects, "refs/")}
-    loose = [key.rsplit("/", 1)[1] for key in every_key(objects, blob_key("")) if key.rsplit("/", 1)[1] not in kept]
-    blobs = sum(pool.map(lambda sha256: reclaim(objects, sha256), loose))
-    index_entries = _sweep_index(objects, older_than_seconds)
+    refs = _sweep_refs(objects, older_than_seconds, give_up)
+    kept = {key.split("/")[1] for key in every_key(objects, "refs/", give_up)}
+    stored = (key.rsplit("/", 1)[1] for key in every_key(objects, blob_key(""), give_up))
+    loose = [sha256 for sha256 in stored if sha256 not in kept]
+
+    def reclaim_one(sha256: str) -> bool:
+        stop_if(give_up, "sweeping contents")
+        return reclaim(objects, sha256)
+
+    blobs = sum(pool.map(reclaim_one, loose))
+    index_entries = _sweep_index(objects, older_than_seconds, give_up)
     return SweepReport(refs, blobs, index_entries, locks)
 
 
-def every_key(objects: ObjectStore, prefix: str) -> Iterator[str]:
-    """All keys with a prefix, page by page."""
+def every_key(objects: ObjectStore, prefix: str, give_up: Callable[[], bool] = never) -> Iterator[str]:
+    """All keys with a prefix, page by page. GaveUp, before any of them, once ``give_up()`` is true."""
     after = ""
     while keys := objects.list(prefix, after=after, limit=1000):
-        yield from keys
+        for key in keys:
+            stop_if(give_up, f"going through {prefix}")
+            yield key
         after = keys[-1]
 
 
-def _sweep_refs(objects: ObjectStore, older_than_seconds: float) -> int:
+def _sweep_refs(objects: ObjectStore, older_than_seconds: float, give_up: Callable[[], bool]) -> int:
     hashes_of: dict[str, set[str]] = {}
-    for key in every_key(objects, "refs/"):
+    for key in every_key(objects, "refs/", give_up):
         _, sha256, artifact_id = key.split("/")
         hashes_of.setdefault(artifact_id, set()).add(sha256)
     removed = 0
     for artifact_id, hashes in hashes_of.items():
+        stop_if(give_up, "sweeping refs")
         for sha256 in hashes - _hashes_in_manifest(objects, artifact_id):
             key = ref_key(sha256, artifact_id)
             if _is_older(objects, key, older_than_seconds):
@@ -125,9 +140,9 @@ def _sweep_refs(objects: ObjectStore, older_than_seconds: float) -> int:
     return removed
 
 
-def _sweep_index(objects: ObjectStore, older_than_seconds: float) -> int:
+def _sweep_index(objects: ObjectStore, older_than_seconds: float, give_up: Callable[[], bool]) -> int:
     removed = 0
-    for key in every_key(objects, "tenants/"):
+    for key in every_key(objects, "tenants/", give_up):
         artifact_id, _ = parse_index_key(key)
         if objects.size(manifest_key(artifact_id)) is None and _is_older(objects, key, older_than_seconds):
             objects.delete(key)

@@ -37,6 +37,7 @@ from martlet_core.artifacts.layout import (
     sha256_of,
 )
 from martlet_core.artifacts.types import Artifact, ArtifactFile, ArtifactPage, ObjectStore
+from martlet_core.backoff import never
 from martlet_core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from martlet_core.ids import ID_PATTERN, new_id
 
@@ -215,9 +216,13 @@ class ContentAddressedStore:
         self.objects.delete(index_key(artifact.tenant, artifact_id, artifact.kind))
         self._release(artifact_id, {file.sha256 for file in artifact.files})
 
-    def sweep(self, older_than_seconds: float = 24 * 3600.0) -> SweepReport:
-        """Remove what killed uploads and deletions left behind and is older; run one at a time, under a lease."""
-        return collector.sweep(self.objects, self._pool, older_than_seconds, self._upload_limit_seconds)
+    def sweep(self, older_than_seconds: float = 24 * 3600.0, *, give_up: Callable[[], bool] = never) -> SweepReport:
+        """Remove what killed uploads and deletions left behind and is older; one at a time is enough, under a lease.
+
+        Raises:
+            GaveUp: ``give_up()`` became true.
+        """
+        return collector.sweep(self.objects, self._pool, older_than_seconds, self._upload_limit_seconds, give_up)
 
     def close(self) -> None:
         """End the worker threads."""
