@@ -220,6 +220,7 @@ TRAINER_FAULTS = {
     "watch_tells_the_whole_life": Fault("WatchTrainingJob", response=_drop_final),
     "watch_goes_on_behind_a_cursor": Fault("WatchTrainingJob", request=_set(after_cursor="")),
     "past_events_are_listed": Fault("ListTrainingJobEvents", request=_set(page_size=1000)),
+    "newest_events_are_listed_first_when_asked_for": Fault("ListTrainingJobEvents", request=_set(newest_first=False)),
     "made_up_cursors_are_refused": Fault("WatchTrainingJob", request=_set(after_cursor="")),
     "base_models_are_listed": Fault("ListBaseModels", response=_set(base_models=None)),
 }

@@ -68,6 +68,7 @@ def test_hot_paths_are_one_round_trip(store: RedisJobStore, client: redis.Redis)
         ("heartbeat", lambda: store.heartbeat(job.id, 1, LONG_LEASE)),
         ("get", lambda: store.get(job.id)),
         ("events", lambda: store.events(job.id)),
+        ("with_news", lambda: store.with_news([(first.job.id, ""), (job.id, "")])),
     ]
     for name, call in calls:
         client.config_resetstat()

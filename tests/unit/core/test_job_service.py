@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from martlet_core.artifacts.store import ContentAddressedStore
-from martlet_core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from martlet_core.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound, Unavailable
 from martlet_core.job_archive import archive_job, job_from_json, job_to_json
 from martlet_core.job_service import JobService, NewJob
 from martlet_core.jobs import Job, JobEvent, JobState
@@ -43,6 +43,10 @@ class CountingJobs(MemoryJobStore):
     def events(self, *args: Any, **kwargs: Any) -> Any:
         self.reads += 1
         return super().events(*args, **kwargs)
+
+    def with_news(self, *args: Any) -> Any:
+        self.reads += 1
+        return super().with_news(*args)
 
 
 class Kit:
@@ -196,6 +200,17 @@ async def test_events_in_pages_by_cursor(kit: Kit) -> None:
     assert end == ""
 
 
+async def test_newest_events_in_pages_by_cursor(kit: Kit) -> None:
+    job = await kit.create()
+    for n in range(3):
+        kit.say(job.id, f"line {n}")
+    page, token = await kit.service.events("acme", job.id, kind=KIND, page_size=2, newest_first=True)
+    rest, end = await kit.service.events("acme", job.id, kind=KIND, page_token=token, newest_first=True)
+    assert [event.message for event in page] == ["line 2", "line 1"]
+    assert [event.message for event in rest] == ["line 0", "VALIDATING -> QUEUED", "created VALIDATING"]
+    assert end == ""
+
+
 async def test_events_of_an_archived_job_outlive_the_job_store(kit: Kit) -> None:
     job = await kit.create()
     kit.say(job.id, "something")
@@ -209,6 +224,15 @@ async def test_events_of_an_archived_job_outlive_the_job_store(kit: Kit) -> None
     first, token = await kit.service.events("acme", job.id, kind=KIND, page_size=2)
     rest, _ = await kit.service.events("acme", job.id, kind=KIND, page_size=100, page_token=token)
     assert [*first, *rest] == list(before)
+    newest: list[JobEvent] = []
+    token = ""
+    while len(newest) < len(before):
+        page, token = await kit.service.events(
+            "acme", job.id, kind=KIND, page_size=1, page_token=token, newest_first=True
+        )
+        newest += page
+    assert newest == list(before)[::-1]
+    assert await kit.service.events("acme", job.id, kind=KIND, page_token=token, newest_first=True) == ([], "")
     watched = [event async for event in kit.service.watch("acme", job.id, kind=KIND)]
     assert watched == list(before)
 
@@ -274,19 +298,43 @@ async def test_watch_behind_the_last_event_of_a_finished_job_ends_at_once(kit: K
     assert [event async for event in kit.service.watch("acme", job.id, kind=KIND, after=cursor)] == []
 
 
-async def test_hundreds_of_watchers_share_their_reads(kit: Kit) -> None:
-    job = await kit.create()
+@pytest.mark.parametrize("job_count", [1, 100], ids=["one-job", "many-jobs"])
+async def test_hundreds_of_watchers_share_their_reads(kit: Kit, job_count: int) -> None:
+    jobs = [await kit.create() for _ in range(job_count)]
     seen: list[list[str]] = [[] for _ in range(300)]
-    tasks = [asyncio.create_task(collect(kit.service.watch("acme", job.id, kind=KIND), lines)) for lines in seen]
+    tasks = [
+        asyncio.create_task(collect(kit.service.watch("acme", jobs[n % job_count].id, kind=KIND), lines))
+        for n, lines in enumerate(seen)
+    ]
     await until(lambda: all(lines for lines in seen))
     await asyncio.sleep(0.3)  # let the last ones settle down to waiting
     reads = kit.jobs.reads
     await asyncio.sleep(1.0)  # the window that is measured
     assert kit.jobs.reads - reads < 30, "idle watchers read on their own"
-    kit.say(job.id, "news")
-    kit.jobs.request_cancel(job.id)
+    for job in jobs:
+        kit.say(job.id, "news")
+        kit.jobs.request_cancel(job.id)
     await asyncio.wait_for(asyncio.gather(*tasks), 20)
     assert all(lines[-2] == "news" for lines in seen)
+
+
+async def test_watcher_is_told_when_the_job_store_fails_or_the_job_is_gone(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise Internal("a script is broken")
+
+    job = await kit.create()
+    seen: list[str] = []
+    watching = asyncio.create_task(collect(kit.service.watch("acme", job.id, kind=KIND), seen))
+    await until(lambda: kit.service._feed._topics)
+    with monkeypatch.context() as patch:
+        patch.setattr(kit.jobs, "with_news", fail)
+        kit.say(job.id, "heard all the same")
+        await until(lambda: "heard all the same" in seen)
+    kit.jobs._records.clear()
+    with pytest.raises(NotFound):
+        await asyncio.wait_for(watching, 10)
 
 
 async def test_watcher_that_goes_away_leaves_nothing_behind(kit: Kit) -> None:

@@ -160,7 +160,7 @@ class TrainerDouble(training_service_pb2_grpc.TrainingServiceServicer, merge_ser
     async def ListTrainingJobEvents(self, request: Any, context: Any) -> job_pb2.ListJobEventsResponse:
         self._enter("ListTrainingJobEvents", request)
         self._own(request.name)
-        events = self._behind(request.name, request.page_token)
+        events = self._behind(request.name, request.page_token, newest_first=request.newest_first)
         size = request.page_size or 100
         token = events[size - 1].cursor if len(events) > size else ""
         return job_pb2.ListJobEventsResponse(events=events[:size], next_page_token=token)
@@ -171,8 +171,9 @@ class TrainerDouble(training_service_pb2_grpc.TrainingServiceServicer, merge_ser
         for event in self._behind(request.name, request.after_cursor):
             yield event
 
-    def _behind(self, name: str, cursor: str) -> list[job_pb2.JobEvent]:
+    def _behind(self, name: str, cursor: str, *, newest_first: bool = False) -> list[job_pb2.JobEvent]:
         events = self.events.get(name.removeprefix("trainingJobs/"), [])
+        events = events[::-1] if newest_first else events
         places = [i for i, event in enumerate(events) if event.cursor == cursor]
         return events[places[0] + 1 :] if places else list(events)
 

@@ -193,6 +193,38 @@ async def test_events_are_newest_first_and_page(gateway: Any, client: Any, tools
     }
 
 
+async def test_a_page_of_events_reads_no_more_than_it_gives(gateway: Any, client: Any, tools: Any) -> None:
+    made = await client.fine_tuning.jobs.create(model=tools.base, training_file=await gateway.upload())
+    gateway.trainer.say(made.id, *(job_pb2.JobEvent(message=f"m{i}") for i in range(50)))
+    gateway.trainer.calls.clear()
+    first = await client.fine_tuning.jobs.list_events(made.id, limit=10)
+    second = await client.fine_tuning.jobs.list_events(made.id, limit=10, after=first.data[-1].id)
+    assert [event.message for event in [*first.data, *second.data]] == [f"m{i}" for i in range(49, 29, -1)]
+    assert first.has_more
+    requests = [call.request for call in gateway.trainer.calls]
+    assert [(request.page_size, request.newest_first) for request in requests] == [(11, True), (11, True)]
+
+
+@pytest.mark.parametrize(("said", "more"), [(999, False), (1000, False), (1001, True)])
+async def test_largest_page_of_events_knows_whether_there_are_more(
+    gateway: Any, client: Any, tools: Any, said: int, more: bool
+) -> None:
+    made = await client.fine_tuning.jobs.create(model=tools.base, training_file=await gateway.upload())
+    gateway.trainer.say(made.id, *(job_pb2.JobEvent(message=f"m{i}") for i in range(said)))
+    page = await client.fine_tuning.jobs.list_events(made.id, limit=1000)
+    assert (len(page.data), page.has_more) == (min(said, 1000), more)
+    assert page.data[0].message == f"m{said - 1}"
+
+
+async def test_event_of_another_job_is_no_place_to_go_on_from(gateway: Any, client: Any, tools: Any) -> None:
+    file_id = await gateway.upload()
+    mine, other = [await client.fine_tuning.jobs.create(model=tools.base, training_file=file_id) for _ in range(2)]
+    gateway.trainer.say(other.id, job_pb2.JobEvent(message="other"))
+    (event,) = (await client.fine_tuning.jobs.list_events(other.id)).data
+    with pytest.raises(openai.BadRequestError, match="not the id of an event of this job"):
+        await client.fine_tuning.jobs.list_events(mine.id, after=event.id)
+
+
 async def test_events_stream_and_go_on_behind_an_id(gateway: Any, client: Any, tools: Any) -> None:
     made = await client.fine_tuning.jobs.create(model=tools.base, training_file=await gateway.upload())
     gateway.trainer.say(made.id, *(job_pb2.JobEvent(message=f"m{i}") for i in range(3)))

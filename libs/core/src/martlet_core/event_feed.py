@@ -28,7 +28,7 @@ class _Topic:
 
 
 class EventFeed:
-    """Watches any number of jobs from one task: one short read a place and round, however many watch there.
+    """Watches any number of jobs from one task: one short read a round, however many jobs and watchers there are.
 
     Belongs to the event loop that watches.
     """
@@ -77,27 +77,18 @@ class EventFeed:
     async def _poll(self) -> None:
         while self._topics:
             try:
-                with_news = await asyncio.to_thread(self._find_news, list(self._topics))
+                with_news = await asyncio.to_thread(self._store.with_news, list(self._topics))
             except Unavailable as error:
                 logger.warning("Watched jobs can't be looked at: %s", error)
                 await asyncio.sleep(_OUTAGE_SECONDS)
                 continue
+            except MartletError:
+                with_news = list(self._topics)  # the watchers find out what is wrong by reading themselves
             for place in with_news:
                 topic = self._topics.pop(place, None)
                 if topic is not None:
                     topic.has_news.set()
             await asyncio.sleep(_POLL_SECONDS)
-
-    def _find_news(self, places: list[_Place]) -> list[_Place]:
-        return [place for place in places if self._has_news(*place)]
-
-    def _has_news(self, job_id: str, cursor: str) -> bool:
-        try:
-            return bool(self._store.events(job_id, after=cursor, limit=1))
-        except Unavailable:
-            raise
-        except MartletError:
-            return True  # the watcher finds out what is wrong by reading itself
 
 
 def _is_final(event: JobEvent) -> bool:

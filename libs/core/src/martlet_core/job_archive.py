@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 
 from martlet_core.artifacts.types import Artifact, ArtifactStore, ObjectStore
 from martlet_core.errors import NotFound, Unavailable
+from martlet_core.job_rules import page_of_events
 from martlet_core.jobs import Job, JobEvent, JobState, JobStore
 
 logger = logging.getLogger(__name__)
@@ -120,15 +121,13 @@ class EventLog:
         self._jobs = jobs
         self._objects = objects
 
-    def page(self, job: Job, after: str, limit: int) -> Sequence[JobEvent]:
-        """Up to ``limit`` events behind the cursor ``after``, oldest first."""
-        events = self._jobs.events(job.id, after=after, limit=limit)
+    def page(self, job: Job, after: str, limit: int, *, newest_first: bool = False) -> Sequence[JobEvent]:
+        """Up to ``limit`` events behind the cursor ``after``, oldest first; or before it, newest first."""
+        events = self._jobs.events(job.id, after=after, limit=limit, newest_first=newest_first)
         if events or not job.state.is_final:
             return events
         archived = self._archived(job.id)
-        cursors = [event.cursor for event in archived]
-        start = cursors.index(after) + 1 if after in cursors else 0 if not after else len(archived)
-        return archived[start : start + limit]
+        return page_of_events(archived, after, limit, newest_first=newest_first)
 
     def _archived(self, job_id: str) -> list[JobEvent]:
         try:

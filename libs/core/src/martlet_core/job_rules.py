@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from martlet_core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, LeaseLost, NotFound
 from martlet_core.ids import ID_PATTERN, REQUEST_ID_PATTERN
-from martlet_core.jobs import Job, JobState, LeaseSignal
+from martlet_core.jobs import Job, JobEvent, JobState, LeaseSignal
 
 S = JobState
 
@@ -222,6 +223,27 @@ def check_cursor(cursor: str) -> None:
     """InvalidArgument unless the cursor is empty or came from an event."""
     if cursor and not _CURSOR.fullmatch(cursor):
         raise InvalidArgument.field("after", f"{cursor!r} is not a cursor of an event")
+
+
+def page_of_events(
+    events: Sequence[JobEvent], after: str, limit: int, *, newest_first: bool = False
+) -> Sequence[JobEvent]:
+    """Up to ``limit`` of events that are in order: those behind ``after``, or those before it, newest first."""
+    if newest_first:
+        events = events[: bisect_left(events, _place(after), key=_place_of)] if after else events
+        return events[::-1][:limit]
+    start = bisect_right(events, _place(after), key=_place_of) if after else 0
+    return events[start : start + limit]
+
+
+def _place_of(event: JobEvent) -> tuple[int, int]:
+    return _place(event.cursor)
+
+
+def _place(cursor: str) -> tuple[int, int]:
+    """What orders cursors: the two numbers in them."""
+    first, second = cursor.split("-")
+    return int(first), int(second)
 
 
 def finish_action(job_id: str, state: JobState) -> str:

@@ -146,14 +146,21 @@ class JobService:
         return job
 
     async def events(
-        self, tenant: str, job_id: str, *, kind: str, page_size: int = 0, page_token: str = ""
+        self,
+        tenant: str,
+        job_id: str,
+        *,
+        kind: str,
+        page_size: int = 0,
+        page_token: str = "",
+        newest_first: bool = False,
     ) -> tuple[Sequence[JobEvent], str]:
-        """Past events behind a cursor, oldest first, and the cursor to go on from (empty when there are no more for
-        now).
+        """Past events behind a cursor, oldest first (or before it, newest first), and the cursor to go on from (empty
+        when there are no more for now).
         """
         size = check_page_size(page_size, default=100)
         job = await self.get(tenant, job_id, kind=kind)
-        events = await _in_thread(lambda: self._log.page(job, page_token, size))
+        events = await _in_thread(lambda: self._log.page(job, page_token, size, newest_first=newest_first))
         return events, events[-1].cursor if len(events) == size else ""
 
     async def watch(self, tenant: str, job_id: str, *, kind: str, after: str = "") -> AsyncGenerator[JobEvent]:

@@ -261,6 +261,17 @@ class RedisJobStore:
         answer = self._run_on_job("events", job_id, after, limit, "1" if newest_first else "0")
         return [codec.event_from_fields(cursor, fields) for cursor, fields in answer[1]]
 
+    def with_news(self, places: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        """See ``JobStore.with_news``. One round trip for some hundred places."""
+        for _, after in places:
+            rules.check_cursor(after)
+        found: list[tuple[str, str]] = []
+        for start in range(0, len(places), _BATCH):
+            batch = places[start : start + _BATCH]
+            answer = self._run("with_news", *(text for place in batch for text in place))
+            found += [batch[index - 1] for index in answer[1]]
+        return found
+
     def wait_events(self, job_id: str, *, after: str, timeout_seconds: float) -> Sequence[JobEvent]:
         """See ``JobStore.wait_events``. Holds a connection while it waits."""
         deadline = time.monotonic() + timeout_seconds

@@ -24,6 +24,7 @@ SCRIPT_NAMES = (
     "request",
     "restore",
     "update",
+    "with_news",
 )
 
 

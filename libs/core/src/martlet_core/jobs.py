@@ -264,6 +264,11 @@ class JobStore(Protocol):
         """Events behind ``after`` (a cursor), oldest first; or before ``after``, newest first. ``limit``: 1 to 1000."""
         ...
 
+    def with_news(self, places: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        """Those of the places (job id, cursor) behind which there is an event, or whose job is gone; in their order.
+        Cheap: it is asked several times a second for all jobs that someone watches."""
+        ...
+
     def wait_events(self, job_id: str, *, after: str, timeout_seconds: float) -> Sequence[JobEvent]:
         """Like ``events``, but waits up to ``timeout_seconds`` for the first one; empty on time-out."""
         ...

@@ -107,7 +107,10 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
     ) -> job_pb2.ListJobEventsResponse:
         """List past events."""
         events, next_token = await self._jobs.events(
-            **_key(request.name, TRAINING), page_size=request.page_size, page_token=request.page_token
+            **_key(request.name, TRAINING),
+            page_size=request.page_size,
+            page_token=request.page_token,
+            newest_first=request.newest_first,
         )
         return job_pb2.ListJobEventsResponse(
             events=[event_to_proto(event) for event in events], next_page_token=next_token

@@ -284,6 +284,17 @@ class MemoryJobStore:
         with self._changed:
             return self._events(job_id, after, limit, newest_first)
 
+    def with_news(self, places: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        """See ``JobStore.with_news``."""
+        for _, after in places:
+            rules.check_cursor(after)
+        with self._changed:
+            return [
+                (job_id, after)
+                for job_id, after in places
+                if job_id not in self._records or self._events(job_id, after, 1, False)
+            ]
+
     def wait_events(self, job_id: str, *, after: str, timeout_seconds: float) -> Sequence[JobEvent]:
         """See ``JobStore.wait_events``."""
         rules.check_cursor(after)
@@ -381,17 +392,8 @@ class MemoryJobStore:
         record = self._record(job_id)
         if record.events_expire_time <= self._now():
             record.events.clear()
-        events = record.events[::-1] if newest_first else record.events
-        if after:
-            bound = _place(after)
-            events = [e for e in events if (_place(e.cursor) < bound if newest_first else _place(e.cursor) > bound)]
-        return events[:limit]
+        return list(rules.page_of_events(record.events, after, limit, newest_first=newest_first))
 
 
 def _queue_order(job: Job) -> tuple[int, float, str]:
     return (-job.priority, job.create_time, job.id)
-
-
-def _place(cursor: str) -> tuple[int, int]:
-    first, second = cursor.split("-")
-    return int(first), int(second)

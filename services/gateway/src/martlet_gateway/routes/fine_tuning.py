@@ -138,26 +138,22 @@ async def list_events(
         cursor = convert.event_cursor(seen, bare) if seen else ""
         await _get(gateway, fine_tuning_job_id)  # a 404 must come before the stream begins
         return StreamingResponse(_event_stream(gateway, name, bare, cursor), media_type="text/event-stream")
-    events = [convert.to_event(event, bare) for event in await _all_events(gateway, name)]
-    events.reverse()
-    if after:
-        cursor = convert.event_cursor(after, bare)
-        places = [i for i, event in enumerate(events) if event["id"].endswith(f"-{bare}-{cursor}")]
-        if not places:
-            raise InvalidArgument.field("after", f"`{after:.100}` is not the id of an event of this job.")
-        events = events[places[0] + 1 :]
-    return Json(page(events[:limit], len(events) > limit))
+    cursor = convert.event_cursor(after, bare) if after else ""
+    events = await _newest_events(gateway, name, cursor, limit + 1)  # one more tells whether there are more
+    return Json(page([convert.to_event(event, bare) for event in events[:limit]], len(events) > limit))
 
 
-async def _all_events(gateway: GatewayContext, name: str) -> list[job_pb2.JobEvent]:
+async def _newest_events(gateway: GatewayContext, name: str, before: str, count: int) -> list[job_pb2.JobEvent]:
+    """Up to ``count`` events before a cursor, newest first; no more than these are read."""
     events: list[job_pb2.JobEvent] = []
-    token = ""
     while True:
-        message = training_service_pb2.ListTrainingJobEventsRequest(name=name, page_size=_PAGE, page_token=token)
+        message = training_service_pb2.ListTrainingJobEventsRequest(
+            name=name, page_size=min(count - len(events), _PAGE), page_token=before, newest_first=True
+        )
         response = await _call(gateway, "ListTrainingJobEvents", message)
         events += response.events
-        token = response.next_page_token
-        if not token or not response.events:
+        before = response.next_page_token
+        if not before or len(events) >= count:
             return events
 
 

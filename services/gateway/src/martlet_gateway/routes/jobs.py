@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request
@@ -192,10 +192,12 @@ def training_router() -> APIRouter:
         return Json(await _verb(gateway, TRAINING, "Resume", job_id))
 
     @router.get("/{job_id}/events")
-    async def events(job_id: str, gateway: Gateway, after: str = "", limit: Limit = 100) -> Json:
-        """Past events, oldest first, behind the cursor ``after``."""
+    async def events(
+        job_id: str, gateway: Gateway, after: str = "", limit: Limit = 100, order: Literal["asc", "desc"] = "asc"
+    ) -> Json:
+        """Past events behind the cursor ``after``, oldest first unless asked otherwise."""
         request = training_service_pb2.ListTrainingJobEventsRequest(
-            name=TRAINING.name(job_id), page_size=limit, page_token=after
+            name=TRAINING.name(job_id), page_size=limit, page_token=after, newest_first=order == "desc"
         )
         response = await _known(TRAINING, job_id, TRAINING.call(gateway, "ListTrainingJobEvents", request))
         return Json(page([_event_json(event) for event in response.events], bool(response.next_page_token)))

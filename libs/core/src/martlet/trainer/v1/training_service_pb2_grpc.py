@@ -144,7 +144,7 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListTrainingJobEvents(self, request, context):
-        """Lists a job's past events, oldest first.
+        """Lists a job's past events, oldest first unless asked otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

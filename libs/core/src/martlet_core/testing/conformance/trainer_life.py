@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -161,12 +161,7 @@ async def past_events_are_listed(target: TrainerTarget) -> None:
     """ListTrainingJobEvents gives in pages, oldest first, what watching gives."""
     job = await _job_with_events(target)
     events = await watch(target, job.name)
-
-    async def page(size: int, token: str) -> tuple[Sequence[str], str]:
-        request = service_pb.ListTrainingJobEventsRequest(name=job.name, page_size=size, page_token=token)
-        answer = await target.stub.ListTrainingJobEvents(request, **target.call_options)
-        return [event.cursor for event in answer.events], answer.next_page_token
-
+    page = _event_pages(target, job.name)
     cursors, _ = await page(1000, "")
     require(cursors == [event.cursor for event in events], f"lists {len(cursors)} events, watching gave {len(events)}")
     behind, _ = await page(1000, events[1].cursor)
@@ -174,6 +169,20 @@ async def past_events_are_listed(target: TrainerTarget) -> None:
     await check_pages("ListTrainingJobEvents", page)
     await check_pages("ListTrainingJobEvents", page, page_size=3)
     await expect_bad_field("page_size 1001", page(1001, ""), "page_size")
+
+
+async def newest_events_are_listed_first_when_asked_for(target: TrainerTarget) -> None:
+    """ListTrainingJobEvents with newest_first gives in pages what it gives without, the other way round; behind a cursor
+    it gives the events before it."""
+    job = await _job_with_events(target)
+    cursors, _ = await _event_pages(target, job.name)(1000, "")
+    page = _event_pages(target, job.name, newest_first=True)
+    reversed_cursors, _ = await page(1000, "")
+    require(reversed_cursors == cursors[::-1], f"gives {reversed_cursors}, oldest first it gives {cursors}")
+    before, _ = await page(1000, cursors[2])
+    require(before == cursors[1::-1], f"before the third event it gives {before}, expected {cursors[1::-1]}")
+    await check_pages("ListTrainingJobEvents, newest first", page)
+    await check_pages("ListTrainingJobEvents, newest first", page, page_size=3)
 
 
 async def made_up_cursors_are_refused(target: TrainerTarget) -> None:
@@ -233,6 +242,21 @@ async def training_succeeds(target: TrainerTarget) -> None:
     require(1 in steps, f"there are metrics of the steps {steps}, not of step 1")
 
 
+def _event_pages(
+    target: TrainerTarget, name: str, *, newest_first: bool = False
+) -> Callable[[int, str], Awaitable[tuple[Sequence[str], str]]]:
+    """Lists the cursors of a job's events in pages, as ``check_pages`` wants it."""
+
+    async def page(size: int, token: str) -> tuple[Sequence[str], str]:
+        request = service_pb.ListTrainingJobEventsRequest(
+            name=name, page_size=size, page_token=token, newest_first=newest_first
+        )
+        answer = await target.stub.ListTrainingJobEvents(request, **target.call_options)
+        return [event.cursor for event in answer.events], answer.next_page_token
+
+    return page
+
+
 async def _job_with_events(target: TrainerTarget) -> pb.TrainingJob:
     """A job that was paused, resumed and cancelled: five events at least."""
     job = await create(target)
@@ -273,6 +297,7 @@ LIFE_CHECKS: tuple[Check, ...] = (
     watch_tells_the_whole_life,
     watch_goes_on_behind_a_cursor,
     past_events_are_listed,
+    newest_events_are_listed_first_when_asked_for,
     made_up_cursors_are_refused,
     watchers_hear_the_same,
     new_job_has_no_checkpoints,

@@ -90,6 +90,39 @@ class EventCases(StoreCases):
             assert len(seen) <= len(everything), "the cursor goes in circles"
         assert seen == everything[::-1]
 
+    def test_newest_events_come_in_pages_without_the_older_ones(self, store: JobStore) -> None:
+        job = create(store)
+        said = _say(store, job, 5)
+        newest = store.events(job.id, limit=2, newest_first=True)
+        assert list(newest) == [said[4], said[3]]
+        assert list(store.events(job.id, after=newest[-1].cursor, limit=2, newest_first=True)) == [said[2], said[1]]
+        [first] = store.events(job.id, limit=1)
+        assert list(store.events(job.id, after=first.cursor, newest_first=True)) == []
+
+    def test_places_with_news_are_those_with_an_event_behind_them(self, store: JobStore) -> None:
+        quiet, busy, new = create(store), create(store), create(store)
+        places = [(job.id, store.events(job.id)[-1].cursor) for job in (quiet, busy)]
+        assert list(store.with_news(places)) == []
+        assert list(store.with_news([])) == []
+        before = places[1]
+        [said] = _say(store, busy, 1)
+        assert list(store.with_news([*places, (new.id, ""), (busy.id, said.cursor)])) == [before, (new.id, "")]
+
+    def test_job_that_is_gone_is_news(self, store: JobStore) -> None:
+        job = create(store)
+        [event] = store.events(job.id)
+        gone = ("nosuchjob", event.cursor)
+        assert list(store.with_news([(job.id, event.cursor), gone])) == [gone]
+
+    def test_news_of_many_jobs(self, store: JobStore) -> None:
+        places = []
+        for _ in range(450):  # more than one batch
+            job = create(store)
+            places.append((job.id, store.events(job.id)[-1].cursor))
+        for job_id, _ in places[::7]:
+            store.request_cancel(job_id)
+        assert list(store.with_news(places)) == places[::7]
+
     def test_events_of_jobs_do_not_mix(self, store: JobStore) -> None:
         first, second = create(store), create(store)
         _say(store, first, 2)
@@ -103,6 +136,8 @@ class EventCases(StoreCases):
             store.events(job.id, after=cursor)
         with pytest.raises(InvalidArgument, match="cursor"):
             store.wait_events(job.id, after=cursor, timeout_seconds=0)
+        with pytest.raises(InvalidArgument, match="cursor"):
+            store.with_news([(job.id, cursor)])
 
     def test_waiting_answers_at_once_when_there_is_something(self, store: JobStore) -> None:
         job = create(store)
