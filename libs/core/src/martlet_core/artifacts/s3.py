@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -84,8 +84,6 @@ class S3ObjectStore:
             _client(public_endpoint, access_key, secret_key, region, self._http) if public_endpoint else self._client
         )
         self._ranges = ThreadPoolExecutor(2 * PARALLEL_RANGES, thread_name_prefix="s3-range")
-        # Each holds up to PARALLEL_RANGES ranges in memory.
-        self._large_downloads = threading.Semaphore(2)
 
     @classmethod
     def from_settings(cls, settings: CoreSettings) -> S3ObjectStore:
@@ -204,7 +202,7 @@ class S3ObjectStore:
         """
         temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
         try:
-            with temporary.open("xb", buffering=0) as file:
+            with temporary.open("x+b", buffering=0) as file:
                 digest = self._fill(file, key, size_bytes)
             os.replace(temporary, path)
             return digest
@@ -271,38 +269,40 @@ class S3ObjectStore:
         self._http.clear()
 
     def _fill(self, file: io.FileIO, key: str, size: int) -> str:
-        """Write the object's first ``size`` bytes to a file, in order; returns their sha256.
+        """Write the object's first ``size`` bytes to a file; returns their sha256.
 
-        Ranges arrive in parallel, but one thread writes: several that write to one file spin on its lock in the kernel.
-        And buffers are used again: fresh memory for every range cost more than all else on a virtual machine.
+        Ranges arrive in parallel and are written as they come, in small pieces, while this thread hashes behind them from
+        the page cache: buffers of whole ranges cost more in page faults than the transfer itself on a virtual machine.
         """
         digest = hashlib.sha256()
         if size == 0 and self.size(key) is None:
             raise not_found(self.uri(key))
-        offsets = iter(range(0, size, RANGE_BYTES))
-        running: deque[Future[memoryview]] = deque()
+        offsets = range(0, size, RANGE_BYTES)
+        waiting = iter(offsets)
+        running: deque[Future[None]] = deque()
+        # Taken around each write: threads that write to one file would otherwise spin on its lock in the kernel.
+        lock = threading.Lock()
 
-        def fetch(offset: int, buffer: bytearray) -> memoryview:
-            wanted = memoryview(buffer)[: min(RANGE_BYTES, size - offset)]
-            if self._again(lambda: self._read_into(wanted, key, offset), key) != len(wanted):
+        def fetch(offset: int) -> None:
+            length = min(RANGE_BYTES, size - offset)
+            if self._again(lambda: self._receive(file, lock, key, offset, length), key) != length:
                 raise FailedPrecondition(
                     f"{self.uri(key)} has fewer than {size} bytes; it is damaged.", reason="CONTENT_MISMATCH"
                 )
-            return wanted
 
-        with self._large_downloads if size > RANGE_BYTES else nullcontext():
-            try:
-                for offset in islice(offsets, PARALLEL_RANGES):
-                    running.append(self._ranges.submit(fetch, offset, bytearray(min(RANGE_BYTES, size - offset))))
-                while running:
-                    data = running.popleft().result()
-                    digest.update(data)
-                    _write_all(file, data)
-                    for offset in islice(offsets, 1):
-                        running.append(self._ranges.submit(fetch, offset, cast(bytearray, data.obj)))
-            finally:
-                for future in running:
-                    future.cancel()
+        try:
+            running.extend(self._ranges.submit(fetch, offset) for offset in islice(waiting, PARALLEL_RANGES))
+            buffer = bytearray(_PIECE_BYTES)
+            for offset in offsets:
+                running.popleft().result()
+                running.extend(self._ranges.submit(fetch, offset) for offset in islice(waiting, 1))
+                _hash_range(digest, file, buffer, offset, min(RANGE_BYTES, size - offset))
+        finally:
+            for future in running:
+                future.cancel()
+            for future in running:  # nobody may write to the file once it is closed
+                if not future.cancelled():
+                    future.exception()
         return digest.hexdigest()
 
     def _read(self, key: str) -> bytes:
@@ -313,15 +313,16 @@ class S3ObjectStore:
             response.close()
             response.release_conn()
 
-    def _read_into(self, buffer: memoryview, key: str, offset: int) -> int:
-        """Fill ``buffer`` with the object's bytes from ``offset`` on; returns how many there were."""
-        response = self._client.get_object(self.bucket, key, offset=offset, length=len(buffer))
+    def _receive(self, file: io.FileIO, lock: threading.Lock, key: str, offset: int, length: int) -> int:
+        """Write a range of the object to its place in a file; returns how many bytes there were."""
+        response = self._client.get_object(self.bucket, key, offset=offset, length=length)
         try:
-            position = 0
+            received = 0
             while piece := response.read(_PIECE_BYTES):
-                buffer[position : position + len(piece)] = piece
-                position += len(piece)
-            return position
+                with lock:
+                    _write_at(file, piece, offset + received)
+                received += len(piece)
+            return received
         finally:
             response.close()
             response.release_conn()
@@ -368,9 +369,20 @@ class _Stream(io.RawIOBase):
         super().close()
 
 
-def _write_all(file: io.FileIO, view: memoryview) -> None:
+def _write_at(file: io.FileIO, data: bytes, offset: int) -> None:
+    view = memoryview(data)
     while view:
-        view = view[file.write(view) :]
+        written = os.pwrite(file.fileno(), view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _hash_range(digest: hashlib._Hash, file: io.FileIO, buffer: bytearray, offset: int, length: int) -> None:
+    end = offset + length
+    while offset < end:
+        view = memoryview(buffer)[: end - offset]
+        count = os.preadv(file.fileno(), [view], offset)
+        digest.update(view[:count])
+        offset += count
 
 
 def _client(endpoint: str, access_key: str, secret_key: str, region: str, http: urllib3.PoolManager) -> Minio:
