@@ -136,6 +136,35 @@ def test_emptied_valkey_is_rebuilt_from_the_object_store(drill: Drill) -> None:
     assert drill.job(done).state is JobState.SUCCEEDED
 
 
+def test_wishes_outlive_an_emptied_valkey(drill: Drill) -> None:
+    worker = drill.start_worker()
+    paused = drill.submit()
+    drill.await_checkpoint(paused)
+    asyncio.run(drill.service.pause(TENANT, paused, kind=KIND))
+    drill.await_state(paused, JobState.PAUSED)
+    running = drill.submit()
+    drill.await_step(running, 10)
+    worker.kill()
+    queued = drill.submit()
+    asyncio.run(drill.service.cancel(TENANT, running, kind=KIND))  # CANCELLING, and nobody is left to carry it out
+    asyncio.run(drill.service.pause(TENANT, queued, kind=KIND))
+    drill.flush_valkey()
+    drill.start_worker()
+    drill.wait_until(lambda: len(drill.stores.jobs.list(stage="toy").jobs) == 3, "the jobs to come back")
+    drill.await_end(running)
+    assert drill.job(running).state is JobState.CANCELLED
+    for job_id in (paused, queued):
+        assert drill.job(job_id).state is JobState.PAUSED
+        drill.wait_until(lambda job_id=job_id: drill.events(job_id), "the event of its coming back")
+        assert drill.events(job_id)[0].data["reason"] == "PAUSE_REQUESTED"
+    assert sorted(drill.steps_by_attempt()) == [1], "something was run that shouldn't"
+    asyncio.run(drill.service.resume(TENANT, paused, kind=KIND))
+    drill.await_end(paused)
+    assert drill.job(paused).state is JobState.SUCCEEDED
+    assert drill.job(paused).result["started_at"] > 0, "it began anew"
+    assert drill.job(queued).state is JobState.PAUSED
+
+
 def test_object_store_cut_off_in_mid_job(drill: Drill) -> None:
     drill.start_worker()
     job_id = drill.submit(steps=200)

@@ -190,6 +190,31 @@ async def test_cancel_pause_and_resume_of_a_queued_job(kit: Kit) -> None:
         await kit.service.cancel("acme", job.id, kind=KIND)
 
 
+async def test_what_is_asked_of_a_job_is_noted_in_the_object_store(kit: Kit) -> None:
+    job = await kit.create()
+
+    def wishes() -> list[str]:
+        return [key.removeprefix(f"wishes/toy/{job.id}.") for key in kit.objects.list("wishes/")]
+
+    await kit.service.pause("acme", job.id, kind=KIND)
+    assert wishes() == ["pause"]
+    await kit.service.resume("acme", job.id, kind=KIND)
+    assert wishes() == []
+    await kit.service.pause("acme", job.id, kind=KIND)
+    await kit.service.cancel("acme", job.id, kind=KIND)
+    assert wishes() == ["cancel", "pause"]
+    with pytest.raises(FailedPrecondition):
+        await kit.service.resume("acme", job.id, kind=KIND)
+    assert wishes() == ["cancel", "pause"]
+
+
+async def test_object_store_that_is_away_keeps_nobody_from_cancelling(kit: Kit) -> None:
+    job = await kit.create()
+    kit.objects.down = True
+    assert (await kit.service.pause("acme", job.id, kind=KIND)).state is JobState.PAUSED
+    assert (await kit.service.cancel("acme", job.id, kind=KIND)).state is JobState.CANCELLED
+
+
 async def test_events_in_pages_by_cursor(kit: Kit) -> None:
     job = await kit.create()
     for n in range(3):

@@ -222,6 +222,98 @@ def test_emptied_store_is_rebuilt(kit: Kit) -> None:
     assert claim.token > 3, "the attempt's artifacts would collide with those of one before"
 
 
+def lose_everything(kit: Kit) -> None:
+    """Wipe the job store, and let a new reconciler find that."""
+    kit.use(MemoryJobStore(kit.clock))
+    kit.reconciler = kit.new_reconciler("after")
+    kit.reconciler.run_once()
+
+
+def told(kit: Kit, job_id: str) -> list[tuple[str, str, str]]:
+    return [tuple(event.data.values()) for event in kit.jobs.events(job_id) if event.type == "state"]  # type: ignore[misc]
+
+
+def test_paused_jobs_come_back_paused(kit: Kit) -> None:
+    resting, stopping = kit.submit(), kit.submit()
+    kit.claim(stopping)
+    kit.artifact(f"{stopping}a1s5", "checkpoint", stopping, {"step": 5, "attempt": 1})
+    for job_id in (resting, stopping):
+        kit.jobs.request_pause(job_id)
+    kit.reconciler.run_once()
+    lose_everything(kit)
+    for job_id in (resting, stopping):
+        assert kit.jobs.get(job_id).state is JobState.PAUSED
+        assert kit.jobs.claim(job_id, "worker", 30.0) is None
+        assert told(kit, job_id) == [("", "PAUSED", "PAUSE_REQUESTED")]
+    assert kit.bell.rings == []
+    assert kit.jobs.request_resume(stopping).state is JobState.QUEUED
+    claim = kit.claim(stopping)
+    assert ([entry["step"] for entry in claim.job.checkpoints], claim.token) == ([5], 3)
+
+
+@pytest.mark.parametrize("paused_before", [False, True])
+def test_job_whose_cancel_was_asked_for_comes_back_cancelled(kit: Kit, paused_before: bool) -> None:
+    job_id = kit.submit()
+    kit.claim(job_id)
+    if paused_before:
+        kit.jobs.request_pause(job_id)
+        kit.reconciler.run_once()
+    kit.jobs.request_cancel(job_id)
+    kit.reconciler.run_once()
+    lose_everything(kit)
+    assert kit.jobs.get(job_id).state is JobState.CANCELLED
+    assert told(kit, job_id)[-1] == ("PAUSED", "CANCELLED", "CANCEL_REQUESTED")
+    assert job_from_json(kit.objects.get(f"jobs/{job_id}/final.json")).state is JobState.CANCELLED
+
+
+def test_cancel_is_carried_out_by_a_restoration_that_takes_up_one_that_was_cut_short(kit: Kit) -> None:
+    job_id = kit.submit()
+    kit.claim(job_id)
+    kit.jobs.request_cancel(job_id)
+    kit.reconciler.run_once()
+    jobs = MemoryJobStore(kit.clock)
+    stored = job_from_json(kit.objects.get(f"jobs/{job_id}/spec.json"))
+    jobs.restore(replace(stored, state=JobState.PAUSED))  # and then the reconciler died
+    kit.use(jobs)
+    kit.new_reconciler("after").run_once()
+    assert kit.jobs.get(job_id).state is JobState.CANCELLED
+
+
+def test_resumed_job_comes_back_queued(kit: Kit) -> None:
+    job_id = kit.submit()
+    kit.jobs.request_pause(job_id)
+    kit.reconciler.run_once()
+    kit.jobs.request_resume(job_id)
+    kit.new_reconciler("one").run_once()  # its first round is a full scan
+    lose_everything(kit)
+    assert kit.jobs.get(job_id).state is JobState.QUEUED
+    assert told(kit, job_id) == [("", "QUEUED", "RESTORED")]
+
+
+def test_wishes_are_forgotten_when_the_end_is_archived_and_no_earlier(kit: Kit) -> None:
+    ended, running, lost = kit.submit(), kit.submit(), new_id()
+    claim = kit.claim(ended)
+    for job_id in (ended, running):
+        kit.jobs.request_pause(job_id)
+    kit.reconciler.run_once()
+    kit.objects.put(f"wishes/{STAGE}/{lost}.pause", b"")  # of a job that isn't there (yet)
+    kit.jobs.finish(ended, claim.token, JobState.SUCCEEDED, result={"model": "m", "model_artifact": "a"})
+    kit.jobs.request_resume(running)
+    kit.new_reconciler("one").run_once()
+    assert {key.split("/")[2] for key in kit.objects.list("wishes/")} == {f"{ended}.pause", f"{lost}.pause"}
+    assert kit.objects.size(f"jobs/{ended}/final.json")
+    kit.new_reconciler("one").run_once()
+    assert [key.split("/")[2] for key in kit.objects.list("wishes/")] == [f"{lost}.pause"]
+
+
+def test_wishes_of_other_stages_are_left_alone(kit: Kit) -> None:
+    job_id = kit.submit()
+    kit.objects.put(f"wishes/other/{job_id}.cancel", b"")
+    lose_everything(kit)
+    assert kit.jobs.get(job_id).state is JobState.QUEUED
+    assert kit.objects.list("wishes/") == [f"wishes/other/{job_id}.cancel"]
+
+
 def test_rebuilding_happens_once(kit: Kit) -> None:
     kit.reconciler.run_once()
     listings = kit.objects.calls["list"]

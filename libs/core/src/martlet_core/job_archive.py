@@ -14,8 +14,9 @@ from dataclasses import asdict, replace
 
 from martlet_core.artifacts.types import Artifact, ArtifactStore, ObjectStore
 from martlet_core.errors import NotFound, Unavailable
-from martlet_core.job_rules import page_of_events
+from martlet_core.job_rules import page_of_events, restored_event
 from martlet_core.jobs import Job, JobEvent, JobState, JobStore
+from martlet_core.wishes import Wish, read_wishes
 
 logger = logging.getLogger(__name__)
 
@@ -68,14 +69,32 @@ def restore_jobs(jobs: JobStore, objects: ObjectStore, artifacts: ArtifactStore,
     """Put a stage's jobs back into an emptied job store; returns how many.
 
     Final jobs come back as they ended. The others are queued again with the checkpoints that their artifacts show, in
-    an attempt that no artifact bears yet, so that they go on where they were.
+    an attempt that no artifact bears yet, so that they go on where they were; one whose pause was asked for is paused,
+    and one whose cancel was asked for is cancelled.
     """
     restored = 0
     checkpoints = _Checkpoints(artifacts)
+    wishes = read_wishes(objects, stage)
     for job_id in _job_ids(objects):
         job = _read_job(objects, job_id)
-        if job is not None and job.stage == stage:
-            restored += jobs.restore(job if job.state.is_final else _to_queue_again(job, checkpoints.of(job)))
+        if job is None or job.stage != stage:
+            continue
+        if job.state.is_final:
+            restored += jobs.restore(job)
+        else:
+            restored += _restore_unfinished(jobs, job, checkpoints.of(job), wishes.get(job_id))
+    return restored
+
+
+def _restore_unfinished(jobs: JobStore, job: Job, checkpoints: Sequence[Artifact], wish: Wish | None) -> bool:
+    # Never queued while there is a wish: a worker would have it before the wish is heard.
+    state = JobState.PAUSED if wish else JobState.QUEUED
+    restored = jobs.restore(_at_rest(job, checkpoints, state))
+    if restored:
+        said = restored_event(state, "PAUSE_REQUESTED" if wish is Wish.PAUSE else "RESTORED")
+        jobs.append_event(job.id, JobEvent("state", said.message, said.level, data=said.data))
+    if wish is Wish.CANCEL and not jobs.get(job.id).state.is_final:  # also if an earlier restoration got only thus far
+        jobs.request_cancel(job.id)
     return restored
 
 
@@ -197,7 +216,7 @@ class _Checkpoints:
                 return by_job
 
 
-def _to_queue_again(job: Job, checkpoints: Sequence[Artifact]) -> Job:
+def _at_rest(job: Job, checkpoints: Sequence[Artifact], state: JobState) -> Job:
     entries = [
         {
             "artifact_id": artifact.id,
@@ -212,7 +231,7 @@ def _to_queue_again(job: Job, checkpoints: Sequence[Artifact]) -> Job:
     attempt = max([job.attempt, *(artifact.metadata["attempt"] for artifact in checkpoints)]) + 1
     return replace(
         job,
-        state=JobState.QUEUED,
+        state=state,
         attempt=attempt,
         lost_attempts=0,
         lease_owner="",

@@ -28,8 +28,9 @@ REASONS: Mapping[str, str] = {
     "GIVEN_BACK": "the worker gave it back",
     "LEASE_LAPSED": "the worker stopped renewing its lease",
     "ATTEMPTS_EXHAUSTED": "no attempts are left",
+    "RESTORED": "the job store had lost it",
 }
-_WARNINGS = frozenset({"GIVEN_BACK", "LEASE_LAPSED"})
+_WARNINGS = frozenset({"GIVEN_BACK", "LEASE_LAPSED", "RESTORED"})
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,13 @@ def state_event(before: JobState | None, move: Move) -> StateEvent:
     return StateEvent(
         level, message, {"from": before.value if before else "", "to": move.to.value, "reason": move.reason}
     )
+
+
+def restored_event(state: JobState, reason: str) -> StateEvent:
+    """The event of a job that came back in a state which it had, or would have, for that reason."""
+    level = "warn" if reason in _WARNINGS else "info"
+    message = f"restored {state.value}: {REASONS[reason]}"
+    return StateEvent(level, message, {"from": "", "to": state.value, "reason": reason})
 
 
 def attempts_exhausted_error(lost_attempts: int) -> dict[str, Any]:

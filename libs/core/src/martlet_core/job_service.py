@@ -20,6 +20,7 @@ from martlet_core.job_archive import EventLog, store_spec
 from martlet_core.job_bus import Bell
 from martlet_core.jobs import Job, JobEvent, JobPage, JobState
 from martlet_core.stores import Stores
+from martlet_core.wishes import Wish, forget_wishes, keep_wish
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -132,15 +133,15 @@ class JobService:
 
     async def cancel(self, tenant: str, job_id: str, *, kind: str) -> Job:
         """Ask a job to stop for good. FailedPrecondition in a final state."""
-        return await self._steer(tenant, job_id, kind, self._stores.jobs.request_cancel)
+        return await self._steer(tenant, job_id, kind, self._stores.jobs.request_cancel, Wish.CANCEL)
 
     async def pause(self, tenant: str, job_id: str, *, kind: str) -> Job:
         """Ask a job to write a checkpoint and give its worker back. FailedPrecondition in a final state."""
-        return await self._steer(tenant, job_id, kind, self._stores.jobs.request_pause)
+        return await self._steer(tenant, job_id, kind, self._stores.jobs.request_pause, Wish.PAUSE)
 
     async def resume(self, tenant: str, job_id: str, *, kind: str) -> Job:
         """Queue a paused job again, and ring. FailedPrecondition unless PAUSED or PAUSING."""
-        job = await self._steer(tenant, job_id, kind, self._stores.jobs.request_resume)
+        job = await self._steer(tenant, job_id, kind, self._stores.jobs.request_resume, None)
         if job.state is JobState.QUEUED:
             await _in_thread(lambda: self._bell.ring(job.queue, job.id))
         return job
@@ -217,12 +218,28 @@ class JobService:
             raise NotFound(f"There is no job {job_id!r}.", reason="JOB_NOT_FOUND", metadata={"job_id": job_id})
         return job
 
-    async def _steer(self, tenant: str, job_id: str, kind: str, request: Callable[[str], Job]) -> Job:
+    async def _steer(
+        self, tenant: str, job_id: str, kind: str, request: Callable[[str], Job], wish: Wish | None
+    ) -> Job:
         def call() -> Job:
             self._get(tenant, job_id, kind)
-            return request(job_id)
+            job = request(job_id)
+            self._note(job_id, wish)
+            return job
 
         return await _in_thread(call)
+
+    def _note(self, job_id: str, wish: Wish | None) -> None:
+        """Keep the wish that was granted, or forget those of before. The job store has it: an object store that is
+        away must not keep anybody from cancelling.
+        """
+        try:
+            if wish is None:
+                forget_wishes(self._stores.objects, self._stage, job_id)
+            else:
+                keep_wish(self._stores.objects, self._stage, job_id, wish)
+        except MartletError as error:
+            logger.warning("A wish about job %s is left to the reconciler to note: %s", job_id, error)
 
 
 def check_page_size(page_size: int, *, default: int) -> int:

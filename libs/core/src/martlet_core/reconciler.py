@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from martlet_core.errors import FailedPrecondition, MartletError, NotFound, Unavailable
@@ -15,6 +15,7 @@ from martlet_core.job_handler import JobHandler
 from martlet_core.jobs import FINAL_STATES, Job, JobState
 from martlet_core.publishing import publish_model
 from martlet_core.stores import Stores
+from martlet_core.wishes import WISH_OF_STATE, Wish, forget_wishes, keep_wish, read_wishes
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ class ReconcilerOptions:
     Attributes:
         interval_seconds: between two rounds; a lapsed lease is noticed that late.
         unclaimed_seconds: a job QUEUED for longer gets its bell rung again, then after twice that, and so on.
-        full_scan_seconds: between two looks at all final jobs; a round by itself looks at the newest page.
+        full_scan_seconds: between two looks at all final jobs and all wishes; a round by itself looks at the newest
+            page and at jobs whose pause or cancel was asked for.
         abandoned_seconds: a job VALIDATING for longer is cancelled: whoever created it is gone.
         keep_events_seconds: events of an archived job stay in the job store that long.
     """
@@ -82,6 +84,7 @@ class Reconciler:
         self._clock = clock
         self._archived: set[str] = set()
         self._rung: dict[str, _Rung] = {}
+        self._wishes: dict[str, Wish] = {}
         self._rounds_to_full_scan = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"reconciler-{stage}", daemon=True)
@@ -105,10 +108,14 @@ class Reconciler:
         if not self._stores.jobs.acquire_lease(self._lease_name, self._owner, lease_seconds):
             return False
         self._restore_if_emptied()
+        full = self._rounds_to_full_scan <= 0
+        if full:
+            self._rounds_to_full_scan = round(self._options.full_scan_seconds / self._options.interval_seconds)
+        self._rounds_to_full_scan -= 1
         self._reap()
         self._ring_again()
-        self._cancel_abandoned()
-        self._archive_final()
+        self._look_after_new_and_asked(full)
+        self._archive_final(full)
         return True
 
     def _run(self) -> None:
@@ -158,20 +165,49 @@ class Reconciler:
             self._bell.ring(job.queue, job.id)
         self._rung = rung
 
-    def _cancel_abandoned(self) -> None:
-        for job in self._pages([JobState.VALIDATING]):
-            if self._clock() - job.update_time > self._options.abandoned_seconds:
-                try:
-                    self._stores.jobs.request_cancel(job.id)
-                except FailedPrecondition:
-                    continue  # its creator came back meanwhile
-                logger.warning("Job %s was left VALIDATING and is cancelled.", job.id)
+    def _look_after_new_and_asked(self, full: bool) -> None:
+        """Cancel creations that were abandoned, and keep what was asked of jobs; one look at the jobs serves both."""
+        asked: dict[str, Wish] = {}
+        for job in self._pages([JobState.VALIDATING, *WISH_OF_STATE]):
+            if job.state is JobState.VALIDATING:
+                self._cancel_if_abandoned(job)
+            else:
+                asked[job.id] = WISH_OF_STATE[job.state]
+        self._keep_wishes(asked, full)
 
-    def _archive_final(self) -> None:
-        full = self._rounds_to_full_scan <= 0
+    def _cancel_if_abandoned(self, job: Job) -> None:
+        if self._clock() - job.update_time <= self._options.abandoned_seconds:
+            return
+        try:
+            self._stores.jobs.request_cancel(job.id)
+        except FailedPrecondition:
+            return  # its creator came back meanwhile
+        logger.warning("Job %s was left VALIDATING and is cancelled.", job.id)
+
+    def _keep_wishes(self, asked: Mapping[str, Wish], full: bool) -> None:
+        """Note what the job service could not; in a full scan forget what is no longer wished."""
+        objects = self._stores.objects
+        noted = read_wishes(objects, self._stage) if full else self._wishes
+        for job_id, wish in asked.items():
+            if noted.get(job_id) is not wish:
+                keep_wish(objects, self._stage, job_id, wish)
+        self._wishes = dict(asked)
         if full:
-            self._rounds_to_full_scan = round(self._options.full_scan_seconds / self._options.interval_seconds)
-        self._rounds_to_full_scan -= 1
+            for job_id in noted.keys() - asked.keys():
+                if self._is_granted(job_id):
+                    forget_wishes(objects, self._stage, job_id)
+
+    def _is_granted(self, job_id: str) -> bool:
+        """Whether a wish about a job is of no more use: the job goes on, or its end is archived."""
+        try:
+            state = self._stores.jobs.get(job_id).state
+        except NotFound:
+            return False  # the job store was emptied this moment
+        if state.is_final:
+            return self._stores.objects.size(final_key(job_id)) is not None
+        return state not in WISH_OF_STATE
+
+    def _archive_final(self, full: bool) -> None:
         for number, job in enumerate(self._pages(sorted(FINAL_STATES, key=lambda state: state.value))):
             if number >= _PAGE and not full:
                 return

@@ -9,6 +9,7 @@ Keys in the object store (one bucket):
     tenants/<tenant>/artifacts/<inverted id>.<kind>    index for listing, newest first
     models/<quoted name>.json          a published model name -> artifact
     jobs/<id>/spec.json, final.json, events.jsonl
+    wishes/<stage>/<job id>.<pause|cancel>    what was asked of a job that isn't over
     keys/<key hash>.json               API keys
 """
 

@@ -220,6 +220,26 @@ class CreatingCases(StoreCases):
         assert claimed
         assert (claimed.job.id, claimed.token) == (old.id, 3)
 
+    def test_restored_paused_job_waits_until_it_is_resumed(self, store: JobStore) -> None:
+        create(store)
+        paused = new_job(state=JobState.PAUSED, create_time=1000.0, attempt=2, checkpoints=[{"step": 5}])
+        assert store.restore(paused)
+        assert store.get(paused.id) == paused
+        assert store.claim(paused.id, "w", LONG_LEASE) is None
+        assert paused.id not in [job.id for job in store.queued("trainer")]
+        assert store.reap("trainer") == []
+        assert store.request_resume(paused.id).state is JobState.QUEUED
+        assert store.queue_position(paused.id) == 1
+        claimed = store.claim_next("trainer", "w", LONG_LEASE)
+        assert claimed
+        assert (claimed.job.id, claimed.token, claimed.job.checkpoints) == (paused.id, 3, [{"step": 5}])
+
+    def test_restored_paused_job_can_be_cancelled(self, store: JobStore) -> None:
+        paused = new_job(state=JobState.PAUSED, create_time=1000.0)
+        assert store.restore(paused)
+        assert store.request_cancel(paused.id).state is JobState.CANCELLED
+        assert store.events(paused.id)[-1].data["reason"] == "CANCEL_REQUESTED"
+
     def test_restored_running_job_is_reaped(self, store: JobStore, pass_time: PassTime) -> None:
         job, _ = job_in(store, JobState.RUNNING)
         orphan = new_job(state=JobState.RUNNING, attempt=1, lease_owner="gone", lease_until=1000.0, create_time=999.0)
