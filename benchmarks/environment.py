@@ -1,0 +1,47 @@
+"""What a benchmark's figures were taken on and with, and where they are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, system, Python, and how busy it was when this was called."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    return {
+        "cpu": next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor()),
+        "vector_units": [name for name in ("avx2", "avx512f", "amx_tile") if name in flags],
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "load_average": [round(value, 1) for value in os.getloadavg()],
+        "system": platform.freedesktop_os_release()["PRETTY_NAME"],
+        "python": platform.python_version(),
+    }
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Installed versions of packages in this interpreter's environment."""
+    return {name: version(name) for name in names}
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median, smallest and largest of several measurements."""
+    found = list(values)
+    return {"median": round(statistics.median(found), 4), "min": round(min(found), 4), "max": round(max(found), 4)}
+
+
+def write(path: Path, record: Mapping[str, Any]) -> None:
+    """Keep a record beside the others."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"written to {path.relative_to(ROOT)}")
