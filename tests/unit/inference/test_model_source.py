@@ -13,6 +13,8 @@ from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import FailedPrecondition, NotFound, Unavailable
 from martlet_core.models import ObjectModelRegistry
 from martlet_core.testing.object_store import MemoryObjectStore
+from martlet_inference.hub import HubModels
+from martlet_inference.model_cache import ModelCache
 from martlet_inference.model_source import FixedSource, RegistrySource
 
 
@@ -50,7 +52,8 @@ class Setup:
         self.model = self.registry.publish(
             PublishedModel("ft:1", "adapter", "acme", artifact.id, base_model="base-1", lora_rank=8)
         )
-        self.source = RegistrySource(self.registry, self.artifacts, directory / "models")
+        self.cache = ModelCache(directory / "models", 10**6)
+        self.source = RegistrySource(self.registry, self.artifacts, self.cache, HubModels(directory / "hub"))
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ async def test_a_failed_download_leaves_nothing_behind_and_is_repeated(setup: Se
     setup.artifacts.failures = 1
     with pytest.raises(Unavailable):
         await setup.source.files(setup.model)
-    assert list((tmp_path / "models").iterdir()) == []
+    assert [path for path in (tmp_path / "models").iterdir() if path.is_dir()] == []
     directory = await setup.source.files(setup.model)
     assert [path.name for path in directory.iterdir()] == ["adapter_config.json"]
 
@@ -95,6 +98,37 @@ async def test_a_model_without_files_says_so(setup: Setup) -> None:
     with pytest.raises(FailedPrecondition) as caught:
         await setup.source.files(PublishedModel("base-1", "base"))
     assert caught.value.reason == "MODEL_HAS_NO_FILES"
+
+
+async def test_a_whole_model_can_be_named_by_its_artifact(setup: Setup, tmp_path: Path) -> None:
+    files = tmp_path / "merged"
+    files.mkdir()
+    (files / "config.json").write_text("{}")
+    merged = setup.artifacts.put_directory(files, kind="merged_model", tenant="acme")
+    model = await setup.source.resolve(f"artifacts/{merged.id}", "acme")
+    assert (model.kind, model.tenant) == ("whole", "acme")
+    assert ((await setup.source.files(model)) / "config.json").is_file()
+    with pytest.raises(NotFound) as hidden:
+        await setup.source.resolve(f"artifacts/{merged.id}", "other")
+    assert hidden.value.reason == "MODEL_NOT_FOUND"
+    with pytest.raises(FailedPrecondition, match="kind adapter"):
+        await setup.source.resolve(f"artifacts/{setup.model.artifact_id}", "acme")
+
+
+async def test_a_hub_id_needs_no_entry_but_its_revision(setup: Setup) -> None:
+    assert (await setup.source.resolve("org/model@c1", "acme")).kind == "base"
+    with pytest.raises(NotFound, match="org/model@<commit>"):
+        await setup.source.resolve("org/model", "acme")
+    mirror = setup.registry.publish(PublishedModel("org/model@c2", "base", artifact_id=setup.model.artifact_id))
+    assert await setup.source.resolve("org/model@c2", "acme") == mirror, "what was published under that name is meant"
+
+
+async def test_a_path_is_refused_with_what_to_do_instead(setup: Setup) -> None:
+    with pytest.raises(FailedPrecondition) as caught:
+        await setup.source.resolve("file:///models/x", "acme")
+    assert caught.value.reason == "MODEL_IS_A_PATH"
+    assert "martlet merge" in caught.value.message
+    assert "MARTLET_MODEL_DIR" in caught.value.message
 
 
 async def test_without_a_registry_only_the_one_model_is_known() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
-from martlet_inference.engines.base import EngineState, WholeModel
+from martlet_inference.engines.base import EngineState
 from martlet_inference.models import RECHECK_SECONDS, ModelPool
 from martlet_inference.testing import BASE, Clock, MemorySource, RecordingEngine, adapter
 
@@ -281,12 +283,73 @@ async def test_changes_are_told(pool: ModelPool, source: MemorySource, engine: R
     assert seen[-1][0] == ("base-1", EngineState.STOPPED)
 
 
-async def test_a_directory_can_be_served_without_the_registry(engine: RecordingEngine, source: MemorySource) -> None:
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [({"use_dora": True}, "DoRA"), ({"use_dora": False, "modules_to_save": ["lm_head"]}, "whole modules (lm_head)")],
+)
+async def test_adapters_that_are_more_than_lora_are_sent_to_the_merge(
+    engine: RecordingEngine, clock: Clock, tmp_path: Path, facts: dict[str, object], said: str
+) -> None:
+    """Told by the registry, or else, for those published without the facts, by their own files."""
+
+    class Files(MemorySource):
+        async def files(self, model: PublishedModel) -> Path:
+            return tmp_path
+
+    source = Files()
+    source.publish(replace(adapter("ft:1"), metadata=facts), adapter("ft:2"), adapter("ft:plain"))
+    pool = ModelPool(engine, source, clock=clock)
+    await pool.whole.load(BASE)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, **facts}))
+    for name in ("ft:1", "ft:2"):
+        with pytest.raises(FailedPrecondition) as caught:
+            await touch(pool, name)
+        assert caught.value.reason == "ADAPTER_NEEDS_MERGE"
+        assert said in caught.value.message
+        assert f"martlet merge {name}" in caught.value.message
+    (tmp_path / "adapter_config.json").write_text('{"r": 8, "use_dora": false, "modules_to_save": null}')
+    await touch(pool, "ft:plain")
+    assert engine.log == ["start base-1", "load ft:plain"]
+
+
+async def test_an_adapter_that_names_no_revision_runs_on_the_one_that_is_served(
+    engine: RecordingEngine, source: MemorySource
+) -> None:
     pool = ModelPool(engine, source)
-    await pool.whole.load(PublishedModel("local", "base"), source=WholeModel("local", str(Path("/models/local"))))
-    await touch(pool, "local")
-    assert source.resolved == []
-    assert BASE.name not in [held.model.name for held in pool.held()]
+    source.publish(
+        PublishedModel("org/model@c1", "base"),
+        adapter("ft:any", base="org/model"),
+        adapter("ft:c1", base="org/model@c1"),
+        adapter("ft:c2", base="org/model@c2"),
+    )
+    await pool.load("org/model@c1", "default", pin=False, drain_seconds=0)
+    await touch(pool, "ft:any")
+    await touch(pool, "ft:c1")
+    with pytest.raises(FailedPrecondition) as caught:
+        await touch(pool, "ft:c2")
+    assert caught.value.reason == "BASE_MODEL_NOT_LOADED"
+    assert engine.adapters == {"ft:any", "ft:c1"}
+
+
+async def test_files_of_what_is_held_or_on_its_way_are_guarded(
+    pool: ModelPool, source: MemorySource, engine: RecordingEngine
+) -> None:
+    assert set(source.in_use()) == {"a1"}
+    source.publish(adapter("ft:1"), PublishedModel("merged-1", "whole", artifact_id="a2"))
+    engine.gate.clear()
+    use = asyncio.create_task(touch(pool, "ft:1"))
+    await engine.at_gate.wait()
+    assert set(source.in_use()) == {"a1", "artifact-ft:1"}
+    engine.gate.set()
+    await use
+    assert set(source.in_use()) == {"a1", "artifact-ft:1"}
+    seen: list[set[str]] = []
+    pool.on_change(lambda: seen.append(set(source.in_use())) if pool.whole.swapping else None)
+    await pool.load("merged-1", "default", pin=False, drain_seconds=0)
+    assert {"a1", "a2"} <= seen[0], "the old one may have to come back"
+    assert set(source.in_use()) == {"a2"}
+    await pool.unload("merged-1", "default")
+    assert not source.in_use()
 
 
 async def test_a_model_that_is_to_come_is_not_ready_rather_than_unknown(

@@ -21,7 +21,12 @@ CPU = VllmOptions("cpu")
 @pytest.fixture
 def model(tmp_path: Path) -> WholeModel:
     (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 1024}))
-    return WholeModel("base-1", str(tmp_path))
+    return WholeModel("base-1", tmp_path)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    return tmp_path / "config.json"
 
 
 def option(args: list[str], name: str) -> str:
@@ -31,9 +36,8 @@ def option(args: list[str], name: str) -> str:
 def test_the_command_serves_the_model_under_its_name(model: WholeModel) -> None:
     args = command(CPU, model, Path("/run/x.sock"))
     assert option(args, "--served-model-name") == "base-1"
-    assert option(args, "--model") == model.source
+    assert option(args, "--model") == str(model.directory)
     assert option(args, "--uds") == "/run/x.sock"
-    assert "--revision" not in args
 
 
 def test_a_context_longer_than_the_models_own_is_cut_to_it(model: WholeModel) -> None:
@@ -42,21 +46,18 @@ def test_a_context_longer_than_the_models_own_is_cut_to_it(model: WholeModel) ->
     assert option(command(short, model, Path("s")), "--max-model-len") == "512"
 
 
-def test_float32_on_a_cpu_but_not_for_quantized_weights_or_gpus(model: WholeModel) -> None:
+def test_float32_on_a_cpu_but_not_for_quantized_weights_or_gpus(model: WholeModel, config_file: Path) -> None:
     assert option(command(CPU, model, Path("s")), "--dtype") == "float32"
     assert option(command(VllmOptions("cuda"), model, Path("s")), "--dtype") == "auto"
     assert option(command(VllmOptions("cpu", dtype="bfloat16"), model, Path("s")), "--dtype") == "bfloat16"
-    (Path(model.source) / "config.json").write_text(json.dumps({"quantization_config": {}}))
+    config_file.write_text(json.dumps({"quantization_config": {}}))
     assert option(command(CPU, model, Path("s")), "--dtype") == "auto"
 
 
-def test_a_hub_id_is_pinned_and_remote_code_stays_off() -> None:
-    hub = WholeModel("org/model", "org/model", "0123abc")
-    args = command(VllmOptions("cuda", extra_args="--seed 7"), hub, Path("s"))
-    assert option(args, "--revision") == option(args, "--tokenizer-revision") == "0123abc"
+def test_remote_code_stays_off_and_further_arguments_come_last(model: WholeModel) -> None:
+    args = command(VllmOptions("cuda", extra_args="--seed 7"), model, Path("s"))
     assert "--trust-remote-code" not in args
-    assert option(args, "--seed") == "7"
-    assert "HF_HUB_OFFLINE" not in environment(CPU, hub, {})
+    assert args[-2:] == ["--seed", "7"]
 
 
 def test_without_adapters_lora_is_off(model: WholeModel) -> None:
@@ -66,13 +67,13 @@ def test_without_adapters_lora_is_off(model: WholeModel) -> None:
     assert option(args, "--max-cpu-loras") == "3"
 
 
-def test_our_settings_and_secrets_stay_out_of_the_childs_environment(model: WholeModel) -> None:
-    env = environment(CPU, model, {"MARTLET_S3_SECRET_KEY": "secret", "PATH": "/bin", "PYTHONDONTWRITEBYTECODE": "1"})
+def test_our_settings_and_secrets_stay_out_of_the_childs_environment() -> None:
+    env = environment(CPU, {"MARTLET_S3_SECRET_KEY": "secret", "PATH": "/bin", "PYTHONDONTWRITEBYTECODE": "1"})
     assert "secret" not in env.values()
     assert env["PATH"] == "/bin"
     assert env["HF_HUB_OFFLINE"] == "1"
     assert "PYTHONDONTWRITEBYTECODE" not in env
-    assert environment(VllmOptions("cpu", threads=3), model, {})["OMP_NUM_THREADS"] == "3"
+    assert environment(VllmOptions("cpu", threads=3), {})["OMP_NUM_THREADS"] == "3"
 
 
 def test_metrics_are_read_from_the_prometheus_page() -> None:

@@ -203,7 +203,9 @@ def replica_load(load: Load) -> pb.ReplicaLoad:
     )
 
 
-async def replica(plane: DataPlane, *, name: str, address: str, accepts_placement: bool) -> replica_pb2.Replica:
+async def replica(
+    plane: DataPlane, *, name: str, address: str, accepts_placement: bool, home_models: Sequence[str]
+) -> replica_pb2.Replica:
     """The message that registers a replica."""
     engine, pool = plane.engine, plane.pool
     return replica_pb2.Replica(
@@ -216,6 +218,7 @@ async def replica(plane: DataPlane, *, name: str, address: str, accepts_placemen
         ready=plane.ready,
         max_lora_rank=engine.max_lora_rank,
         accepts_placement=accepts_placement,
+        home_models=home_models,
     )
 
 

@@ -1,15 +1,21 @@
-"""Where the files behind a model name come from: the model registry and the artifact store."""
+"""Where the files behind a model's name come from: the model registry, the artifact store, the hub."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from martlet_core.artifacts.types import ArtifactStore, ModelRegistry, PublishedModel
 from martlet_core.errors import FailedPrecondition, NotFound
+from martlet_core.model_rules import ARTIFACT_PREFIX, PATH_PREFIX, parse_hub_id
+
+from martlet_inference.hub import HubModels
+from martlet_inference.model_cache import ModelCache
+
+#: Kinds of artifacts that an engine can be started with.
+_WHOLE_MODELS = ("model", "merged_model", "quantized_model")
 
 
 class ModelSource(Protocol):
@@ -23,55 +29,72 @@ class ModelSource(Protocol):
         """A local directory with the model's files, downloaded at most once."""
         ...
 
+    def guard(self, in_use: Callable[[], Collection[str]]) -> None:
+        """Keep the files of the artifacts that ``in_use`` names whenever room must be made."""
+        ...
+
 
 class RegistrySource:
-    """Names from the model registry, files from the artifact store.
+    """Published names from the model registry, ``artifacts/<id>`` from the artifact store, ``org/model@revision`` from
+    the hub.
 
     Args:
         models: the registry.
         artifacts: the store.
-        directory: where downloaded models lie, one directory per artifact; kept across restarts, owned by one process.
+        cache: where models of the store lie.
+        hub: brings models of the hub.
     """
 
-    def __init__(self, models: ModelRegistry, artifacts: ArtifactStore, directory: Path) -> None:
+    def __init__(self, models: ModelRegistry, artifacts: ArtifactStore, cache: ModelCache, hub: HubModels) -> None:
         self._models = models
         self._artifacts = artifacts
-        self._directory = directory.resolve()
-        self._downloads: dict[str, asyncio.Task[Path]] = {}
+        self._cache = cache
+        self._hub = hub
 
     async def resolve(self, name: str, tenant: str) -> PublishedModel:
+        """See ``ModelSource.resolve``.
+
+        Raises:
+            NotFound: unknown to the tenant, or a hub id without its revision.
+            FailedPrecondition: a path (``MODEL_IS_A_PATH``), or an artifact that is no whole model.
+        """
+        if name.startswith(PATH_PREFIX):
+            raise _path_refused(name)
+        if name.startswith(ARTIFACT_PREFIX):
+            return await asyncio.to_thread(self._artifact, name, tenant)
         try:
             return await asyncio.to_thread(self._models.get, name, tenant=tenant)
         except NotFound as exc:
+            hub = parse_hub_id(name)
+            if hub and hub.revision:
+                return PublishedModel(name, "base")
             raise _unknown_model(name, exc.metadata) from exc
 
     async def files(self, model: PublishedModel) -> Path:
-        if not model.artifact_id:
-            raise FailedPrecondition(
-                f"The model {model.name!r} was published without files, so it can't be downloaded.",
-                reason="MODEL_HAS_NO_FILES",
-            )
-        target = self._directory / model.artifact_id
-        if target.is_dir():
-            return target
-        task = self._downloads.get(model.artifact_id)
-        if task is None:
-            task = asyncio.create_task(asyncio.to_thread(self._download, model.artifact_id, target))
-            self._downloads[model.artifact_id] = task
-            task.add_done_callback(lambda _: self._downloads.pop(model.artifact_id, None))
-        return await asyncio.shield(task)  # who gives up waiting doesn't take the download from the others
+        if model.artifact_id:
+            return await self._cache.files(model.artifact_id, self._artifacts)
+        if parse_hub_id(model.name):
+            return await self._hub.files(model.name)
+        raise FailedPrecondition(
+            f"The model {model.name!r} was published without files, so it can't be downloaded.",
+            reason="MODEL_HAS_NO_FILES",
+        )
 
-    def _download(self, artifact_id: str, target: Path) -> Path:
-        partial = target.with_name(f".{artifact_id}.partial-{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    def guard(self, in_use: Callable[[], Collection[str]]) -> None:
+        self._cache.guard(in_use)
+
+    def _artifact(self, name: str, tenant: str) -> PublishedModel:
         try:
-            self._artifacts.download(artifact_id, partial)
-            partial.rename(target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        return target
+            artifact = self._artifacts.get(name.removeprefix(ARTIFACT_PREFIX), tenant=tenant)
+        except NotFound as exc:
+            raise _unknown_model(name, {}) from exc
+        if artifact.kind not in _WHOLE_MODELS:
+            raise FailedPrecondition(
+                f"{name} is of kind {artifact.kind}; an engine is started with a whole model. Adapters are used by the "
+                "name that they were published under.",
+                reason="NOT_A_WHOLE_MODEL",
+            )
+        return PublishedModel(name, "whole", artifact.tenant, artifact.id, source_job=artifact.source_job)
 
 
 class FixedSource:
@@ -91,10 +114,24 @@ class FixedSource:
             reason="MODEL_HAS_NO_FILES",
         )
 
+    def guard(self, in_use: Callable[[], Collection[str]]) -> None:
+        """It keeps nothing."""
 
-def _unknown_model(name: str, metadata: dict[str, str]) -> NotFound:
+
+def _unknown_model(name: str, metadata: Mapping[str, str]) -> NotFound:
     message = f"The model {name!r} does not exist or you do not have access to it."
     close = [match for match in metadata.get("close_matches", "").split(",") if match]
     if close:
         message += f" Close matches: {', '.join(close)}."
-    return NotFound(message, reason="MODEL_NOT_FOUND", metadata=metadata)
+    if parse_hub_id(name):
+        message += f" A model of the hub is named with its revision: {name}@<commit>."
+    return NotFound(message, reason="MODEL_NOT_FOUND", metadata=dict(metadata))
+
+
+def _path_refused(name: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{name} is a directory of the trainer's machine, which replicas don't know. Merge adapters on it (`martlet merge "
+        f"ADAPTER`), or start a replica with MARTLET_MODEL={name} and MARTLET_MODEL_DIR set to that directory.",
+        reason="MODEL_IS_A_PATH",
+        metadata={"model": name},
+    )

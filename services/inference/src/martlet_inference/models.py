@@ -7,13 +7,17 @@ not pinned and has no request in work. A whole model is never loaded by a reques
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import FailedPrecondition, NotFound, ResourceExhausted
+from martlet_core.model_rules import check_plain_lora, serves_base
 
 from martlet_inference.engines.base import Engine, EngineState
 from martlet_inference.held import Held
@@ -49,6 +53,7 @@ class ModelPool:
         self._listeners: list[Callable[[], None]] = []
         self.whole = WholeModelSlot(engine, source, wait_idle=self.wait_idle, changed=self._changed)
         engine.on_change(self._changed)
+        source.guard(self._artifacts_in_use)
 
     @property
     def active_requests(self) -> int:
@@ -158,7 +163,7 @@ class ModelPool:
             self.whole.check_ready()
             return whole
         held = self._adapters.get(name)
-        if held is not None and held.visible_to(tenant) and held.model.base_model == self.whole.name:
+        if held is not None and held.visible_to(tenant) and serves_base(self.whole.name, held.model.base_model):
             self.whole.check_ready()
             if self._clock() - held.checked < RECHECK_SECONDS:
                 return held
@@ -191,7 +196,8 @@ class ModelPool:
                 reason="MODEL_NOT_LOADED",
                 metadata={"model": model.name, "loaded": here},
             )
-        if model.base_model != here:
+        check_plain_lora(model, model.metadata)
+        if not serves_base(here, model.base_model):
             raise FailedPrecondition(
                 f"The adapter {model.name!r} needs its base model {model.base_model!r}; {serves}. "
                 f"Load {model.base_model!r} on a replica first.",
@@ -220,6 +226,7 @@ class ModelPool:
         name = held.model.name
         try:
             directory = await self._source.files(held.model)
+            check_plain_lora(held.model, await asyncio.to_thread(_peft_config, directory))
             async with self._adapter_lock:
                 await self._make_room(held)
                 incarnation = self._engine.incarnation
@@ -260,10 +267,24 @@ class ModelPool:
         """Forget adapters whose base model has left the engine, and they with it."""
         here = self.whole.name
         for name, held in list(self._adapters.items()):
-            if held.model.base_model != here and not held.active:
+            if not serves_base(here, held.model.base_model) and not held.active:
                 del self._adapters[name]
+
+    def _artifacts_in_use(self) -> set[str]:
+        now = self._engine.incarnation
+        adapters = (held for held in self._adapters.values() if held.active or held.loading or held.incarnation == now)
+        return self.whole.artifacts | {held.model.artifact_id for held in adapters}
 
     def _changed(self) -> None:
         self._forget_orphans()
         for listener in self._listeners:
             listener()
+
+
+def _peft_config(directory: Path) -> dict[str, Any]:
+    """What an adapter says of itself; nothing where the engine will have to say what is wrong with its file."""
+    try:
+        config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -11,17 +11,20 @@ from martlet.inference.v1 import inference_service_pb2_grpc as service_grpc
 from martlet_core.artifacts.s3 import S3ObjectStore
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import PublishedModel
-from martlet_core.errors import FailedPrecondition, InvalidArgument, MartletError, NotFound, Unavailable
+from martlet_core.errors import MartletError, NotFound, Unavailable
 from martlet_core.models import ObjectModelRegistry
 from martlet_core.rpc.context import DEFAULT_TENANT
 from martlet_core.rpc.server import GrpcServer, Service
 
 from martlet_inference import convert
 from martlet_inference.dataplane import DataPlane
-from martlet_inference.engines.base import Engine, WholeModel
+from martlet_inference.engines.base import Engine
 from martlet_inference.engines.echo import EchoEngine
 from martlet_inference.engines.vllm import VllmEngine, installed_vllm
 from martlet_inference.engines.vllm_process import VllmOptions
+from martlet_inference.home import HomeSource, home_model
+from martlet_inference.hub import HubModels
+from martlet_inference.model_cache import ModelCache
 from martlet_inference.model_source import FixedSource, ModelSource, RegistrySource
 from martlet_inference.models import ModelPool
 from martlet_inference.registration import Registration
@@ -41,14 +44,18 @@ class Replica:
     Args:
         settings: where it is deployed.
         engine: the engine, not started yet.
-        source: where models come from.
+        source: where models come from that the settings don't bring along.
+
+    Raises:
+        InvalidArgument, FailedPrecondition: the settings name a model that can never be served.
     """
 
     def __init__(self, settings: InferenceSettings, engine: Engine, source: ModelSource) -> None:
         self._settings = settings
         self._engine = engine
-        self._source = source
-        self.pool = ModelPool(engine, source)
+        self._home = home_model(settings)
+        self._source = HomeSource(self._home, source, hub_models(settings)) if self._home else source
+        self.pool = ModelPool(engine, self._source)
         self.plane = DataPlane(engine, self.pool, max_requests=settings.max_requests)
         self.server = GrpcServer(
             settings.grpc_address,
@@ -63,6 +70,7 @@ class Replica:
     async def build(cls, settings: InferenceSettings) -> Replica:
         """A replica with the engine and the stores that the settings name; waits for the object store to be there."""
         engine = build_engine(settings)
+        home_model(settings)  # what can never be served is said before anything is waited for
         while True:
             try:
                 return cls(settings, engine, await asyncio.to_thread(build_source, settings))
@@ -120,7 +128,11 @@ class Replica:
     async def _describe(self, name: str) -> replica_pb2.Replica:
         address = self._settings.advertise_address or own_address(self._settings.grpc_address, self.port)
         return await convert.replica(
-            self.plane, name=name, address=address, accepts_placement=self._settings.accepts_placement
+            self.plane,
+            name=name,
+            address=address,
+            accepts_placement=self._settings.accepts_placement,
+            home_models=[self._home.name] if self._home else [],
         )
 
     def _report_health(self) -> None:
@@ -128,33 +140,16 @@ class Replica:
             self.server.set_serving(name, self.plane.ready)
 
     async def _load_first_model(self) -> None:
-        self.pool.whole.announce(PublishedModel(self._settings.model, "base"))
-        model, source = await self._first_model()
+        name = self._home.name if self._home else self._settings.model
+        self.pool.whole.announce(PublishedModel(name, "base"))
+        model = await self._wait_for_model(name)
         while True:
             try:
-                await self.pool.whole.load(model, source=source)
+                await self.pool.whole.load(model)
                 return
             except MartletError as exc:
                 log.error("the model is not ready; trying again", extra={"model": model.name, "error": exc.message})
                 await asyncio.sleep(START_RETRY_SECONDS)
-
-    async def _first_model(self) -> tuple[PublishedModel, WholeModel | None]:
-        name = self._settings.model
-        if self._settings.model_dir:
-            directory = self._settings.model_dir.resolve()
-            if not (directory / "config.json").is_file():
-                raise FailedPrecondition(
-                    f"MARTLET_MODEL_DIR={directory}: there is no config.json in it, so it is not a model directory."
-                )
-            return PublishedModel(name, "base"), WholeModel(name, str(directory))
-        if "/" in name:
-            if not self._settings.model_revision:
-                raise InvalidArgument(
-                    f"MARTLET_MODEL={name} is a hub id: pin its commit with MARTLET_MODEL_REVISION.",
-                    reason="REVISION_REQUIRED",
-                )
-            return PublishedModel(name, "base"), WholeModel(name, name, self._settings.model_revision)
-        return await self._wait_for_model(name), None
 
     async def _wait_for_model(self, name: str) -> PublishedModel:
         told = False
@@ -205,5 +200,11 @@ def build_source(settings: InferenceSettings) -> ModelSource:
         return FixedSource(settings.model)
     objects = S3ObjectStore.from_settings(settings)
     objects.prepare()
-    artifacts = ContentAddressedStore(objects, settings.cache_dir / "blobs")
-    return RegistrySource(ObjectModelRegistry(objects), artifacts, settings.cache_dir / "models")
+    artifacts = ContentAddressedStore(objects, settings.cache_dir / "blobs", cache_max_bytes=settings.model_cache_bytes)
+    cache = ModelCache(settings.cache_dir / "models", settings.model_cache_bytes)
+    return RegistrySource(ObjectModelRegistry(objects), artifacts, cache, hub_models(settings))
+
+
+def hub_models(settings: InferenceSettings) -> HubModels:
+    """Models of the hub, in the cache that trainers on the same machine use too."""
+    return HubModels(settings.cache_dir / "hub")

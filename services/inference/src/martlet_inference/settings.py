@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from martlet_core.artifacts.cache import DEFAULT_MAX_BYTES
 from martlet_core.settings import CoreSettings
 from pydantic import Field, field_validator
 
@@ -21,10 +22,18 @@ class InferenceSettings(CoreSettings):
     engine: Literal["vllm", "echo"] = Field("vllm", description="Engine: vllm, or echo for tests and benchmarks.")
     model: str = Field(
         "smollm2-135m-instruct",
-        description="Name of the whole model to serve from the start; empty waits for LoadModel.",
+        description="Whole model to serve from the start: a name, or a hub id; empty waits for LoadModel.",
     )
     model_dir: Path | None = Field(None, description="Directory of that model, instead of the registry's artifact.")
-    model_revision: str = Field("", description="Commit of that model where its name is a hub id; required then.")
+    model_revision: str = Field(
+        "", description="Commit of that model where it is a hub id that doesn't end in one (`org/model@commit`)."
+    )
+    model_cache_bytes: int = Field(
+        DEFAULT_MAX_BYTES,
+        ge=1,
+        description="Most bytes of downloaded models and adapters that stay on the disk; as much again may lie in the "
+        "cache of blobs behind them.",
+    )
     resolve_models: bool = Field(
         True, description="Look names up in the model registry; false serves `model` alone and needs no object store."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,10 +70,11 @@ class RecordingEngine(EchoEngine):
 
 @dataclass
 class MemorySource:
-    """Models by name; ``resolved`` lists the names that were looked up."""
+    """Models by name; ``resolved`` lists the names that were looked up, ``in_use`` tells the artifacts that are needed."""
 
     models: dict[str, PublishedModel] = field(default_factory=dict)
     resolved: list[str] = field(default_factory=list)
+    in_use: Callable[[], Collection[str]] = tuple
 
     def publish(self, *models: PublishedModel) -> None:
         """Make models known."""
@@ -89,6 +90,9 @@ class MemorySource:
 
     async def files(self, model: PublishedModel) -> Path:
         return Path("/nowhere") / model.artifact_id
+
+    def guard(self, in_use: Callable[[], Collection[str]]) -> None:
+        self.in_use = in_use
 
 
 async def wait_until(condition: Callable[[], object], timeout_seconds: float = 10.0) -> None:

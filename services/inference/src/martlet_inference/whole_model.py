@@ -41,6 +41,7 @@ class WholeModelSlot:
         self._wait_idle = wait_idle
         self._changed = changed
         self._started_with: WholeModel | None = None
+        self._changing: tuple[PublishedModel, ...] = ()
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Held]] = set()
         self._leaving = ""
@@ -54,6 +55,12 @@ class WholeModelSlot:
     def name(self) -> str:
         """Name of the model; empty while there is none."""
         return self.held.model.name if self.held else ""
+
+    @property
+    def artifacts(self) -> set[str]:
+        """Artifacts whose files are needed: that of the model, and during a change those of the one before and after."""
+        models = self._changing + ((self.held.model,) if self.held else ())
+        return {model.artifact_id for model in models if model.artifact_id}
 
     def announce(self, model: PublishedModel) -> None:
         """Say which model is to come, so that requests for it hear "not yet" and not "no such model"."""
@@ -74,9 +81,7 @@ class WholeModelSlot:
                 retry_after_seconds=5,
             )
 
-    async def load(
-        self, model: PublishedModel, *, pin: bool = False, drain_seconds: float = 0.0, source: WholeModel | None = None
-    ) -> Held:
+    async def load(self, model: PublishedModel, *, pin: bool = False, drain_seconds: float = 0.0) -> Held:
         """Put a model into the engine in place of the one that is there, which comes back if the new one fails.
 
         A caller that gives up leaves the swap to go on: an engine stopped half-way would serve nobody.
@@ -85,12 +90,11 @@ class WholeModelSlot:
             model: the model.
             pin: refuse later swaps.
             drain_seconds: how long running requests may take to end first; those that last longer are cut off.
-            source: what the engine is started with; by default the model's files are fetched.
 
         Raises:
             FailedPrecondition: the present model is pinned, or the engine refuses the new one.
         """
-        task = asyncio.create_task(self._load(model, pin, drain_seconds, source), name=f"load {model.name}")
+        task = asyncio.create_task(self._load(model, pin, drain_seconds), name=f"load {model.name}")
         self._tasks.add(task)
         task.add_done_callback(self._forget)
         return await asyncio.shield(task)
@@ -113,7 +117,7 @@ class WholeModelSlot:
         if not task.cancelled() and task.exception():
             log.info("a model was not loaded", extra={"task": task.get_name(), "error": str(task.exception())})
 
-    async def _load(self, model: PublishedModel, pin: bool, drain_seconds: float, source: WholeModel | None) -> Held:
+    async def _load(self, model: PublishedModel, pin: bool, drain_seconds: float) -> Held:
         async with self._lock:
             present = self.held
             if present and self._started_with and present.model.name == model.name:
@@ -124,18 +128,16 @@ class WholeModelSlot:
                     f"The model {present.model.name!r} is pinned; unpin it before you load {model.name!r}.",
                     reason="MODEL_PINNED",
                 )
-            target = source or await self._files(model)
-            async with self._leave(f"changing to the model {model.name!r}", drain_seconds):
-                await self._start(Held(model, pinned=pin), target)
+            self._changing = (model, present.model) if present else (model,)
+            try:
+                # Before the present model leaves: a download may take long, or fail.
+                target = WholeModel(model.name, await self._source.files(model) if self._engine.needs_files else None)
+                async with self._leave(f"changing to the model {model.name!r}", drain_seconds):
+                    await self._start(Held(model, pinned=pin), target)
+            finally:
+                self._changing = ()
             assert self.held is not None
             return self.held
-
-    async def _files(self, model: PublishedModel) -> WholeModel:
-        hub_id = str(model.metadata.get("hub_id", ""))
-        if hub_id:
-            return WholeModel(model.name, hub_id, str(model.metadata.get("revision", "")), model.tenant)
-        directory = str(await self._source.files(model)) if self._engine.needs_files else ""
-        return WholeModel(model.name, directory, tenant=model.tenant)
 
     async def _start(self, held: Held, target: WholeModel) -> None:
         previous, previous_target = self.held, self._started_with

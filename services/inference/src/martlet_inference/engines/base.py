@@ -34,15 +34,11 @@ class WholeModel:
 
     Attributes:
         name: name it answers to.
-        source: directory with an ordinary Hugging Face model, or a hub id that the engine fetches itself.
-        revision: commit of the hub id; empty for directories.
-        tenant: owner; empty for a model everyone may use.
+        directory: an ordinary Hugging Face model; None for engines that need no files.
     """
 
     name: str
-    source: str
-    revision: str = ""
-    tenant: str = ""
+    directory: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -64,11 +64,10 @@ class VllmOptions:
 
 def command(options: VllmOptions, model: WholeModel, socket_path: Path) -> list[str]:
     """The command line of a server for ``model`` that listens on a Unix socket."""
-    config = model_config(model)
+    assert model.directory is not None
+    config = model_config(model.directory)
     args = [options.python, "-m", "vllm.entrypoints.openai.api_server", "--uds", str(socket_path)]
-    args += ["--model", model.source, "--served-model-name", model.name]
-    if model.revision:
-        args += ["--revision", model.revision, "--tokenizer-revision", model.revision]
+    args += ["--model", str(model.directory), "--served-model-name", model.name]
     args += ["--max-model-len", str(min(options.max_model_len, config.get("max_position_embeddings", 2**31)))]
     args += ["--dtype", options.dtype or ("float32" if _computes_in_float32(options, config) else "auto")]
     args += ["--disable-uvicorn-access-log"]
@@ -86,7 +85,7 @@ def command(options: VllmOptions, model: WholeModel, socket_path: Path) -> list[
     return args + shlex.split(options.extra_args)
 
 
-def environment(options: VllmOptions, model: WholeModel, base: Mapping[str, str]) -> dict[str, str]:
+def environment(options: VllmOptions, base: Mapping[str, str]) -> dict[str, str]:
     """The environment of a server: ``base`` without our own settings, which hold secrets, and with vLLM's."""
     env = {key: value for key, value in base.items() if not key.startswith("MARTLET_")}
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # vLLM imports so much that compiling it anew doubles its start
@@ -95,10 +94,10 @@ def environment(options: VllmOptions, model: WholeModel, base: Mapping[str, str]
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",  # models are directories
+        "TRANSFORMERS_OFFLINE": "1",
     }
     env.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if Path(model.source).is_dir():
-        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if options.device == "cpu":
         threads = options.threads or len(os.sched_getaffinity(0))
         env |= {
@@ -114,9 +113,9 @@ def environment(options: VllmOptions, model: WholeModel, base: Mapping[str, str]
     return env
 
 
-def model_config(model: WholeModel) -> dict[str, Any]:
-    """The ``config.json`` of a model directory; empty for a hub id, whose files the engine fetches."""
-    path = Path(model.source) / "config.json"
+def model_config(directory: Path) -> dict[str, Any]:
+    """The ``config.json`` of a model directory; empty if there is none."""
+    path = directory / "config.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
@@ -180,7 +179,7 @@ class VllmProcess:
         )  # only we may enter it; short, as socket paths must be
         args = command(options, model, directory / "http.sock")
         wrapper = [sys.executable, "-m", "martlet_inference.engines.exec_child", str(os.getpid())]
-        process, output = await spawn([*wrapper, *args], environment(options, model, os.environ))
+        process, output = await spawn([*wrapper, *args], environment(options, os.environ))
         log.info("vllm started", extra={"pid": process.pid, "command": shlex.join(args)})
         return cls(process, output, directory)
 

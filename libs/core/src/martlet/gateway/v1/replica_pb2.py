@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from martlet.inference.v1 import inference_pb2 as martlet_dot_inference_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n martlet/gateway/v1/replica.proto\x12\x12martlet.gateway.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$martlet/inference/v1/inference.proto\"\xd1\x02\n\x07Replica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x31\n\x06models\x18\x04 \x03(\x0b\x32!.martlet.inference.v1.ServedModel\x12/\n\x04load\x18\x05 \x01(\x0b\x32!.martlet.inference.v1.ReplicaLoad\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\r\n\x05ready\x18\x07 \x01(\x08\x12\x15\n\rmax_lora_rank\x18\x08 \x01(\x05\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11\x61\x63\x63\x65pts_placement\x18\x0b \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n martlet/gateway/v1/replica.proto\x12\x12martlet.gateway.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$martlet/inference/v1/inference.proto\"\xe6\x02\n\x07Replica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x31\n\x06models\x18\x04 \x03(\x0b\x32!.martlet.inference.v1.ServedModel\x12/\n\x04load\x18\x05 \x01(\x0b\x32!.martlet.inference.v1.ReplicaLoad\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\r\n\x05ready\x18\x07 \x01(\x08\x12\x15\n\rmax_lora_rank\x18\x08 \x01(\x05\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11\x61\x63\x63\x65pts_placement\x18\x0b \x01(\x08\x12\x13\n\x0bhome_models\x18\x0c \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,5 +34,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'martlet.gateway.v1.replica_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REPLICA']._serialized_start=128
-  _globals['_REPLICA']._serialized_end=465
+  _globals['_REPLICA']._serialized_end=486
 # @@protoc_insertion_point(module_scope)

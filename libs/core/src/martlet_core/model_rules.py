@@ -1,0 +1,78 @@
+"""Rules about models that the gateway and the replicas must agree on: what a base model may be called, which served model
+an adapter runs on, and which adapters an engine takes while it runs.
+
+A base model's name is one of these:
+
+    smollm2-135m-instruct    a name of the trainer's catalogue, or one that an operator gave to a directory
+    org/model@revision       a model of the hub; `org/model` in an adapter means whichever revision is served
+    ft:…                     a published whole model
+    artifacts/<id>           a whole model by its artifact
+    file:///…                a directory of the trainer's machine, which replicas don't know
+
+Names are compared as they are written, but for the revision that a hub id may leave out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from martlet_core.artifacts.types import PublishedModel
+from martlet_core.errors import FailedPrecondition
+
+ARTIFACT_PREFIX = "artifacts/"
+PATH_PREFIX = "file:"
+PUBLISHED_PREFIX = "ft:"
+
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([A-Za-z0-9][\w./-]{0,127}))?")
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model of the hub: ``org/model``, and a commit, tag or branch; empty where the name gives none."""
+
+    repository: str
+    revision: str
+
+
+def parse_hub_id(name: str) -> HubModel | None:
+    """The hub model that a name of the form ``org/model[@revision]`` means; None for names of other forms."""
+    if name.startswith(ARTIFACT_PREFIX):
+        return None
+    found = _HUB_ID.fullmatch(name)
+    return HubModel(found[1], found[2] or "") if found else None
+
+
+def serves_base(served: str, base_model: str) -> bool:
+    """Whether adapters of ``base_model`` run on the whole model ``served``."""
+    if served == base_model:
+        return True
+    wanted, present = parse_hub_id(base_model), parse_hub_id(served)
+    return bool(wanted and present and not wanted.revision and wanted.repository == present.repository)
+
+
+def check_plain_lora(model: PublishedModel, facts: Mapping[str, Any]) -> None:
+    """Refuse an adapter that is more than low-rank matrices: engines take none of these while they run.
+
+    Args:
+        model: the adapter.
+        facts: what is known of it under peft's names: the published model's metadata, or ``adapter_config.json``.
+
+    Raises:
+        FailedPrecondition: reason ``ADAPTER_NEEDS_MERGE``.
+    """
+    kinds = []
+    if facts.get("use_dora"):
+        kinds.append("DoRA")
+    if modules := facts.get("modules_to_save"):
+        names = [modules] if isinstance(modules, str) else modules
+        kinds.append(f"whole modules ({', '.join(map(str, names))})")
+    if kinds:
+        raise FailedPrecondition(
+            f"The adapter {model.name!r} has {' and '.join(kinds)}; plain LoRA alone can be served as an adapter. Merge it "
+            f"into its base model (`martlet merge {model.name}`, or POST /v1/martlet/merge/jobs) and use the merged model.",
+            reason="ADAPTER_NEEDS_MERGE",
+            metadata={"model": model.name, "param": "model"},
+        )
