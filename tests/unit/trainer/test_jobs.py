@@ -40,7 +40,14 @@ class Kit:
         self.root = tmp_path / "allowed"
         (self.root / "llama").mkdir(parents=True)
         (self.root / "llama" / "config.json").write_text("{}")
-        self.submissions = Submissions(artifacts, self.stores.models, (self.root,), tmp_path / "scratch")
+        self.submissions = Submissions(
+            artifacts,
+            self.stores.models,
+            model_roots=(self.root,),
+            models_dir=tmp_path / "models",
+            scratch_dir=tmp_path / "scratch",
+            max_json_bytes=1000,
+        )
         dirs = ModelDirs(tmp_path / "models", tmp_path / "hub", (self.root,))
         self.training = TrainingHandler(self.stores, dirs)
         self.merge = MergeHandler(self.stores, dirs)
@@ -302,3 +309,17 @@ def test_neither_process_imports_an_ml_library() -> None:
         "sys.exit(bool({'torch', 'transformers', 'peft'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+async def test_large_json_is_sent_on_to_jsonl(kit: Kit) -> None:
+    rows = "[" + ",".join([ROW.strip()] * 20) + "]"
+    with pytest.raises(InvalidArgument, match=r"rows\.json: .* larger than 1000 bytes .*\.jsonl") as caught:
+        await kit.check(training_dataset=kit.artifact("dataset", {"rows.json": rows}))
+    assert (caught.value.reason, caught.value.violations[0].field) == ("FILE_TOO_LARGE", "spec.training_dataset")
+    await kit.check(training_dataset=kit.artifact("dataset", {"rows.jsonl": ROW * 20}))
+
+
+async def test_text_that_no_encoding_has_is_refused(kit: Kit) -> None:
+    row = ROW.replace("yo", "\\ud83d")
+    with pytest.raises(InvalidArgument, match="half of a surrogate pair"):
+        await kit.check(training_dataset=kit.artifact("dataset", {"rows.jsonl": row}))

@@ -22,6 +22,8 @@ BASE_MODEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,255}|file:///.+
 
 #: Default peak learning rate by tuner; adapters take far larger steps than whole models.
 DEFAULT_LEARNING_RATE = {"lora": 2e-4, "qlora": 2e-4, "full": 1e-5}
+#: Longest row in tokens where the request doesn't say; less where the model's context is shorter.
+DEFAULT_MAX_LENGTH = 2048
 
 
 def _refuse_bool(value: Any) -> Any:
@@ -231,6 +233,19 @@ def parse_merge_config(values: Mapping[str, Any], prefix: str = "spec") -> Merge
     violations += _suffix_violations(config.suffix)
     _raise_if_any([FieldViolation(_join(prefix, v.field), v.description) for v in violations])
     return config
+
+
+def resolve_max_length(asked: int | None, context: int) -> int:
+    """The longest row in tokens.
+
+    Raises:
+        InvalidArgument: more was asked for than the model's context holds.
+    """
+    if asked is not None and asked > context:
+        raise InvalidArgument.field(
+            "spec.data.max_length", f"is {asked}, more than the model's context of {context} tokens"
+        )
+    return asked or min(context, DEFAULT_MAX_LENGTH)
 
 
 def parse_recipe_options(config: TrainingConfig) -> Config:

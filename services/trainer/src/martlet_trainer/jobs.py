@@ -22,6 +22,7 @@ from martlet_trainer.base_models.catalog import ARTIFACT_PREFIX, FINE_TUNED_PREF
 from martlet_trainer.config import MergeConfig, TrainingConfig
 from martlet_trainer.data.report import DataReport
 from martlet_trainer.data.validate import require_usable, validate_dataset
+from martlet_trainer.row_lengths import RowLengths
 
 #: Artifact kinds that hold a whole model.
 WHOLE_MODELS = ("model", "merged_model", "quantized_model")
@@ -36,16 +37,26 @@ class Submissions:
         artifacts: where data sets and models are.
         models: published model names.
         model_roots: directories that ``file://`` base models may lie in.
+        models_dir: prepared base models, one directory a name.
         scratch_dir: where data sets are laid out to be read.
+        max_json_bytes: largest .json data set, which is read as a whole.
     """
 
     def __init__(
-        self, artifacts: ArtifactStore, models: ModelRegistry, model_roots: tuple[Path, ...], scratch_dir: Path
+        self,
+        artifacts: ArtifactStore,
+        models: ModelRegistry,
+        *,
+        model_roots: tuple[Path, ...],
+        models_dir: Path,
+        scratch_dir: Path,
+        max_json_bytes: int = 256 * 1024 * 1024,
     ) -> None:
         self._artifacts = artifacts
         self._models = models
         self._model_roots = model_roots
-        self._datasets = DatasetChecker(artifacts, scratch_dir)
+        self._datasets = DatasetChecker(artifacts, scratch_dir, max_json_bytes)
+        self._lengths = RowLengths(artifacts, models_dir, scratch_dir)
         self._threads = ThreadPoolExecutor(_CHECKS_AT_A_TIME, thread_name_prefix="submission")
 
     async def check_training(self, tenant: str, config: TrainingConfig) -> None:
@@ -53,7 +64,8 @@ class Submissions:
 
         Raises:
             NotFound: the base model or a data set doesn't exist, with close matches where there are any.
-            InvalidArgument: a data set can't be trained on (field, line, remedy), or a reference is of the wrong kind.
+            InvalidArgument: a data set can't be trained on (field, line, remedy), rows are longer than the model takes, or a
+                reference is of the wrong kind.
             PermissionDenied: a local path outside of what the operator allowed.
         """
         await self._in_thread(lambda: self._check_training(tenant, config))
@@ -63,10 +75,14 @@ class Submissions:
         await self._in_thread(lambda: self._check_merge(tenant, config))
 
     def _check_training(self, tenant: str, config: TrainingConfig) -> None:
-        resolve_training_base(config, tenant, self._artifacts, self._models, self._model_roots)
-        self._datasets.check(config.training_dataset, tenant, config.data.on_bad_rows, "spec.training_dataset")
-        if config.validation_dataset:
-            self._datasets.check(config.validation_dataset, tenant, config.data.on_bad_rows, "spec.validation_dataset")
+        base = resolve_training_base(config, tenant, self._artifacts, self._models, self._model_roots)
+        names = {"spec.training_dataset": config.training_dataset, "spec.validation_dataset": config.validation_dataset}
+        longest = 0
+        for field, name in names.items():
+            if name:
+                report = self._datasets.check(name, tenant, config.data.on_bad_rows, field)
+                longest = max(longest, report.longest_row_bytes)
+        self._lengths.check(config, base.reference, longest)
 
     def _check_merge(self, tenant: str, config: MergeConfig) -> None:
         adapter = resolve_adapter(config.adapter, tenant, self._artifacts, self._models)
@@ -81,9 +97,10 @@ class Submissions:
 class DatasetChecker:
     """Validates data sets row by row. An artifact never changes, so its report is kept."""
 
-    def __init__(self, artifacts: ArtifactStore, scratch_dir: Path) -> None:
+    def __init__(self, artifacts: ArtifactStore, scratch_dir: Path, max_json_bytes: int) -> None:
         self._artifacts = artifacts
         self._scratch_dir = scratch_dir
+        self._max_json_bytes = max_json_bytes
         self._reports: OrderedDict[str, DataReport] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -111,7 +128,7 @@ class DatasetChecker:
             path = Path(directory) / "dataset"
             self._artifacts.download(artifact.id, path)
             try:
-                report = validate_dataset(path)
+                report = validate_dataset(path, self._max_json_bytes)
             except InvalidArgument as error:
                 description = error.violations[0].description if error.violations else error.message
                 raise InvalidArgument.field(field, description, reason=error.reason) from error

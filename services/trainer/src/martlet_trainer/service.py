@@ -38,7 +38,12 @@ class TrainerService:
         self._bell = CeleryBell(settings.redis_url)
         jobs = JobService(STAGE, stores, self._bell)
         submissions = Submissions(
-            stores.artifacts, stores.models, settings.allowed_roots, settings.work_dir / "trainer-serve"
+            stores.artifacts,
+            stores.models,
+            model_roots=settings.allowed_roots,
+            models_dir=settings.models_dir,
+            scratch_dir=settings.work_dir / "trainer-serve",
+            max_json_bytes=settings.max_json_bytes,
         )
         training = TrainingServicer(jobs, submissions, settings.queue)
         merge = MergeServicer(jobs, submissions, settings.queue)

@@ -23,6 +23,11 @@ class TrainerSettings(CoreSettings):
         45.0, gt=0, description="Time a recipe gets to write its last checkpoint when it must stop."
     )
     reconcile_seconds: float = Field(5.0, gt=0, description="Time between two rounds of the reconciler.")
+    max_json_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=1,
+        description="Largest .json data set, which is read into memory as a whole; .jsonl, .csv and .parquet have no limit.",
+    )
     keep_events_days: float = Field(7.0, gt=0, description="Days that events of finished jobs stay in the job store.")
 
     @field_validator("models_dir", "work_dir", "cache_dir")

@@ -17,6 +17,8 @@ from martlet_core.errors import InvalidArgument, NotFound, PermissionDenied
 
 ARTIFACT_PREFIX = "artifacts/"
 FINE_TUNED_PREFIX = "ft:"
+#: Written last into a prepared directory; a directory without it isn't one.
+MARKER = "martlet-base-model.txt"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[A-Za-z0-9][\w./-]{0,127})?")
 
 
@@ -86,6 +88,11 @@ def find(name: str) -> BaseModel:
         reason="BASE_MODEL_NOT_FOUND",
         metadata={"name": name, "close_matches": ",".join(close)},
     )
+
+
+def is_prepared(directory: Path) -> bool:
+    """True if the directory holds a model that ``prepare`` finished."""
+    return (directory / MARKER).is_file()
 
 
 def parse_reference(base_model: str, allowed_roots: tuple[Path, ...] = ()) -> Reference:

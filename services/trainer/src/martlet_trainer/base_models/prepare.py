@@ -19,15 +19,7 @@ from typing import Any
 
 from martlet_core.errors import FailedPrecondition, NotFound, Unavailable
 
-from martlet_trainer.base_models.catalog import BaseModel
-
-#: Written last into a prepared directory; a directory without it isn't one.
-MARKER = "martlet-base-model.txt"
-
-
-def is_prepared(directory: Path) -> bool:
-    """True if the directory holds a model that ``prepare`` finished."""
-    return (directory / MARKER).is_file()
+from martlet_trainer.base_models.catalog import MARKER, BaseModel, is_prepared
 
 
 def prepare(model: BaseModel, directory: Path, say: Callable[[str], None] = lambda line: None) -> Path:

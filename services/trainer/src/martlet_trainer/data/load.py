@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,17 @@ def load_rows(
     Raises:
         InvalidArgument: see ``require_usable``.
     """
-    report, rows = DataReport(), list[EncodedRow]()
+    report = DataReport()
+    rows = list(encoded_rows(path, encoder, report, check_stop))
+    require_usable(report, on_bad_rows, field)
+    count_tokens(report, rows)
+    return rows, report
+
+
+def encoded_rows(
+    path: Path, encoder: RowEncoder, report: DataReport, check_stop: Callable[[], None] = lambda: None
+) -> Iterator[EncodedRow]:
+    """The rows that can be used, one by one; what happened to each goes into ``report``."""
     for count, row in enumerate(valid_rows(path, report)):
         if count % _CHECK_ROWS == 0:
             check_stop()
@@ -52,10 +62,7 @@ def load_rows(
                     file=row.file,
                 )
             )
-        rows.append(encoded)
-    require_usable(report, on_bad_rows, field)
-    count_tokens(report, rows)
-    return rows, report
+        yield encoded
 
 
 def count_tokens(report: DataReport, rows: Sequence[EncodedRow]) -> None:

@@ -35,10 +35,15 @@ class Row:
     file: str = ""
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, max_json_bytes: int | None = None) -> Iterator[Row]:
     """The rows of a file, or of all data files in a directory in the order of their names.
 
     A row that can't be read comes with an issue; what makes a whole file unreadable is raised.
+
+    Args:
+        path: a data file, or a directory of them.
+        max_json_bytes: largest .json file, which is read into memory as a whole; None for any. The other types are read
+            row by row.
 
     Raises:
         InvalidArgument: there is no data file, or a file is not of a known type or broken as a whole.
@@ -46,7 +51,12 @@ def read_rows(path: Path) -> Iterator[Row]:
     files = data_files(path)
     for file in files:
         label = file.name if len(files) > 1 else ""
-        for row in _READERS[_type_of(file)](file):
+        kind = _type_of(file)
+        if kind == "json" and max_json_bytes is not None and file.stat().st_size > max_json_bytes:
+            limit = f"larger than {max_json_bytes} bytes ({max_json_bytes / 2**20:g} MiB)"
+            advice = "write one row a line and name it .jsonl, which is read row by row"
+            raise _unreadable(file, f"a .json file must not be {limit}; {advice}", "FILE_TOO_LARGE")
+        for row in _READERS[kind](file):
             yield _with_file(row, label) if label else row
 
 

@@ -48,6 +48,8 @@ class DataReport:
         issues: the first ``MAX_ISSUES`` refused or truncated rows.
         format: format recognised; empty before the first row that has one.
         ignored_fields: fields that no part of training looks at, in order of appearance.
+        longest_row_bytes: bytes of text in the longest row that is used; a row has fewer tokens, but for what the chat
+            template adds.
     """
 
     rows_read: int = 0
@@ -59,6 +61,7 @@ class DataReport:
     issues: list[RowIssue] = field(default_factory=list)
     format: str = ""
     ignored_fields: list[str] = field(default_factory=list)
+    longest_row_bytes: int = 0
 
     def add_used(self) -> None:
         """Count a row that is trained on."""
@@ -79,6 +82,6 @@ class DataReport:
     def to_dict(self) -> dict[str, Any]:
         """The fields of the proto's ``DataReport``, JSON-ready."""
         values = asdict(self)
-        del values["ignored_fields"]
+        del values["ignored_fields"], values["longest_row_bytes"]
         values["issues"] = [issue.to_dict() for issue in self.issues]
         return values

@@ -39,7 +39,7 @@ class ValidRow:
     file: str = ""
 
 
-def valid_rows(path: Path, report: DataReport) -> Iterator[ValidRow]:
+def valid_rows(path: Path, report: DataReport, max_json_bytes: int | None = None) -> Iterator[ValidRow]:
     """The rows that pass, in order; those that don't are counted in ``report``, and so is the format.
 
     The caller counts a row as used (``report.add_used``): tokenizing may still refuse it.
@@ -47,7 +47,7 @@ def valid_rows(path: Path, report: DataReport) -> Iterator[ValidRow]:
     Raises:
         InvalidArgument: a file is broken as a whole.
     """
-    for row in read_rows(path):
+    for row in read_rows(path, max_json_bytes):
         try:
             conversation = _check_row(row, report)
         except RowError as error:
@@ -57,15 +57,16 @@ def valid_rows(path: Path, report: DataReport) -> Iterator[ValidRow]:
             yield ValidRow(row.line, conversation, row.file)
 
 
-def validate_dataset(path: Path) -> DataReport:
-    """Validate a file, or a directory of files, without a tokenizer.
+def validate_dataset(path: Path, max_json_bytes: int | None = None) -> DataReport:
+    """Validate a file, or a directory of files, without a tokenizer; ``max_json_bytes`` as in ``read_rows``.
 
     Raises:
         InvalidArgument: a file is broken as a whole, or there are no rows.
     """
     report = DataReport()
-    for _ in valid_rows(path, report):
+    for row in valid_rows(path, report, max_json_bytes):
         report.add_used()
+        report.longest_row_bytes = max(report.longest_row_bytes, _text_bytes(row.conversation))
     return report
 
 
@@ -129,6 +130,11 @@ def _check_row(row: Row, report: DataReport) -> Conversation | None:
     return conversation
 
 
+def _text_bytes(conversation: Conversation) -> int:
+    values = [value for message in conversation.messages for value in message.values()]
+    return sum(len(str(value).encode("utf-8", "replace")) for value in (*values, *conversation.tools))
+
+
 def _without_empty_alias(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """ShareGPT's list is called ``conversations``; ``conversation`` is met too."""
     if "conversation" in values and "conversations" not in values and isinstance(values["conversation"], list):
@@ -185,6 +191,8 @@ def _check_content(turn: Mapping[str, Any], field: str, may_be_empty: bool) -> s
         raise RowError(f"{field}.content", f"is {type(content).__name__}; must be text")
     if not content.strip() and not may_be_empty:
         raise RowError(f"{field}.content", "is empty; every turn needs text")
+    if not content.isascii() and any("\ud800" <= character <= "\udfff" for character in content):
+        raise RowError(f"{field}.content", "holds half of a surrogate pair, which no encoding has; write the character")
     return content
 
 

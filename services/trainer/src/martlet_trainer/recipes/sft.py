@@ -15,7 +15,7 @@ from martlet_core.recipe import OutputArtifact, RecipeResult, Report, ShouldStop
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from martlet_trainer.config import TrainingConfig, parse_training_config
+from martlet_trainer.config import TrainingConfig, parse_training_config, resolve_max_length
 from martlet_trainer.data.encode import EncodedRow, RowEncoder
 from martlet_trainer.data.load import load_rows, split_rows
 from martlet_trainer.data.report import DataReport
@@ -23,7 +23,7 @@ from martlet_trainer.training import launch
 from martlet_trainer.training.checkpoint import TrainingState
 from martlet_trainer.training.devices import Placement, peak_memory_bytes, place, set_threads
 from martlet_trainer.training.loop import LoopInputs, TrainingLoop, count_parameters
-from martlet_trainer.training.models import choose_computation, context_length, load_tokenizer, resolve_max_length
+from martlet_trainer.training.models import choose_computation, context_length, load_tokenizer
 from martlet_trainer.training.plan import PlanSettings, StepPlan
 from martlet_trainer.training.processes import Processes
 from martlet_trainer.tuners import TUNERS, Tuner, TunerInputs

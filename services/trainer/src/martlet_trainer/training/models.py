@@ -20,7 +20,6 @@ from martlet_trainer.training.attention import IMPLEMENTATION
 from martlet_trainer.training.batches import Collate, collate_padded, collate_rows
 from martlet_trainer.training.loss import LossHead, Objective, plain_loss
 
-DEFAULT_MAX_LENGTH = 2048
 #: Rows, tokens a row and tokens in common with which the computation without padding is checked.
 _CHECK_ROWS, _CHECK_TOKENS, _CHECK_PREFIX = 3, 64, 8
 #: Relative difference of the loss that rounding explains.
@@ -97,19 +96,6 @@ def context_length(directory: Path, tokenizer: PreTrainedTokenizerBase) -> int:
     except (OSError, ValueError, KeyError) as error:
         raise InvalidArgument.field("spec.base_model", f"its config can't be loaded: {error}") from error
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length)
-
-
-def resolve_max_length(asked: int | None, context: int) -> int:
-    """The longest row in tokens.
-
-    Raises:
-        InvalidArgument: more was asked for than the model's context holds.
-    """
-    if asked is not None and asked > context:
-        raise InvalidArgument.field(
-            "spec.data.max_length", f"is {asked}, more than the model's context of {context} tokens"
-        )
-    return asked or min(context, DEFAULT_MAX_LENGTH)
 
 
 def choose_computation(
