@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from martlet_core.errors import Internal, InvalidArgument, MartletError, Unauthenticated, Unavailable, Unimplemented
 from martlet_core.ids import NAME_PATTERN, REQUEST_ID_PATTERN, new_id
@@ -80,8 +81,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler:
         service = method.split("/")[1]
+        decode = handler.request_deserializer
         codec = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": decode if decode is None or handler.request_streaming else _careful(decode),
             "response_serializer": handler.response_serializer,
         }
         if handler.response_streaming:
@@ -105,6 +107,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             record = _Call(method, service, "", time.perf_counter())
             try:
                 await self._enter(record, context)
+                _refuse_malformed(request)
                 if is_async:
                     response = await behaviour(request, context)
                 else:
@@ -129,6 +132,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             task = asyncio.current_task()
             try:
                 await self._enter(record, context)
+                _refuse_malformed(request)
                 if is_watch and task is not None:
                     if self._stopping:
                         raise _resume_elsewhere()
@@ -201,6 +205,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 (STATUS_DETAILS_KEY, to_status(known).SerializeToString()),
             ),
         )
+
+
+@dataclass(slots=True)
+class _Malformed:
+    """What stands for a request whose bytes aren't the method's message."""
+
+    reason: str
+
+
+def _careful(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """gRPC answers INTERNAL when decoding raises; the fault is the caller's, so the method's wrapper says it."""
+
+    def decoded(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except DecodeError as error:
+            return _Malformed(str(error))
+
+    return decoded
+
+
+def _refuse_malformed(request: Any) -> None:
+    if isinstance(request, _Malformed):
+        raise InvalidArgument(f"The request can't be decoded: {request.reason}.", reason="MALFORMED_REQUEST")
 
 
 async def _pump(messages: Any, context: Any) -> None:
