@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from martlet_core.artifacts.s3 import S3ObjectStore
+from martlet_core.backoff import GaveUp
 from martlet_core.ids import new_id
 
 BUFFER = 65536
@@ -134,3 +135,27 @@ def test_a_multipart_upload_whose_last_answer_was_lost(
     store.upload(key, tmp_path / "source")
     assert proxy.broken == 1
     assert store.get(key) == data
+
+
+def test_a_download_is_given_up_while_nothing_comes(tmp_path: Path) -> None:
+    """The server takes the call and never answers."""
+    asked = threading.Event()
+    connections: list[socket.socket] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def take() -> None:
+        connection, _ = listener.accept()
+        connections.append(connection)
+        connection.recv(BUFFER)
+        asked.set()
+
+    taking = threading.Thread(target=take)
+    taking.start()
+    store = S3ObjectStore(f"http://127.0.0.1:{listener.getsockname()[1]}", "key", "secret", "martlet")
+    with pytest.raises(GaveUp):
+        store.download("blobs/sha256/x", tmp_path / "target", 1000, give_up=asked.is_set)
+    assert list(tmp_path.iterdir()) == []
+    taking.join()
+    for end in (listener, *connections):
+        end.close()
+    store.close()

@@ -51,7 +51,7 @@ def restore_newest(
         try:
             retry_unavailable(
                 f"Downloading the checkpoint of step {entry['step']}",
-                lambda entry=entry: artifacts.download(entry["artifact_id"], directory),
+                lambda entry=entry: artifacts.download(entry["artifact_id"], directory, give_up=give_up),
                 give_up=give_up,
             )
             return entry, unreadable

@@ -166,7 +166,9 @@ class JobRun:
         try:
             self._retry(
                 f"Downloading input {name}",
-                lambda: self._stores.artifacts.download(artifact_id, self._workdir / "inputs" / name),
+                lambda: self._stores.artifacts.download(
+                    artifact_id, self._workdir / "inputs" / name, give_up=self._must_stop
+                ),
             )
         except NotFound as error:
             raise FailedPrecondition(

@@ -7,12 +7,10 @@ time-outs (its defaults let a dead host hang for half an hour).
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import os
 import secrets
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,7 +25,9 @@ import urllib3
 from minio import Minio
 from minio.error import S3Error
 
+from martlet_core.artifacts.ranges import RangedFile, await_range
 from martlet_core.artifacts.s3_errors import not_found, refused, s3_errors
+from martlet_core.backoff import never
 from martlet_core.errors import FailedPrecondition, NotFound, Unavailable
 from martlet_core.settings import CoreSettings
 
@@ -190,7 +190,7 @@ class S3ObjectStore:
                 if self.size(key) == size:
                     return
 
-    def download(self, key: str, path: Path, size_bytes: int) -> str:
+    def download(self, key: str, path: Path, size_bytes: int, *, give_up: Callable[[], bool] = never) -> str:
         """Read into a file, in parallel ranges when it is large; atomic (temporary file beside it, then rename).
 
         Returns:
@@ -199,11 +199,16 @@ class S3ObjectStore:
         Raises:
             NotFound: no such key.
             FailedPrecondition: reason ``CONTENT_MISMATCH``: the object is shorter than ``size_bytes``.
+            GaveUp: ``give_up()`` became true. It is looked at between ranges and while one doesn't come.
         """
         temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
         try:
             with temporary.open("x+b", buffering=0) as file:
-                digest = self._fill(file, key, size_bytes)
+                target = RangedFile(file)
+                try:
+                    self._fill(target, key, size_bytes, give_up)
+                finally:
+                    digest = target.finish()
             os.replace(temporary, path)
             return digest
         except BaseException:
@@ -268,42 +273,34 @@ class S3ObjectStore:
         self._ranges.shutdown(wait=False, cancel_futures=True)
         self._http.clear()
 
-    def _fill(self, file: io.FileIO, key: str, size: int) -> str:
-        """Write the object's first ``size`` bytes to a file; returns their sha256.
+    def _fill(self, target: RangedFile, key: str, size: int, give_up: Callable[[], bool]) -> None:
+        """Write the object's first ``size`` bytes to a file.
 
         Ranges arrive in parallel and are written as they come, in small pieces, while this thread hashes behind them from
         the page cache: buffers of whole ranges cost more in page faults than the transfer itself on a virtual machine.
         """
-        digest = hashlib.sha256()
         if size == 0 and self.size(key) is None:
             raise not_found(self.uri(key))
         offsets = range(0, size, RANGE_BYTES)
         waiting = iter(offsets)
         running: deque[Future[None]] = deque()
-        # Taken around each write: threads that write to one file would otherwise spin on its lock in the kernel.
-        lock = threading.Lock()
 
         def fetch(offset: int) -> None:
             length = min(RANGE_BYTES, size - offset)
-            if self._again(lambda: self._receive(file, lock, key, offset, length), key) != length:
+            if self._again(lambda: self._receive(target, key, offset, length), key) != length:
                 raise FailedPrecondition(
                     f"{self.uri(key)} has fewer than {size} bytes; it is damaged.", reason="CONTENT_MISMATCH"
                 )
 
         try:
             running.extend(self._ranges.submit(fetch, offset) for offset in islice(waiting, PARALLEL_RANGES))
-            buffer = bytearray(_PIECE_BYTES)
             for offset in offsets:
-                running.popleft().result()
+                await_range(running.popleft(), give_up, f"downloading {key}")
                 running.extend(self._ranges.submit(fetch, offset) for offset in islice(waiting, 1))
-                _hash_range(digest, file, buffer, offset, min(RANGE_BYTES, size - offset))
+                target.hash(offset, min(RANGE_BYTES, size - offset))
         finally:
-            for future in running:
+            for future in running:  # those that are under way find the file finished, and end
                 future.cancel()
-            for future in running:  # nobody may write to the file once it is closed
-                if not future.cancelled():
-                    future.exception()
-        return digest.hexdigest()
 
     def _read(self, key: str) -> bytes:
         response = self._client.get_object(self.bucket, key)
@@ -313,14 +310,13 @@ class S3ObjectStore:
             response.close()
             response.release_conn()
 
-    def _receive(self, file: io.FileIO, lock: threading.Lock, key: str, offset: int, length: int) -> int:
-        """Write a range of the object to its place in a file; returns how many bytes there were."""
+    def _receive(self, target: RangedFile, key: str, offset: int, length: int) -> int:
+        """Write a range of the object to its place; returns how many bytes there were."""
         response = self._client.get_object(self.bucket, key, offset=offset, length=length)
         try:
             received = 0
             while piece := response.read(_PIECE_BYTES):
-                with lock:
-                    _write_at(file, piece, offset + received)
+                target.write(piece, offset + received)
                 received += len(piece)
             return received
         finally:
@@ -367,22 +363,6 @@ class _Stream(io.RawIOBase):
             self._response.close()
             self._response.release_conn()
         super().close()
-
-
-def _write_at(file: io.FileIO, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file.fileno(), view, offset)
-        view, offset = view[written:], offset + written
-
-
-def _hash_range(digest: hashlib._Hash, file: io.FileIO, buffer: bytearray, offset: int, length: int) -> None:
-    end = offset + length
-    while offset < end:
-        view = memoryview(buffer)[: end - offset]
-        count = os.preadv(file.fileno(), [view], offset)
-        digest.update(view[:count])
-        offset += count
 
 
 def _client(endpoint: str, access_key: str, secret_key: str, region: str, http: urllib3.PoolManager) -> Minio:

@@ -37,7 +37,7 @@ from martlet_core.artifacts.layout import (
     sha256_of,
 )
 from martlet_core.artifacts.types import Artifact, ArtifactFile, ArtifactPage, ObjectStore
-from martlet_core.backoff import never
+from martlet_core.backoff import never, stop_if
 from martlet_core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from martlet_core.ids import ID_PATTERN, new_id
 
@@ -181,7 +181,7 @@ class ContentAddressedStore:
                 return ArtifactPage(artifacts)
             after = keys[-1]
 
-    def download(self, artifact_id: str, directory: Path) -> Artifact:
+    def download(self, artifact_id: str, directory: Path, *, give_up: Callable[[], bool] = never) -> Artifact:
         """Put the files into a directory, replacing those of the same name.
 
         They are hard-linked from the local cache where possible, read-only: copy a file before you write to it. Every
@@ -190,11 +190,12 @@ class ContentAddressedStore:
         Raises:
             NotFound: no such artifact.
             FailedPrecondition: reason ``CONTENT_MISMATCH``: a content is damaged in the store.
+            GaveUp: ``give_up()`` became true; what was whole by then stays in the cache.
         """
         artifact = self.get(artifact_id)
         for parent in {(directory / file.path).parent for file in artifact.files}:
             parent.mkdir(parents=True, exist_ok=True)
-        self._map(lambda file: self._place(file, directory / file.path), artifact.files)
+        self._map(lambda file: self._place(file, directory / file.path, give_up), artifact.files)
         return artifact
 
     def open_file(self, artifact: Artifact, path: str) -> Iterator[bytes]:
@@ -262,10 +263,11 @@ class ContentAddressedStore:
 
         self._map(release, hashes)
 
-    def _place(self, file: ArtifactFile, target: Path) -> None:
+    def _place(self, file: ArtifactFile, target: Path, give_up: Callable[[], bool]) -> None:
         def fetch(path: Path) -> str:
-            return self.objects.download(blob_key(file.sha256), path, file.size_bytes)
+            return self.objects.download(blob_key(file.sha256), path, file.size_bytes, give_up=give_up)
 
+        stop_if(give_up, f"downloading {file.path}")
         self.cache.place(file.sha256, file.size_bytes, target, fetch)
 
     def _chunks(self, file: ArtifactFile) -> Iterator[bytes]:

@@ -15,10 +15,12 @@ Keys in the object store (one bucket):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
+
+from martlet_core.backoff import never
 
 #: Kinds by the names used in manifests; the proto enum is ``ARTIFACT_KIND_<UPPER>``.
 ARTIFACT_KINDS = ("dataset", "adapter", "checkpoint", "model", "merged_model", "quantized_model", "report")
@@ -120,9 +122,9 @@ class ObjectStore(Protocol):
         """Write a file, in parts when it is large."""
         ...
 
-    def download(self, key: str, path: Path, size_bytes: int) -> str:
+    def download(self, key: str, path: Path, size_bytes: int, *, give_up: Callable[[], bool] = never) -> str:
         """Read into a file, in parallel ranges when it is large; atomic (temporary file, then rename). Returns the sha256 of
-        what was written, in hex."""
+        what was written, in hex. GaveUp, and no file, once ``give_up()`` is true; it is looked at between ranges."""
         ...
 
     def open(self, key: str) -> BinaryIO:
@@ -185,9 +187,9 @@ class ArtifactStore(Protocol):
         """Artifacts of a tenant, newest first; ``page_token`` may also be the id of the last one seen."""
         ...
 
-    def download(self, artifact_id: str, directory: Path) -> Artifact:
+    def download(self, artifact_id: str, directory: Path, *, give_up: Callable[[], bool] = never) -> Artifact:
         """Put the files into a directory, hard-linked from the local cache where possible (so: don't write to them).
-        Every byte was checked against its sha256."""
+        Every byte was checked against its sha256. GaveUp, with some of the files there, once ``give_up()`` is true."""
         ...
 
     def open_file(self, artifact: Artifact, path: str) -> Iterator[bytes]:

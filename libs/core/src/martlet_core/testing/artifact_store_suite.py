@@ -15,6 +15,7 @@ import pytest
 from martlet_core.artifacts.layout import blob_key, manifest_key, ref_key
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import ObjectStore
+from martlet_core.backoff import GaveUp
 from martlet_core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from martlet_core.ids import new_id
 
@@ -146,6 +147,16 @@ class ArtifactStoreSuite:
         linked = (tmp_path / "one/adapter_config.json").stat()
         assert linked.st_ino == (tmp_path / "two/adapter_config.json").stat().st_ino
         assert linked.st_mode & 0o222 == 0
+
+    def test_download_that_was_given_up_is_taken_up_again(
+        self, store: ContentAddressedStore, source: Path, files: dict[str, bytes], tenant: str, tmp_path: Path
+    ) -> None:
+        made = store.put_directory(source, kind="adapter", tenant=tenant)
+        with pytest.raises(GaveUp):
+            store.download(made.id, tmp_path / "out", give_up=lambda: True)
+        assert read_directory(tmp_path / "out") == {}
+        store.download(made.id, tmp_path / "out", give_up=lambda: False)
+        assert read_directory(tmp_path / "out") == files
 
     def test_tenants_are_apart(self, store: ContentAddressedStore, source: Path, tenant: str) -> None:
         made = store.put_directory(source, kind="adapter", tenant=tenant)

@@ -9,10 +9,11 @@ import secrets
 import threading
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from martlet_core.backoff import never, stop_if
 from martlet_core.errors import FailedPrecondition, NotFound
 
 
@@ -22,7 +23,10 @@ class MemoryObjectStore:
     Attributes:
         calls: how often each method was called, for tests that count what was sent.
         sent_bytes: bytes written by ``put``, ``put_if_absent`` and ``upload``.
+        range_bytes: what ``download`` reads at a time.
     """
+
+    range_bytes = 4 * 1024 * 1024
 
     def __init__(self, bucket: str = "memory") -> None:
         self.bucket = bucket
@@ -60,16 +64,32 @@ class MemoryObjectStore:
             self.sent_bytes += len(data)
             self._objects[key] = data
 
-    def download(self, key: str, path: Path, size_bytes: int) -> str:
-        data = self.get(key)
-        if len(data) < size_bytes:
-            raise FailedPrecondition(
-                f"{self.uri(key)} has fewer than {size_bytes} bytes; it is damaged.", reason="CONTENT_MISMATCH"
-            )
+    def download(self, key: str, path: Path, size_bytes: int, *, give_up: Callable[[], bool] = never) -> str:
+        if self.size(key) is None:
+            raise NotFound(f"There is no object {self.uri(key)}.", reason="OBJECT_NOT_FOUND")
+        digest = hashlib.sha256()
         temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-        temporary.write_bytes(data[:size_bytes])
-        os.replace(temporary, path)
-        return hashlib.sha256(data[:size_bytes]).hexdigest()
+        try:
+            with temporary.open("xb") as file:
+                for offset in range(0, size_bytes, self.range_bytes):
+                    stop_if(give_up, f"downloading {key}")
+                    length = min(self.range_bytes, size_bytes - offset)
+                    data = self.get_range(key, offset, length)
+                    if len(data) < length:
+                        raise FailedPrecondition(
+                            f"{self.uri(key)} has fewer than {size_bytes} bytes; it is damaged.",
+                            reason="CONTENT_MISMATCH",
+                        )
+                    digest.update(data)
+                    file.write(data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return digest.hexdigest()
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        """Part of an object, as ``download`` asks for one after another; for tests to replace."""
+        return self.get(key)[offset : offset + length]
 
     def open(self, key: str) -> BinaryIO:
         return io.BytesIO(self.get(key))

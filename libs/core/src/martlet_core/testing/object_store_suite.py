@@ -10,6 +10,7 @@ from threading import Barrier
 import pytest
 
 from martlet_core.artifacts.types import ObjectStore
+from martlet_core.backoff import GaveUp
 from martlet_core.errors import FailedPrecondition, NotFound
 from martlet_core.ids import new_id
 
@@ -101,6 +102,26 @@ class ObjectStoreSuite:
         with pytest.raises(FailedPrecondition, match="bytes"):
             store.download(prefix + "short", tmp_path / "target", size)
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("looks", [0, 3])
+    def test_downloads_that_are_given_up_leave_nothing(
+        self, store: ObjectStore, prefix: str, tmp_path: Path, looks: int
+    ) -> None:
+        size = 20 * 1024 * 1024
+        store.put(prefix + "large", b"x" * size)
+        seen = 0
+
+        def give_up() -> bool:
+            nonlocal seen
+            seen += 1
+            return seen > looks
+
+        with pytest.raises(GaveUp):
+            store.download(prefix + "large", tmp_path / "target", size, give_up=give_up)
+        assert seen == looks + 1, "it went on after it was given up"
+        assert list(tmp_path.iterdir()) == []
+        store.download(prefix + "large", tmp_path / "target", size, give_up=lambda: False)
+        assert (tmp_path / "target").stat().st_size == size
 
     def test_a_missing_local_file_is_not_the_stores_fault(
         self, store: ObjectStore, prefix: str, tmp_path: Path
