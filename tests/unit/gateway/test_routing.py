@@ -1,84 +1,31 @@
-"""Which replica gets a request, what happens when it fails, and placement."""
+"""Which replica gets a request, and what happens when it fails."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc.aio
 import openai
 import pytest
 from martlet.gateway.v1 import replica_pb2, replica_service_pb2, replica_service_pb2_grpc
-from martlet.inference.v1 import inference_pb2, inference_service_pb2_grpc
+from martlet.inference.v1 import inference_pb2
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import MartletError, ResourceExhausted, Unavailable
-from martlet_core.rpc.server import GrpcServer, Service
+from martlet_gateway.testing import scripted
 from martlet_inference.testing import wait_until
 
 MESSAGES: Any = [{"role": "user", "content": "one two"}]
 READY = inference_pb2.MODEL_STATE_READY
 
 
-class ScriptedReplica(inference_service_pb2_grpc.InferenceServiceServicer):
-    """A replica that does what it is told: fails, hangs, or answers with its own name."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.calls = 0
-        self.loads: list[str] = []
-        self.error: MartletError | None = None
-        self.break_after = -1
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def CallOpenAI(self, request: Any, context: Any) -> AsyncIterator[inference_pb2.CallOpenAIResponse]:
-        self.calls += 1
-        if self.error is not None:
-            raise self.error
-        await self.gate.wait()
-        if not request.stream:
-            yield inference_pb2.CallOpenAIResponse(data=b'{"from": "%s"}' % self.name.encode(), http_status=200)
-            return
-        for index in range(3):
-            if index == self.break_after:
-                raise Unavailable("the engine died")
-            yield inference_pb2.CallOpenAIResponse(data=b'{"n": %d}' % index, http_status=0 if index else 200)
-
-    async def LoadModel(self, request: Any, context: Any) -> inference_pb2.ServedModel:
-        self.loads.append(request.model)
-        await self.gate.wait()
-        if self.error is not None:
-            raise self.error
-        return inference_pb2.ServedModel(name=request.model, state=READY)
-
-
-@asynccontextmanager
-async def scripted(gateway: Any, token: str, name: str, **fields: Any) -> AsyncIterator[ScriptedReplica]:
-    """A scripted replica, registered; ``fields`` are those of ``Replica``."""
-    servicer = ScriptedReplica(name)
-    add = inference_service_pb2_grpc.add_InferenceServiceServicer_to_server
-    server = GrpcServer("127.0.0.1:0", [Service(add, servicer, "martlet.inference.v1.InferenceService")])
-    port = await server.start()
-    models = fields.pop("models", None)
-    replica = replica_pb2.Replica(address=f"127.0.0.1:{port}", engine="script", ready=True, max_lora_rank=16, **fields)
-    for model in ["base"] if models is None else models:
-        replica.models.add(name=model, kind=inference_pb2.MODEL_KIND_WHOLE, state=READY)
-    await gateway.server.context.replicas.register(replica)
-    try:
-        yield servicer
-    finally:
-        await server.stop(0)
-
-
 async def ask(gateway: Any, model: str = "base", **fields: Any) -> Any:
     return await gateway.http().post("/v1/chat/completions", json={"model": model, "messages": MESSAGES, **fields})
 
 
-async def test_least_busy_replica_is_asked(gateway: Any, tools: Any) -> None:
-    async with scripted(gateway, tools.token, "a") as a, scripted(gateway, tools.token, "b") as b:
+async def test_least_busy_replica_is_asked(gateway: Any) -> None:
+    async with scripted(gateway, "a") as a, scripted(gateway, "b") as b:
         a.gate.clear()
         b.gate.clear()
         asked = [asyncio.create_task(ask(gateway)) for _ in range(6)]
@@ -89,9 +36,9 @@ async def test_least_busy_replica_is_asked(gateway: Any, tools: Any) -> None:
         assert {(await task).status_code for task in asked} == {200}
 
 
-async def test_reported_load_counts_and_own_requests_do_not_count_twice(gateway: Any, tools: Any) -> None:
+async def test_reported_load_counts_and_own_requests_do_not_count_twice(gateway: Any) -> None:
     busy = inference_pb2.ReplicaLoad(active_requests=5)
-    async with scripted(gateway, tools.token, "a", load=busy) as a, scripted(gateway, tools.token, "b") as b:
+    async with scripted(gateway, "a", load=busy) as a, scripted(gateway, "b") as b:
         for _ in range(3):
             await ask(gateway)
         assert (a.calls, b.calls) == (0, 3)
@@ -100,10 +47,10 @@ async def test_reported_load_counts_and_own_requests_do_not_count_twice(gateway:
 @pytest.mark.parametrize("error", [Unavailable("starting"), ResourceExhausted("full")])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_another_replica_is_tried(
-    gateway: Any, tools: Any, error: MartletError, stream: bool, monkeypatch: pytest.MonkeyPatch
+    gateway: Any, error: MartletError, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("martlet_gateway.router._AVOID_SECONDS", 60.0)  # the test must not depend on its own speed
-    async with scripted(gateway, tools.token, "a") as a, scripted(gateway, tools.token, "b") as b:
+    async with scripted(gateway, "a") as a, scripted(gateway, "b") as b:
         a.error = error
         for _ in range(4):
             assert (await ask(gateway, stream=stream)).status_code == 200
@@ -112,25 +59,25 @@ async def test_another_replica_is_tried(
             assert a.calls <= 1, "a replica that doesn't answer goes to the end of the line"
 
 
-async def test_dead_replica_is_skipped_before_its_lease_ends(gateway: Any, tools: Any) -> None:
-    async with scripted(gateway, tools.token, "b") as b:
-        async with scripted(gateway, tools.token, "a"):
+async def test_dead_replica_is_skipped_before_its_lease_ends(gateway: Any) -> None:
+    async with scripted(gateway, "b") as b:
+        async with scripted(gateway, "a"):
             pass  # its server is gone, its lease holds
         answers = [await ask(gateway) for _ in range(4)]
         assert [answer.json()["from"] for answer in answers] == ["b"] * 4
         assert b.calls == 4
 
 
-async def test_when_all_fail_the_client_is_told_when_to_come_back(gateway: Any, tools: Any) -> None:
-    async with scripted(gateway, tools.token, "a") as a, scripted(gateway, tools.token, "b") as b:
+async def test_when_all_fail_the_client_is_told_when_to_come_back(gateway: Any) -> None:
+    async with scripted(gateway, "a") as a, scripted(gateway, "b") as b:
         a.error = b.error = ResourceExhausted("over capacity")
         answer = await ask(gateway)
         assert answer.status_code == 429
         assert answer.headers["retry-after"]
 
 
-async def test_break_after_the_first_byte_is_said_in_the_stream(gateway: Any, tools: Any) -> None:
-    async with scripted(gateway, tools.token, "a") as a, scripted(gateway, tools.token, "b") as b:
+async def test_break_after_the_first_byte_is_said_in_the_stream(gateway: Any) -> None:
+    async with scripted(gateway, "a") as a, scripted(gateway, "b") as b:
         a.break_after = b.break_after = 2
         answer = await ask(gateway, stream=True)
         assert answer.status_code == 200
@@ -144,10 +91,10 @@ async def test_break_after_the_first_byte_is_said_in_the_stream(gateway: Any, to
             await anext(chunk async for chunk in stream if chunk is None)
 
 
-async def test_draining_and_unready_replicas_get_nothing(gateway: Any, tools: Any) -> None:
+async def test_draining_and_unready_replicas_get_nothing(gateway: Any) -> None:
     async with (
-        scripted(gateway, tools.token, "a", draining=True) as a,
-        scripted(gateway, tools.token, "b") as b,
+        scripted(gateway, "a", draining=True) as a,
+        scripted(gateway, "b") as b,
     ):
         assert (await ask(gateway)).json() == {"from": "b"}
         assert (a.calls, b.calls) == (0, 1)
@@ -165,11 +112,11 @@ async def test_replica_that_holds_the_adapter_is_preferred(gateway: Any, start_r
     assert sorted([len(first.engine.adapters), len(second.engine.adapters)]) == [0, 1]
 
 
-async def test_full_holder_gives_way(gateway: Any, tools: Any) -> None:
+async def test_full_holder_gives_way(gateway: Any) -> None:
     """The one that holds the adapter is at its limit: the other takes the adapter too."""
     full = inference_pb2.ReplicaLoad(active_requests=4, max_requests=4)
     gateway.stores.models.publish(PublishedModel("ft:x", "adapter", "acme", "a1", "base", lora_rank=8))
-    async with scripted(gateway, tools.token, "a", load=full) as a, scripted(gateway, tools.token, "b") as b:
+    async with scripted(gateway, "a", load=full) as a, scripted(gateway, "b") as b:
         view = next(v for v in gateway.server.context.replicas.snapshot.replicas.values() if v.load == 4)
         proto = replica_pb2.Replica()
         proto.CopyFrom(view.proto)
@@ -177,63 +124,6 @@ async def test_full_holder_gives_way(gateway: Any, tools: Any) -> None:
         await gateway.server.context.replicas.renew(proto)
         assert (await ask(gateway, "ft:x")).json() == {"from": "b"}
         assert (a.calls, b.calls) == (0, 1)
-
-
-async def test_whole_model_is_placed_once_for_all_who_wait(gateway: Any, tools: Any) -> None:
-    gateway.stores.models.publish(PublishedModel("merged-1", "whole", "acme", "a1"))
-    async with scripted(gateway, tools.token, "a", accepts_placement=True) as a:
-        a.gate.clear()
-        asked = [asyncio.create_task(ask(gateway, "merged-1")) for _ in range(3)]
-        await wait_until(lambda: a.loads)
-        a.gate.set()
-        assert [(await task).json() for task in asked] == [{"from": "a"}] * 3
-        assert a.loads == ["merged-1"]
-        await gateway.server.context.replicas.refresh()  # the store still says "base"
-        assert (await ask(gateway, "merged-1")).status_code == 200
-        assert a.loads == ["merged-1"]
-
-
-async def test_real_replica_swaps_its_engine(gateway: Any, start_replica: Any, tools: Any) -> None:
-    replica = await start_replica()
-    tools.publish(gateway, replica, PublishedModel("merged-1", "whole", "acme", "a1"))
-    answer = await gateway.openai().chat.completions.create(model="merged-1", messages=MESSAGES, max_tokens=1)
-    assert answer.model == "merged-1"
-    back = await gateway.openai().chat.completions.create(model=tools.base, messages=MESSAGES, max_tokens=1)
-    assert back.model == tools.base
-
-
-async def test_placement_that_takes_too_long_is_503_with_retry_after(gateway: Any, tools: Any) -> None:
-    gateway.stores.models.publish(PublishedModel("merged-1", "whole", "acme", "a1"))
-    async with scripted(gateway, tools.token, "a", accepts_placement=True) as a:
-        a.gate.clear()
-        started = time.monotonic()
-        answer = await gateway.http().post(
-            "/v1/chat/completions",
-            json={"model": "merged-1", "messages": MESSAGES},
-            headers={"x-stainless-read-timeout": "1.3"},
-        )
-        assert time.monotonic() - started < 5
-        assert answer.status_code == 503
-        assert answer.json()["error"]["code"] == "model_not_loaded"
-        assert int(answer.headers["retry-after"]) >= 1
-        a.gate.set()
-
-
-async def test_engine_on_its_way_is_waited_for(gateway: Any, tools: Any) -> None:
-    async with scripted(gateway, tools.token, "a", models=[]) as a:
-        view = next(iter(gateway.server.context.replicas.snapshot.replicas.values()))
-        proto = replica_pb2.Replica()
-        proto.CopyFrom(view.proto)
-        proto.ready = False
-        proto.models.add(name="base", kind=inference_pb2.MODEL_KIND_WHOLE, state=inference_pb2.MODEL_STATE_LOADING)
-        await gateway.server.context.replicas.renew(proto)
-        asked = asyncio.create_task(ask(gateway))
-        await wait_until(lambda: gateway.server.context.metrics.active._value.get() == 1)
-        assert a.calls == 0
-        proto.ready = True
-        proto.models[0].state = READY
-        await gateway.server.context.replicas.renew(proto)
-        assert (await asked).json() == {"from": "a"}
 
 
 async def test_lapsed_lease_takes_a_replica_off(gateway: Any, start_replica: Any, tools: Any) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from martlet.trainer.v1 import training_service_pb2
 from martlet_core.artifacts.types import ModelRegistry, PublishedModel
 from martlet_core.errors import MartletError, NotFound
+from martlet_core.model_rules import ARTIFACT_PREFIX, PUBLISHED_PREFIX
 
 from martlet_gateway.clients import TrainerClient
 from martlet_gateway.replicas import ReplicaRegistry
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 _BASE_MODELS_SECONDS = 30.0
 _CACHE_SIZE = 10_000
+#: Forms of names that belong to a tenant: that a replica serves one makes it nobody else's.
+_OWNED = (PUBLISHED_PREFIX, ARTIFACT_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +141,15 @@ class ModelNames:
             return await asyncio.to_thread(self._registry.get, name)
         except NotFound:
             pass  # not published: it may be a base model
-        served = any(name in view.whole or name in view.coming for view in self._replicas.snapshot.replicas.values())
-        if served and not name.startswith("ft:"):  # names of that form exist only while they are published
+        views = self._replicas.snapshot.replicas.values()
+        served = any(name in view.whole or name in view.coming or name in view.home for view in views)
+        if served and not name.startswith(_OWNED):
             return PublishedModel(name=name, kind="base")
         return PublishedModel(name=name, kind="base") if name in await self.base_models() else None
 
     async def _served_bases(self) -> list[str]:
-        names = sorted({name for view in self._replicas.snapshot.replicas.values() for name in view.whole})
+        views = self._replicas.snapshot.replicas.values()
+        names = sorted({name for view in views for name in view.whole | view.home})
         bases = []
         for name in names:
             model = await self._look_up(name)

@@ -14,6 +14,7 @@ from martlet.gateway.v1 import replica_pb2
 from martlet.inference.v1 import inference_pb2
 from martlet_core.errors import InvalidArgument, MartletError
 from martlet_core.ids import new_id
+from martlet_core.model_rules import serves_base
 
 from martlet_gateway.clients import InferenceChannels
 from martlet_gateway.metrics import Metrics
@@ -33,11 +34,13 @@ class ReplicaView:
         whole: whole models it answers for now.
         adapters: adapters it holds now.
         coming: models it is loading, or whose engine is being started again.
+        home: whole models that it can load though nobody published them.
+        pinned: its whole model must stay.
         outstanding: requests this gateway has in work on it.
         reported: requests it had in work or waiting when it last reported, those of this gateway left out.
         avoid_until: until then (``time.monotonic()``) others go first: it just didn't answer.
         placing: held while a model is being placed on it.
-        stored: what the store said last; a reading that says the same again must not undo ``note_placed``.
+        stored: what the store said last; a reading that says the same again must not undo ``note_loaded``.
     """
 
     id: str
@@ -46,6 +49,8 @@ class ReplicaView:
     whole: frozenset[str] = frozenset()
     adapters: frozenset[str] = frozenset()
     coming: frozenset[str] = frozenset()
+    home: frozenset[str] = frozenset()
+    pinned: bool = False
     outstanding: int = 0
     reported: int = 0
     avoid_until: float = 0.0
@@ -62,11 +67,33 @@ class ReplicaView:
         """Requests in work or waiting, as far as this gateway knows."""
         return self.outstanding + self.reported
 
+    @property
+    def takes_models(self) -> bool:
+        """May be asked to load a whole model."""
+        return self.proto.accepts_placement and not self.proto.draining
+
+    @property
+    def occupied(self) -> bool:
+        """Has a whole model that another one would have to replace."""
+        return any(model.kind != inference_pb2.MODEL_KIND_ADAPTER for model in self.proto.models)
+
+    def serves(self, base_model: str) -> bool:
+        """Whether adapters of a base model run on its whole model."""
+        return base_model in self.whole or any(serves_base(name, base_model) for name in self.whole)
+
+    def will_serve(self, base_model: str) -> bool:
+        """Whether ``serves`` will be true of it, as soon as its engine is ready."""
+        names = self.coming if self.usable else self.coming | self.whole
+        return not self.proto.draining and any(serves_base(name, base_model) for name in names)
+
     def refresh(self, proto: replica_pb2.Replica) -> None:
         """Take over what the replica said last."""
         ready, loading = inference_pb2.MODEL_STATE_READY, []
         whole, adapters = [], []
+        self.pinned = False
         for model in proto.models:
+            if model.kind != inference_pb2.MODEL_KIND_ADAPTER:
+                self.pinned = self.pinned or model.pinned
             if model.state != ready:
                 loading.append(model.name)
             elif model.kind == inference_pb2.MODEL_KIND_ADAPTER:
@@ -77,6 +104,7 @@ class ReplicaView:
         self.proto = proto
         self.address = proto.address
         self.whole, self.adapters, self.coming = frozenset(whole), frozenset(adapters), frozenset(loading)
+        self.home = frozenset(proto.home_models)
         if changed:
             reported = proto.load.active_requests + proto.load.waiting_requests
             self.reported = max(0, reported - self.outstanding)
@@ -93,6 +121,13 @@ class Snapshot:
 
     replicas: Mapping[str, ReplicaView]
     by_model: Mapping[str, tuple[ReplicaView, ...]]
+
+    def with_base(self, base_model: str) -> Sequence[ReplicaView]:
+        """Usable replicas on whose whole model the adapters of a base model run."""
+        exact = self.by_model.get(base_model)
+        if exact is not None:
+            return exact
+        return [view for view in self.replicas.values() if view.usable and view.serves(base_model)]
 
 
 class ReplicaRegistry:
@@ -202,13 +237,30 @@ class ReplicaRegistry:
             self._take_over(proto)
         self._rebuild()
 
-    def note_placed(self, replica: ReplicaView, model: str) -> None:
-        """A model was placed on a replica: route to it before its next report says so."""
+    def note_loaded(self, replica: ReplicaView, model: inference_pb2.ServedModel) -> None:
+        """A replica has loaded a model: route to it before its next report says so."""
+        adapter = model.kind == inference_pb2.MODEL_KIND_ADAPTER
+        if replica.usable and model.name in (replica.adapters if adapter else replica.whole):
+            return
         proto = replica_pb2.Replica()
         proto.CopyFrom(replica.proto)
+        others = [other for other in proto.models if adapter and other.name != model.name]
         del proto.models[:]
-        proto.models.add(name=model, kind=inference_pb2.MODEL_KIND_WHOLE, state=inference_pb2.MODEL_STATE_READY)
+        proto.models.extend(others)
+        added = proto.models.add()
+        added.CopyFrom(model)
+        added.state = inference_pb2.MODEL_STATE_READY
         proto.ready = True
+        replica.refresh(proto)
+        self._rebuild()
+
+    def note_gone(self, replica: ReplicaView, base_model: str) -> None:
+        """A replica said that it no longer has a whole model: look for it elsewhere before its next report."""
+        if not replica.serves(base_model):
+            return
+        proto = replica_pb2.Replica()
+        proto.CopyFrom(replica.proto)
+        del proto.models[:]  # its adapters went with it
         replica.refresh(proto)
         self._rebuild()
 

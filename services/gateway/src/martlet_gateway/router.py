@@ -1,5 +1,5 @@
 """Sends an inference request to a replica: one that has the model, else one that can take the adapter, else one where
-the model is placed.
+the model is placed (``placement``).
 """
 
 from __future__ import annotations
@@ -7,32 +7,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc.aio
 from google.protobuf.message import Message
 from martlet.inference.v1 import inference_pb2, inference_service_pb2
-from martlet_core.artifacts.types import PublishedModel
-from martlet_core.errors import FailedPrecondition, MartletError, ResourceExhausted, Unavailable
+from martlet_core.errors import MartletError, Unavailable
+from martlet_core.model_rules import check_plain_lora
 from martlet_core.rpc.client import error_from_rpc
 from martlet_core.rpc.context import INTERNAL_TOKEN_KEY, REQUEST_ID_KEY, TENANT_KEY
 
 from martlet_gateway.clients import InferenceChannels
 from martlet_gateway.metrics import Metrics
 from martlet_gateway.model_names import ModelNames
+from martlet_gateway.placement import MOVED, TRY_ANOTHER, Placement, candidates, final, whole_model_of
 from martlet_gateway.replicas import ReplicaRegistry, ReplicaView
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Codes after which another replica may do better. NOT_FOUND: the replica swapped its model since it last reported.
-_TRY_ANOTHER = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "NOT_FOUND"})
 _AVOID_SECONDS = 1.0
 _READ_SECONDS = 2.0
 _END: Any = grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue]  # missing in grpc's stubs
-_NOT_LOADED = "MODEL_NOT_LOADED"
+#: A request whose model is taken away from the same replica more often gives up: others need that replica more.
+_MOST_MOVES = 2
 
 
 class ReplicaStream:
@@ -91,7 +92,7 @@ class Router:
         self._metrics = metrics
         self._token = ((INTERNAL_TOKEN_KEY, internal_token),) if internal_token else ()
         self._placement_timeout_seconds = placement_timeout_seconds
-        self._placements: dict[str, asyncio.Task[ReplicaView]] = {}
+        self._placement = Placement(replicas, self._unary, placement_timeout_seconds)
 
     def metadata(self, tenant: str, request_id: str) -> tuple[tuple[str, str], ...]:
         """Metadata of a call to a replica."""
@@ -120,11 +121,12 @@ class Router:
         Raises:
             NotFound: no such model.
             Unavailable: it isn't loaded and can't be placed now, or every replica failed.
+            FailedPrecondition: an adapter that must be merged first, or that no replica takes.
             MartletError: what the replica said.
         """
         metadata = self.metadata(tenant, request_id)
 
-        async def start(view: ReplicaView) -> ReplicaStream:
+        async def start(view: ReplicaView, _: float) -> ReplicaStream:
             call = getattr(self._channels.stub(view.address).service, method)(
                 request, metadata=metadata, timeout=timeout_seconds
             )
@@ -152,7 +154,7 @@ class Router:
         """Make a call that isn't streamed and return its one message; otherwise as ``open``."""
         metadata = self.metadata(tenant, request_id)
 
-        async def start(view: ReplicaView) -> inference_pb2.CallOpenAIResponse:
+        async def start(view: ReplicaView, _: float) -> inference_pb2.CallOpenAIResponse:
             view.outstanding += 1
             try:
                 return await self._channels.stub(view.address).whole(request, metadata=metadata)
@@ -167,47 +169,66 @@ class Router:
         tenant: str,
         request_id: str,
         wait_seconds: float | None,
-        start: Callable[[ReplicaView], Awaitable[T]],
+        start: Callable[[ReplicaView, float], Awaitable[T]],
     ) -> T:
-        """Start a call on a replica, then on others while the failure is one that another may not have."""
+        """Start a call on a replica, then on others while the failure is one that another may not have.
+
+        ``start`` is given the replica and the moment (``time.monotonic()``) until which the caller waits.
+        """
         deadline = self._deadline(wait_seconds)
         known = self._names.cached(model, tenant) or await self._names.resolve(model, tenant)
+        if known.metadata:
+            check_plain_lora(known, known.metadata)
         tried: set[str] = set()
+        moves: Counter[str] = Counter()
         last: MartletError | None = None
         while True:
-            candidates = [view for view in self._candidates(known) if view.id not in tried]
-            if not candidates:
-                if last is not None:
-                    raise _final(last)
-                candidates = [await self._wait_for(known, tenant, request_id, deadline)]
-            for view in candidates:
+            found = [view for view in candidates(self._replicas.snapshot, known) if view.id not in tried]
+            if not found:
+                if last is not None and last.reason not in MOVED:
+                    raise final(last)
+                found = [await self._placement.wait_for(known, tenant, request_id, deadline)]
+            for view in found:
                 tried.add(view.id)
                 try:
-                    return await start(view)
+                    return await start(view, deadline)
                 except grpc.aio.AioRpcError as failure:
-                    error: MartletError = error_from_rpc(failure)
-                except Unavailable as failure:
+                    error = error_from_rpc(failure)
+                except MartletError as failure:
                     error = failure
-                self._metrics.replica_error(error.code)
-                if error.code == "NOT_FOUND":
-                    error.metadata.setdefault("param", "model")
-                if error.code not in _TRY_ANOTHER:
+                self._failed(view, error)
+                if error.reason in MOVED and moves[view.id] < _MOST_MOVES:
+                    # What is known of it is out of date: its model is placed again, or awaited.
+                    moves[view.id] += 1
+                    tried.discard(view.id)
+                    self._replicas.note_gone(view, whole_model_of(known))
+                elif error.reason in MOVED:
+                    raise final(error)
+                elif error.code not in TRY_ANOTHER:
                     raise error
-                if error.code == "UNAVAILABLE":
-                    view.avoid_until = time.monotonic() + _AVOID_SECONDS
-                log.warning("replica failed", extra={"replica": view.id, "code": error.code, "error": error.message})
                 last = error
+
+    def _failed(self, view: ReplicaView, error: MartletError) -> None:
+        self._metrics.replica_error(error.code)
+        if error.code == "NOT_FOUND":
+            error.metadata.setdefault("param", "model")
+        if error.code == "UNAVAILABLE" and error.reason not in MOVED:
+            view.avoid_until = time.monotonic() + _AVOID_SECONDS
+        log.warning("replica failed", extra={"replica": view.id, "code": error.code, "error": error.message})
 
     async def load(
         self, model: str, *, tenant: str, request_id: str, pin: bool, wait_seconds: float | None
     ) -> inference_pb2.ServedModel:
         """Load a model on a replica on request: an adapter where its base is, a whole model by placement."""
-        deadline = self._deadline(wait_seconds)
-        known = await self._names.resolve(model, tenant)
-        candidates = self._candidates(known)
-        view = candidates[0] if candidates else await self._wait_for(known, tenant, request_id, deadline)
         request = inference_service_pb2.LoadModelRequest(model=model, pin=pin)
-        return await self._unary(view, "LoadModel", request, tenant, request_id, max(1.0, deadline - time.monotonic()))
+
+        async def start(view: ReplicaView, deadline: float) -> inference_pb2.ServedModel:
+            timeout = max(1.0, deadline - time.monotonic())
+            served = await self._unary(view, "LoadModel", request, tenant, request_id, timeout)
+            self._replicas.note_loaded(view, served)
+            return served
+
+        return await self._on_some(model, tenant, request_id, wait_seconds, start)
 
     async def on_holders(
         self, method: str, request: Any, *, tenant: str, request_id: str, timeout_seconds: float = 60.0
@@ -237,26 +258,6 @@ class Router:
         longest = self._placement_timeout_seconds
         return time.monotonic() + (longest if wait_seconds is None else min(wait_seconds, longest))
 
-    def _candidates(self, model: PublishedModel) -> list[ReplicaView]:
-        """Replicas that can answer at once, best first: those that hold the model, then those that can take the
-        adapter; the least busy first.
-        """
-        by_model = self._replicas.snapshot.by_model
-        holders = by_model.get(model.name, ())
-        if model.kind != "adapter":
-            if len(holders) == 1:
-                return [holders[0]]
-            now = time.monotonic()
-            return sorted(holders, key=lambda v: (v.avoid_until > now, v.load))
-        now = time.monotonic()
-        able = [v for v in by_model.get(model.base_model, ()) if v.proto.max_lora_rank >= model.lora_rank]
-        others = [v for v in able if v not in holders]
-        ordered = sorted(holders, key=lambda v: (v.avoid_until > now, _full(v), v.load))
-        ordered += sorted(others, key=lambda v: (v.avoid_until > now, _full(v), v.load))
-        if len(ordered) > 1:  # a holder that is full or silent must not keep the request from one that isn't
-            ordered.sort(key=lambda v: (v.avoid_until > now, _full(v)))
-        return ordered
-
     async def _unary(
         self, view: ReplicaView, method: str, request: Message, tenant: str, request_id: str, timeout: float
     ) -> Any:
@@ -266,115 +267,6 @@ class Router:
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error
 
-    async def _wait_for(self, model: PublishedModel, tenant: str, request_id: str, deadline: float) -> ReplicaView:
-        """A replica that answers for the model (or its base), after placing it or waiting for an engine that is on its
-        way.
-        """
-        needed = model.base_model if model.kind == "adapter" else model.name
-        while True:
-            candidates = self._candidates(model)
-            if candidates:
-                return candidates[0]
-            replicas = list(self._replicas.snapshot.replicas.values())
-            remaining = deadline - time.monotonic()
-            holding = [v for v in replicas if needed in v.whole and v.usable]
-            if holding:  # the base is there, so only the rank can be in the way
-                raise _rank_too_large(model, holding)
-            coming = any(
-                needed in v.coming or (needed in v.whole and not v.usable) for v in replicas if not v.proto.draining
-            )
-            takers = [v for v in replicas if v.proto.accepts_placement and not v.proto.draining]
-            if not coming and not takers:
-                raise _not_loaded(model, needed, replicas, "No replica that is registered can take it.", 10.0)
-            if remaining <= 0:
-                raise _not_loaded(model, needed, replicas, "It is still being loaded.", 5.0)
-            if coming:
-                await self._replicas.wait_change(remaining)
-                continue
-            try:
-                async with asyncio.timeout(remaining):
-                    await self._placed(needed, tenant, request_id)
-            except TimeoutError:
-                raise _not_loaded(model, needed, replicas, "It is still being loaded.", 5.0) from None
-
-    async def _placed(self, name: str, tenant: str, request_id: str) -> None:
-        """Place a whole model; all who need the same one wait for one placement, which goes on when they give up."""
-        task = self._placements.get(name)
-        if task is None:
-            task = asyncio.create_task(self._place(name, tenant, request_id), name=f"place {name}")
-            self._placements[name] = task
-            task.add_done_callback(lambda done: self._placement_ended(name, done))
-        await asyncio.shield(task)
-
-    def _placement_ended(self, name: str, task: asyncio.Task[ReplicaView]) -> None:
-        self._placements.pop(name, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("placement failed", extra={"model": name, "error": str(error)})
-
-    async def _place(self, name: str, tenant: str, request_id: str) -> ReplicaView:
-        last: MartletError | None = None
-        views = self._replicas.snapshot.replicas.values()
-        takers = [v for v in views if v.proto.accepts_placement and not v.proto.draining]
-        for view in sorted(takers, key=lambda v: (v.placing.locked(), not v.usable, v.load)):
-            async with view.placing:
-                if name in view.whole and view.usable:  # placed while this one waited
-                    return view
-                try:
-                    request = inference_service_pb2.LoadModelRequest(model=name)
-                    await self._unary(view, "LoadModel", request, tenant, request_id, self._placement_timeout_seconds)
-                except MartletError as error:
-                    if error.code == "NOT_FOUND":
-                        error.metadata.setdefault("param", "model")
-                    if error.code not in _TRY_ANOTHER:
-                        raise
-                    last = error
-                    continue
-                self._replicas.note_placed(view, name)
-                return view
-        raise (
-            _final(last)
-            if last
-            else Unavailable("No replica takes models.", reason=_NOT_LOADED, retry_after_seconds=10.0)
-        )
-
     async def close(self) -> None:
         """Stop waiting for placements."""
-        for task in self._placements.values():
-            task.cancel()
-
-
-def _full(view: ReplicaView) -> bool:
-    limit = view.proto.load.max_requests
-    return limit > 0 and view.load >= limit
-
-
-def _final(error: MartletError) -> MartletError:
-    """The last replica's error, with a time to try again where it gave none."""
-    if isinstance(error, (Unavailable, ResourceExhausted)) and error.retry_after_seconds is None:
-        error.retry_after_seconds = 1.0
-    return error
-
-
-def _rank_too_large(model: PublishedModel, holding: Sequence[ReplicaView]) -> FailedPrecondition:
-    largest = max(v.proto.max_lora_rank for v in holding)
-    return FailedPrecondition(
-        f"`{model.name}` is an adapter of rank {model.lora_rank}; the replicas that serve its base "
-        f"`{model.base_model}` take at most {largest}. Merge it (POST /v1/martlet/merge/jobs), or start a replica with "
-        "a larger maximum rank.",
-        reason="LORA_RANK_TOO_LARGE",
-        metadata={"param": "model"},
-    )
-
-
-def _not_loaded(
-    model: PublishedModel, needed: str, replicas: Sequence[ReplicaView], why: str, retry_after_seconds: float
-) -> Unavailable:
-    served = sorted({name for view in replicas if view.usable for name in view.whole})
-    subject = f"`{model.name}` needs its base model `{needed}`, which" if needed != model.name else f"`{needed}`"
-    loaded = f" Loaded now: {', '.join(f'`{n}`' for n in served)}." if served else " No model is loaded now."
-    return Unavailable(
-        f"{subject} is not loaded on any replica. {why}{loaded}",
-        reason=_NOT_LOADED,
-        metadata={"param": "model"},
-        retry_after_seconds=retry_after_seconds,
-    )
+        await self._placement.close()

@@ -1,0 +1,204 @@
+"""Which replicas can answer for a model, and how a whole model gets onto one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from martlet.inference.v1 import inference_service_pb2
+from martlet_core.artifacts.types import PublishedModel
+from martlet_core.errors import FailedPrecondition, MartletError, NotFound, ResourceExhausted, Unavailable
+
+from martlet_gateway.replicas import ReplicaRegistry, ReplicaView, Snapshot
+
+log = logging.getLogger(__name__)
+
+NOT_LOADED = "MODEL_NOT_LOADED"
+#: Reasons with which a replica says that it gave, or is giving, its engine to another model since it last reported.
+MOVED = frozenset({NOT_LOADED, "BASE_MODEL_NOT_LOADED", "MODEL_SWAPPING"})
+#: Codes after which another replica may do better.
+TRY_ANOTHER = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "NOT_FOUND"})
+_PINNED = "MODEL_PINNED"
+
+#: Makes a unary call: replica, method, request, tenant, request id, timeout in seconds.
+Call = Callable[[ReplicaView, str, Any, str, str, float], Awaitable[Any]]
+
+
+def whole_model_of(model: PublishedModel) -> str:
+    """Name of the whole model that must be in an engine for the model to answer."""
+    return model.base_model if model.kind == "adapter" else model.name
+
+
+def candidates(snapshot: Snapshot, model: PublishedModel) -> list[ReplicaView]:
+    """Replicas that can answer at once, best first: those that hold the model, then those that can take the adapter; the
+    least busy first.
+    """
+    holders = snapshot.by_model.get(model.name, ())
+    if model.kind != "adapter":
+        if len(holders) == 1:
+            return [holders[0]]
+        now = time.monotonic()
+        return sorted(holders, key=lambda v: (v.avoid_until > now, v.load))
+    now = time.monotonic()
+    able = [v for v in snapshot.with_base(model.base_model) if v.proto.max_lora_rank >= model.lora_rank]
+    others = [v for v in able if v not in holders]
+    ordered = sorted(holders, key=lambda v: (v.avoid_until > now, _full(v), v.load))
+    ordered += sorted(others, key=lambda v: (v.avoid_until > now, _full(v), v.load))
+    if len(ordered) > 1:  # a holder that is full or silent must not keep the request from one that isn't
+        ordered.sort(key=lambda v: (v.avoid_until > now, _full(v)))
+    return ordered
+
+
+class Placement:
+    """Gets whole models onto replicas, and waits for those that are on their way.
+
+    Args:
+        replicas: who is there.
+        call: makes calls on them.
+        timeout_seconds: longest time that a replica may take to load a model.
+    """
+
+    def __init__(self, replicas: ReplicaRegistry, call: Call, timeout_seconds: float) -> None:
+        self._replicas = replicas
+        self._call = call
+        self._timeout_seconds = timeout_seconds
+        self._tasks: dict[str, asyncio.Task[ReplicaView]] = {}
+
+    async def wait_for(self, model: PublishedModel, tenant: str, request_id: str, deadline: float) -> ReplicaView:
+        """A replica that answers for the model (or its base), after placing it or waiting for an engine that is on its
+        way.
+
+        Raises:
+            Unavailable: no replica takes it, or not in time.
+            FailedPrecondition: the adapter's rank is too large, or no replica can ever load the model.
+        """
+        needed = whole_model_of(model)
+        while True:
+            found = candidates(self._replicas.snapshot, model)
+            if found:
+                return found[0]
+            replicas = list(self._replicas.snapshot.replicas.values())
+            remaining = deadline - time.monotonic()
+            holding = self._replicas.snapshot.with_base(needed)
+            if holding:  # the base is there, so only the rank can be in the way
+                raise _rank_too_large(model, holding)
+            coming = any(view.will_serve(needed) for view in replicas)
+            if not coming and not any(view.takes_models for view in replicas):
+                raise _not_loaded(model, needed, replicas, "No replica that is registered can take it.", 10.0)
+            if remaining <= 0:
+                raise _not_loaded(model, needed, replicas, "It is still being loaded.", 5.0)
+            if coming:
+                await self._replicas.wait_change(remaining)
+                continue
+            try:
+                async with asyncio.timeout(remaining):
+                    await self._placed(needed, tenant, request_id)
+            except TimeoutError:
+                raise _not_loaded(model, needed, replicas, "It is still being loaded.", 5.0) from None
+            except NotFound as error:
+                if model.kind == "whole":
+                    raise  # its name was withdrawn meanwhile
+                raise _nobody_has(needed, error) from error
+
+    async def _placed(self, name: str, tenant: str, request_id: str) -> None:
+        """Place a whole model; all who need the same one wait for one placement, which goes on when they give up."""
+        task = self._tasks.get(name)
+        if task is None:
+            task = asyncio.create_task(self._place(name, tenant, request_id), name=f"place {name}")
+            self._tasks[name] = task
+            task.add_done_callback(lambda done: self._ended(name, done))
+        await asyncio.shield(task)
+
+    def _ended(self, name: str, task: asyncio.Task[ReplicaView]) -> None:
+        self._tasks.pop(name, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("placement failed", extra={"model": name, "error": str(error)})
+
+    async def _place(self, name: str, tenant: str, request_id: str) -> ReplicaView:
+        last: MartletError | None = None
+        takers = [v for v in self._replicas.snapshot.replicas.values() if v.takes_models]
+        for view in sorted(takers, key=lambda v: _reluctance(v, name)):
+            async with view.placing:
+                if view.usable and view.serves(name):  # placed while this one waited
+                    return view
+                try:
+                    request = inference_service_pb2.LoadModelRequest(model=name)
+                    served = await self._call(view, "LoadModel", request, tenant, request_id, self._timeout_seconds)
+                except MartletError as error:
+                    if error.code == "NOT_FOUND":
+                        error.metadata.setdefault("param", "model")
+                    if error.code not in TRY_ANOTHER and error.reason != _PINNED:
+                        raise
+                    last = error
+                    continue
+                self._replicas.note_loaded(view, served)
+                return view
+        if last is not None:
+            raise final(last)
+        raise Unavailable("No replica takes models.", reason=NOT_LOADED, retry_after_seconds=10.0)
+
+    async def close(self) -> None:
+        """Stop waiting for placements."""
+        for task in self._tasks.values():
+            task.cancel()
+
+
+def final(error: MartletError) -> MartletError:
+    """The last replica's error as the client gets it: with a time to try again where that can help."""
+    if error.reason in MOVED and not isinstance(error, Unavailable):
+        return Unavailable(
+            f"{error.message} Its replica is changing from model to model; try again.",
+            reason=NOT_LOADED,
+            metadata={"param": "model"},
+            retry_after_seconds=5.0,
+        )
+    if isinstance(error, (Unavailable, ResourceExhausted)) and error.retry_after_seconds is None:
+        error.retry_after_seconds = 1.0
+    return error
+
+
+def _reluctance(view: ReplicaView, name: str) -> tuple[bool, bool, bool, bool, bool, int]:
+    """The order in which replicas are asked to take a model: first those without one, then those that have its files."""
+    return (view.pinned, view.placing.locked(), view.occupied, name not in view.home, not view.usable, view.load)
+
+
+def _full(view: ReplicaView) -> bool:
+    limit = view.proto.load.max_requests
+    return limit > 0 and view.load >= limit
+
+
+def _rank_too_large(model: PublishedModel, holding: Sequence[ReplicaView]) -> FailedPrecondition:
+    largest = max(v.proto.max_lora_rank for v in holding)
+    return FailedPrecondition(
+        f"`{model.name}` is an adapter of rank {model.lora_rank}; the replicas that serve its base "
+        f"`{model.base_model}` take at most {largest}. Merge it (POST /v1/martlet/merge/jobs), or start a replica with "
+        "a larger maximum rank.",
+        reason="LORA_RANK_TOO_LARGE",
+        metadata={"param": "model"},
+    )
+
+
+def _nobody_has(name: str, error: NotFound) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"No replica can load the base model `{name}`: it is not published, and no replica was started with it "
+        f"(MARTLET_MODEL, MARTLET_MODEL_DIR). A replica said: {error.message}",
+        reason="BASE_MODEL_NOT_AVAILABLE",
+        metadata={"param": "model"},
+    )
+
+
+def _not_loaded(
+    model: PublishedModel, needed: str, replicas: Sequence[ReplicaView], why: str, retry_after_seconds: float
+) -> Unavailable:
+    served = sorted({name for view in replicas if view.usable for name in view.whole})
+    subject = f"`{model.name}` needs its base model `{needed}`, which" if needed != model.name else f"`{needed}`"
+    loaded = f" Loaded now: {', '.join(f'`{n}`' for n in served)}." if served else " No model is loaded now."
+    return Unavailable(
+        f"{subject} is not loaded on any replica. {why}{loaded}",
+        reason=NOT_LOADED,
+        metadata={"param": "model"},
+        retry_after_seconds=retry_after_seconds,
+    )
