@@ -25,8 +25,10 @@ from martlet.trainer.v1 import (
 from martlet_core.api_keys import ApiKeyStore
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import PublishedModel
-from martlet_core.errors import FailedPrecondition, InvalidArgument, NotFound
+from martlet_core.errors import InvalidArgument, NotFound
 from martlet_core.ids import new_id
+from martlet_core.job_rules import TRANSITIONS, illegal_transition, unknown_job
+from martlet_core.jobs import JobState
 from martlet_core.models import ObjectModelRegistry
 from martlet_core.rpc.client import open_channel
 from martlet_core.rpc.context import call_context
@@ -45,7 +47,6 @@ from martlet_inference.testing import MemorySource
 
 TOKEN = "internal-token"
 BASE = "smollm2-135m-instruct"
-_FINAL = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
 
 
 @dataclass
@@ -88,7 +89,7 @@ class TrainerDouble(training_service_pb2_grpc.TrainingServiceServicer, merge_ser
     def _own(self, name: str) -> training_job_pb2.TrainingJob:
         bare = name.removeprefix("trainingJobs/")
         if self.owners.get(bare) != call_context().tenant:
-            raise NotFound(f"There is no job {bare!r}.", reason="JOB_NOT_FOUND")
+            raise unknown_job(bare)
         return self.jobs[bare]
 
     async def CreateTrainingJob(
@@ -137,25 +138,27 @@ class TrainerDouble(training_service_pb2_grpc.TrainingServiceServicer, merge_ser
         page = [self.jobs[i] for i in own[:size]]
         return training_service_pb2.ListTrainingJobsResponse(training_jobs=page, next_page_token=token)
 
-    def _steer(self, name: str, state: Any) -> training_job_pb2.TrainingJob:
+    def _steer(self, name: str, action: str) -> training_job_pb2.TrainingJob:
+        """By the rules of every job store, with their errors."""
         job = self._own(name)
-        if job.state in _FINAL:
-            word = job_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_")
-            raise FailedPrecondition(f"The job is {word} and can't change any more.", reason="JOB_IS_FINAL")
-        job.state = state
+        before = JobState(job_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_"))
+        move = TRANSITIONS[action].get(before)
+        if move is None:
+            raise illegal_transition(name.removeprefix("trainingJobs/"), before, action)
+        job.state = job_pb2.JobState.Value(f"JOB_STATE_{move.to.value}")
         return job
 
     async def CancelTrainingJob(self, request: Any, context: Any) -> training_job_pb2.TrainingJob:
         self._enter("CancelTrainingJob", request)
-        return self._steer(request.name, job_pb2.JOB_STATE_CANCELLED)
+        return self._steer(request.name, "cancel")
 
     async def PauseTrainingJob(self, request: Any, context: Any) -> training_job_pb2.TrainingJob:
         self._enter("PauseTrainingJob", request)
-        return self._steer(request.name, job_pb2.JOB_STATE_PAUSED)
+        return self._steer(request.name, "pause")
 
     async def ResumeTrainingJob(self, request: Any, context: Any) -> training_job_pb2.TrainingJob:
         self._enter("ResumeTrainingJob", request)
-        return self._steer(request.name, job_pb2.JOB_STATE_QUEUED)
+        return self._steer(request.name, "resume")
 
     async def ListTrainingJobEvents(self, request: Any, context: Any) -> job_pb2.ListJobEventsResponse:
         self._enter("ListTrainingJobEvents", request)
@@ -206,7 +209,7 @@ class TrainerDouble(training_service_pb2_grpc.TrainingServiceServicer, merge_ser
     async def GetMergeJob(self, request: Any, context: Any) -> merge_job_pb2.MergeJob:
         self._enter("GetMergeJob", request)
         if request.name not in self.merges:
-            raise NotFound("There is no such job.", reason="JOB_NOT_FOUND")
+            raise unknown_job(request.name.removeprefix("mergeJobs/"))
         return self.merges[request.name]
 
     async def ListMergeJobs(self, request: Any, context: Any) -> merge_service_pb2.ListMergeJobsResponse:

@@ -221,7 +221,7 @@ CASES: dict[Case, Expected] = {
     no_key: Expected(401, "invalid_api_key", None, ("API key",)),
     wrong_key: Expected(401, "invalid_api_key", None, ("API key",)),
     no_such_job: Expected(404, "fine_tune_not_found", "fine_tuning_job_id", ("ftjob-doesnotexist",)),
-    cancel_of_a_finished_job: Expected(409, "job_is_final", None, ("SUCCEEDED",)),
+    cancel_of_a_finished_job: Expected(409, "illegal_transition", None, ("SUCCEEDED",)),
     chat_with_an_unknown_model: Expected(404, "model_not_found", "model", ("Did you mean `smollm2-135m-instruct`",)),
     chat_when_the_base_is_not_loaded: Expected(503, "model_not_loaded", "model", ("`qwen-tiny`", "not loaded")),
     unknown_route: Expected(404, "not_found", None, ("GET /v1/nothing", "/docs")),
@@ -271,6 +271,7 @@ async def test_no_key_is_asked_for_where_none_can_be(gateway: Any) -> None:
     http.headers.pop("authorization")
     for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
         assert (await http.get(path)).status_code == 200, path
+    assert (await http.get("/redoc")).status_code == 401
 
 
 async def test_retry_after_is_a_header(gateway: Any) -> None:

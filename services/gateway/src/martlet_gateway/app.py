@@ -60,5 +60,11 @@ def build_app(context: GatewayContext, auth: Authenticator) -> Edge:
 
     chat = Chat(context.router, context.metrics, context.settings.max_request_bytes)
     return Edge(
-        app, chat, auth, context.metrics, lingering_seconds=lingering_seconds, access_log=context.settings.access_log
+        app,
+        chat,
+        auth,
+        context.metrics,
+        max_request_bytes=context.settings.max_request_bytes,
+        lingering_seconds=lingering_seconds,
+        access_log=context.settings.access_log,
     )

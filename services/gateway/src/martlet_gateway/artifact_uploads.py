@@ -27,6 +27,8 @@ from martlet_core.backoff import never
 from martlet_core.errors import FailedPrecondition, NotFound
 from martlet_core.ids import ID_PATTERN, new_id
 
+from martlet_gateway.errors import too_large
+
 PREFIX = "artifactUploads/"
 _CHUNK = 1024 * 1024
 _COMMIT_SECONDS = 24 * 3600.0
@@ -53,23 +55,29 @@ class ArtifactUploads:
     Args:
         artifacts: where they end up.
         scratch: local directory for contents while they are checked.
-        ttl_seconds: life of the URLs.
+        ttl_seconds: life of the URLs, and of what was announced.
+        max_bytes: largest artifact, all files together.
     """
 
-    def __init__(self, artifacts: ContentAddressedStore, scratch: Path, ttl_seconds: float) -> None:
+    def __init__(self, artifacts: ContentAddressedStore, scratch: Path, *, ttl_seconds: float, max_bytes: int) -> None:
         self._artifacts = artifacts
         self._objects = artifacts.objects
         self._scratch = scratch
         self._ttl_seconds = ttl_seconds
+        self._max_bytes = max_bytes
 
     def announce(self, tenant: str, artifact: Artifact) -> tuple[AnnouncedArtifact, dict[str, str]]:
         """Note what is to come; returns it and a URL for each file to send, by path.
 
         Raises:
             InvalidArgument: no files, or bad paths or hashes.
+            ResourceExhausted: it is larger than artifacts may be.
             NotFound: a parent that the tenant doesn't have.
         """
         files = check_files(artifact.files)
+        if sum(file.size_bytes for file in files) > self._max_bytes:
+            remedy = "Make several of it, or have the operator raise MARTLET_MAX_UPLOAD_BYTES."
+            raise too_large("The artifact", self._max_bytes, remedy, param="artifact.files")
         for parent in artifact.parents:
             self._artifacts.get(parent, tenant=tenant)
         known: dict[str, bool] = {}
@@ -101,7 +109,7 @@ class ArtifactUploads:
 
         Raises:
             NotFound: no such upload of this tenant.
-            FailedPrecondition: a file is missing or its content differs from what was announced.
+            FailedPrecondition: its time is over, or a file is missing or differs from what was announced.
         """
         upload_id = name.removeprefix(PREFIX)
         if not name.startswith(PREFIX) or not ID_PATTERN.fullmatch(upload_id):
@@ -110,6 +118,8 @@ class ArtifactUploads:
             return self._artifacts.get(upload_id, tenant=tenant)
         except NotFound:
             announced = self._announced(tenant, upload_id)
+        if announced.expires_at <= time.time():
+            raise FailedPrecondition(f"{name} has expired; announce the artifact again.", reason="UPLOAD_EXPIRED")
         files = [ArtifactFile(**item) for item in announced.files]
         self._scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._scratch, prefix="artifact-") as directory:

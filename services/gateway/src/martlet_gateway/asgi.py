@@ -42,25 +42,42 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
     """
     length = declared_length(scope)
     if length is not None and length > limit_bytes:
-        raise too_large(
-            "The request body", limit_bytes, "Send less, or have the operator raise MARTLET_MAX_REQUEST_BYTES."
-        )
+        raise _body_too_large(limit_bytes)
     message = await receive()
     body = message.get("body", b"")
     if not message.get("more_body", False) and message["type"] == "http.request":
         if len(body) > limit_bytes:
-            raise too_large(
-                "The request body", limit_bytes, "Send less, or have the operator raise MARTLET_MAX_REQUEST_BYTES."
-            )
+            raise _body_too_large(limit_bytes)
         return body
-    parts = [body]
+    parts, size = [body], len(body)
     async for part in _chunks(message, receive):
         parts.append(part)
-        if sum(map(len, parts)) > limit_bytes:
-            raise too_large(
-                "The request body", limit_bytes, "Send less, or have the operator raise MARTLET_MAX_REQUEST_BYTES."
-            )
+        size += len(part)
+        if size > limit_bytes:
+            raise _body_too_large(limit_bytes)
     return b"".join(parts)
+
+
+def has_body(scope: Scope) -> bool:
+    """True for a request that brings a body, or may bring one."""
+    return bool(declared_length(scope)) or header(scope, b"transfer-encoding") is not None
+
+
+def replayed(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives a body that was read already, then what comes after it."""
+    pending = [body]
+
+    async def receive_again() -> Message:
+        if pending:
+            return {"type": "http.request", "body": pending.pop(), "more_body": False}
+        return await receive()
+
+    return receive_again
+
+
+def _body_too_large(limit_bytes: int) -> MartletError:
+    remedy = "Send less, or have the operator raise MARTLET_MAX_REQUEST_BYTES."
+    return too_large("The request body", limit_bytes, remedy)
 
 
 async def _chunks(message: Message, receive: Receive) -> AsyncIterator[bytes]:

@@ -1,9 +1,12 @@
-"""The outermost layer of REST: request id, key, errors, metrics; sends inference requests straight to their handler."""
+"""The outermost layer of REST: request id, key, size of bodies, errors, metrics; sends inference requests straight to
+their handler.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 
 from martlet_core.errors import Internal, MartletError
@@ -11,7 +14,7 @@ from martlet_core.ids import REQUEST_ID_PATTERN
 from martlet_core.rpc.context import DEFAULT_TENANT, CallContext, set_call_context
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from martlet_gateway.asgi import header, send_error
+from martlet_gateway.asgi import has_body, header, read_body, replayed, send_error
 from martlet_gateway.auth import Authenticator
 from martlet_gateway.metrics import Metrics
 from martlet_gateway.routes.chat import ROUTES as INFERENCE_ROUTES
@@ -20,7 +23,9 @@ from martlet_gateway.routes.chat import Chat
 log = logging.getLogger(__name__)
 
 #: Answered without a key: probes, scrapers, and the description of the API itself.
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/docs/oauth2-redirect", "/redoc"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
+#: Routes whose bodies go to disk as they come and have limits of their own (``multipart.py``).
+_STREAMED = re.compile(r"/v1/files/?|/v1/uploads/[^/]+/parts/?")
 
 
 class Edge:
@@ -31,6 +36,7 @@ class Edge:
         chat: the inference routes.
         auth: finds the tenant.
         metrics: counts.
+        max_request_bytes: largest body, but for those that are streamed to disk.
         lingering_seconds: see ``asgi.send_error``.
         access_log: log one line a request.
     """
@@ -42,6 +48,7 @@ class Edge:
         auth: Authenticator,
         metrics: Metrics,
         *,
+        max_request_bytes: int,
         lingering_seconds: float = 2.0,
         access_log: bool = False,
     ) -> None:
@@ -49,6 +56,7 @@ class Edge:
         self._chat = chat
         self._auth = auth
         self._metrics = metrics
+        self._max_request_bytes = max_request_bytes
         self._lingering_seconds = lingering_seconds
         self._access_log = access_log
 
@@ -77,7 +85,10 @@ class Edge:
                 authorization = header(scope, b"authorization")
                 tenant = self._auth.cached_tenant(authorization) or await self._auth.tenant(authorization)
                 set_call_context(CallContext(tenant, request_id))
-            await (self._chat if inference else self._app)(scope, receive, send_with_id)
+            if inference:
+                await self._chat(scope, receive, send_with_id)
+            else:
+                await self._app(scope, await self._bounded(scope, receive), send_with_id)
         except MartletError as error:
             if status == 0:
                 await send_error(receive, send_with_id, error, self._lingering_seconds)
@@ -97,6 +108,12 @@ class Edge:
                     "duration_ms": round(seconds * 1000, 2),
                 }
                 log.info("request", extra=fields)
+
+    async def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        """A ``receive`` whose body is within the limit: frameworks read bodies whole, however long."""
+        if not has_body(scope) or _STREAMED.fullmatch(scope["path"]):
+            return receive
+        return replayed(await read_body(scope, receive, self._max_request_bytes), receive)
 
 
 def _request_id(scope: Scope) -> str:

@@ -41,12 +41,12 @@ def unauthenticated() -> Unauthenticated:
     )
 
 
-def too_large(what: str, limit_bytes: int, remedy: str) -> ResourceExhausted:
-    """A body over its limit; answered with 413."""
+def too_large(what: str, limit_bytes: int, remedy: str, *, param: str = "") -> ResourceExhausted:
+    """Something over its limit; answered with 413. ``param`` is the field at fault, if it is one."""
     return ResourceExhausted(
         f"{what} is larger than {limit_bytes} bytes ({limit_bytes / 2**20:g} MiB). {remedy}",
         reason=TOO_LARGE,
-        metadata={"param": "file", "limit_bytes": str(limit_bytes)},
+        metadata={"limit_bytes": str(limit_bytes)} | ({"param": param} if param else {}),
     )
 
 

@@ -125,7 +125,7 @@ async def read_form(
     """
     length = declared_length(request.scope)
     if length is not None and length > limit_bytes + _FORM_OVERHEAD:
-        raise too_large("The file", limit_bytes, remedy)
+        raise too_large("The file", limit_bytes, remedy, param="file")
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     if content_type != b"multipart/form-data" or b"boundary" not in options:
         raise InvalidArgument("Send the file as multipart/form-data.", reason="INVALID_CONTENT_TYPE")
@@ -156,7 +156,7 @@ async def _read_into(
         async for chunk in request.stream():
             parser.write(chunk)
             if size + len(parts.buffer) > limit_bytes:
-                raise too_large("The file", limit_bytes, remedy)
+                raise too_large("The file", limit_bytes, remedy, param="file")
             if len(parts.buffer) >= _WRITE_SIZE:
                 data = bytes(parts.buffer)
                 parts.buffer.clear()

@@ -181,7 +181,12 @@ def _assemble(
         uploads=UploadStore(
             stores.objects, ttl_seconds=settings.upload_ttl_seconds, max_bytes=settings.max_upload_bytes
         ),
-        artifact_uploads=ArtifactUploads(artifacts, settings.upload_dir, settings.upload_ttl_seconds),
+        artifact_uploads=ArtifactUploads(
+            artifacts,
+            settings.upload_dir,
+            ttl_seconds=settings.upload_ttl_seconds,
+            max_bytes=settings.max_upload_bytes,
+        ),
         trainer=trainer,
         replica_store=shared.replicas,
         replicas=replicas,
