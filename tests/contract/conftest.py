@@ -86,6 +86,17 @@ def training_dataset(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def adapter(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Something of the tenant ``acme`` that can be asked to be merged, as a resource name. It has no weights."""
+    directory = tmp_path_factory.mktemp("adapter")
+    (directory / "adapter_config.json").write_text("{}")
+    artifact = stores.artifacts.put_directory(
+        directory, kind="adapter", tenant="acme", metadata={"base_model": "smollm2-135m-instruct", "lora_rank": 4}
+    )
+    return f"artifacts/{artifact.id}"
+
+
+@pytest.fixture(scope="session")
 def our_trainer(start_service: Callable[..., str]) -> str:
     """Address of our trainer. No worker runs."""
     return start_service("trainer", queue="contract-trainer")

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from martlet.common.v1 import job_pb2
 from martlet.inference.v1 import inference_pb2, inference_service_pb2
-from martlet.trainer.v1 import training_service_pb2
+from martlet.trainer.v1 import merge_job_pb2, merge_service_pb2, training_service_pb2
 from martlet_core.testing.conformance import CONTRACTS, Outcome, check_name, run_conformance_async
 from martlet_core.testing.conformance.checks import run_check
 
@@ -25,6 +25,7 @@ _METHODS = {
     for service in (
         inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"],
         training_service_pb2.DESCRIPTOR.services_by_name["TrainingService"],
+        merge_service_pb2.DESCRIPTOR.services_by_name["MergeService"],
     )
     for method in service.methods
 }
@@ -223,6 +224,17 @@ TRAINER_FAULTS = {
     "newest_events_are_listed_first_when_asked_for": Fault("ListTrainingJobEvents", request=_set(newest_first=False)),
     "made_up_cursors_are_refused": Fault("WatchTrainingJob", request=_set(after_cursor="")),
     "base_models_are_listed": Fault("ListBaseModels", response=_set(base_models=None)),
+    "created_merge_is_complete": Fault("GetMergeJob", response=_set(labels=None)),
+    "merge_request_id_makes_create_idempotent": Fault("CreateMergeJob", request=_set(request_id="")),
+    "merge_validate_only_creates_nothing": Fault("CreateMergeJob", request=_set(validate_only=False)),
+    "wrong_merge_fields_are_named": Fault("CreateMergeJob", error=grpc.StatusCode.INVALID_ARGUMENT),
+    "unknown_adapter_is_not_found": Fault("CreateMergeJob", error=merge_job_pb2.MergeJob()),
+    "unknown_merge_is_not_found": Fault("CancelMergeJob", error=merge_job_pb2.MergeJob()),
+    "malformed_merge_names_are_refused": Fault("GetMergeJob", error=merge_job_pb2.MergeJob()),
+    "merges_of_other_tenants_are_not_found": Fault("WatchMergeJob", error=job_pb2.JobEvent()),
+    "merges_are_listed_newest_first_in_pages": Fault("ListMergeJobs", request=_set(labels=None)),
+    "cancelled_merge_comes_to_rest": Fault("GetMergeJob", response=_set(end_time=None)),
+    "watch_tells_the_whole_merge": Fault("WatchMergeJob", request=_set(after_cursor="")),
 }
 
 
@@ -244,13 +256,14 @@ async def test_broken_inference_is_noticed(
 
 @pytest.mark.parametrize("name", TRAINER_FAULTS)
 async def test_broken_trainer_is_noticed(
-    name: str, our_trainer: str, training_dataset: str, open_channel: Callable[[str], grpc.aio.Channel]
+    name: str, our_trainer: str, training_dataset: str, adapter: str, open_channel: Callable[[str], grpc.aio.Channel]
 ) -> None:
     upstream = open_channel(our_trainer)
     target = {
         "metadata": (("x-martlet-tenant", "acme"),),
         "training_dataset": training_dataset,
         "other_tenant": "umbrella",
+        "adapter": adapter,
         "timeout_seconds": 5.0,
     }
     assert await _outcome("trainer", name, upstream, Fault(""), **target) is Outcome.PASSED

@@ -83,10 +83,15 @@ class Trainer:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._start("serve")
         self.worker = self.start_worker()
-        self._channel = grpc.insecure_channel(self._environ["MARTLET_GRPC_ADDRESS"])
+        self._channel = grpc.insecure_channel(self.address)
         grpc.channel_ready_future(self._channel).result(60)
         self.training = training_service_pb2_grpc.TrainingServiceStub(self._channel)
         self.merging = merge_service_pb2_grpc.MergeServiceStub(self._channel)
+
+    @property
+    def address(self) -> str:
+        """Where it answers."""
+        return self._environ["MARTLET_GRPC_ADDRESS"]
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         """Another worker process."""

@@ -25,10 +25,12 @@ from martlet_core.testing.conformance.checks import (
 from martlet_core.testing.conformance.inference import INFERENCE_CHECKS, InferenceTarget
 from martlet_core.testing.conformance.runner import CONTRACTS, run_conformance, run_conformance_async
 from martlet_core.testing.conformance.trainer import TRAINER_CHECKS, TrainerTarget
+from martlet_core.testing.conformance.trainer_merge import MERGE_CHECKS
 
 __all__ = [
     "CONTRACTS",
     "INFERENCE_CHECKS",
+    "MERGE_CHECKS",
     "TRAINER_CHECKS",
     "Check",
     "CheckResult",

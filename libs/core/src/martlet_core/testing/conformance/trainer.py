@@ -1,4 +1,4 @@
-"""The rules of ``martlet.trainer.v1.TrainingService``."""
+"""The rules of ``martlet.trainer.v1``: TrainingService here and in ``trainer_life``, MergeService in ``trainer_merge``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from martlet_core.testing.conformance.checks import (
     require,
 )
 from martlet_core.testing.conformance.trainer_life import LIFE_CHECKS
+from martlet_core.testing.conformance.trainer_merge import MERGE_CHECKS
 from martlet_core.testing.conformance.trainer_target import (
     SERVICE,
     UNKNOWN_JOB,
@@ -259,4 +260,5 @@ TRAINER_CHECKS: tuple[Check, ...] = (
     jobs_of_other_tenants_are_not_found,
     jobs_are_listed_newest_first_in_pages,
     *LIFE_CHECKS,
+    *MERGE_CHECKS,
 )

@@ -141,7 +141,7 @@ async def watch_tells_the_whole_life(target: TrainerTarget) -> None:
     times = [event.create_time.ToNanoseconds() for event in events]
     require(times == sorted(times), "events are not in the order of their times")
     changes = [event.state_change for event in events if event.WhichOneof("detail") == "state_change"]
-    _check_changes(changes)
+    check_changes(changes)
     require(S.JOB_STATE_PAUSED in [change.to_state for change in changes], "the pause was not told")
     require(events[-1].state_change.to_state == S.JOB_STATE_CANCELLED, "the last event is not the final state")
 
@@ -268,7 +268,9 @@ async def _job_with_events(target: TrainerTarget) -> pb.TrainingJob:
     return await wait_for_state(target, job.name, S.JOB_STATE_CANCELLED)
 
 
-def _check_changes(changes: Sequence[job_pb2.StateChange]) -> None:
+def check_changes(changes: Sequence[job_pb2.StateChange]) -> None:
+    """RuleBroken unless the changes begin with the creation and each is a move, from where the one before led, that
+    JobState allows."""
     require(changes, "no state change was told")
     require(changes[0].from_state == S.JOB_STATE_UNSPECIFIED, "the first change is not the creation")
     for change in changes:

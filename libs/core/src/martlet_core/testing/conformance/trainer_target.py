@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 from martlet.common.v1 import job_pb2
+from martlet.trainer.v1 import merge_service_pb2_grpc as merge_grpc
 from martlet.trainer.v1 import training_job_pb2 as pb
 from martlet.trainer.v1 import training_service_pb2 as service_pb
 from martlet.trainer.v1 import training_service_pb2_grpc as service_grpc
@@ -16,6 +17,7 @@ from martlet.trainer.v1 import training_service_pb2_grpc as service_grpc
 from martlet_core.testing.conformance.checks import Target, eventually, read_all
 
 SERVICE = "martlet.trainer.v1.TrainingService"
+MERGE_SERVICE = "martlet.trainer.v1.MergeService"
 UNKNOWN_JOB = "trainingJobs/nosuchjob00000000000"
 TENANT_KEY = "x-martlet-tenant"
 FINAL_STATES = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
@@ -34,18 +36,26 @@ class TrainerTarget(Target):
         base_model: a base model it knows.
         training_dataset: ``artifacts/{id}`` of rows it can train on.
         other_tenant: another tenant's name for ``x-martlet-tenant``; empty skips the rules about tenants.
-        run_seconds: time that a training of one step may take to its end; 0 skips the rules about results.
+        run_seconds: time that a training of one step, or a merge, may take to its end; 0 skips the rules about results.
+        adapter: an adapter it can merge, a fine-tuned model's name or ``artifacts/{id}``; empty skips the rules that
+            need one.
     """
 
     base_model: str = "smollm2-135m-instruct"
     training_dataset: str = ""
     other_tenant: str = ""
     run_seconds: float = 0.0
+    adapter: str = ""
 
     @property
     def stub(self) -> Any:
         """Stub of the service."""
         return service_grpc.TrainingServiceStub(self.channel)
+
+    @property
+    def merging(self) -> Any:
+        """Stub of MergeService."""
+        return merge_grpc.MergeServiceStub(self.channel)
 
     def as_other_tenant(self) -> TrainerTarget:
         """The same service, called by the other tenant."""
