@@ -39,6 +39,7 @@ from martlet_core.jobs import Claim, Job, JobState, LeaseSignal
 from martlet_core.lease import LeaseKeeper
 from martlet_core.messages import MessageRelay
 from martlet_core.outbox import Outbox
+from martlet_core.preemption import CHECK_SECONDS, Preemption
 from martlet_core.publishing import publish_model, unpublish_model
 from martlet_core.stores import Stores
 
@@ -56,6 +57,7 @@ class StopReason(Enum):
     CANCEL = "cancel"
     PAUSE = "pause"
     SHUTDOWN = "shutdown"
+    PREEMPT = "preempt"
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class JobRun:
         lease_seconds: length of the lease.
         stop_grace_seconds: time between asking the recipe to stop and killing it.
         shutdown: set when the worker must end.
+        preempt_after_seconds: see ``Preemption``.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class JobRun:
         lease_seconds: float,
         stop_grace_seconds: float,
         shutdown: threading.Event,
+        preempt_after_seconds: float = 0.0,
     ) -> None:
         self._stores = stores
         self._handler = handler
@@ -98,6 +102,8 @@ class JobRun:
         self._workdir = workdir
         self._stop_grace_seconds = stop_grace_seconds
         self._shutdown = shutdown
+        self._preemption = Preemption(stores.jobs, claim.job, preempt_after_seconds, check_seconds=CHECK_SECONDS)
+        self._makes_room = False
         self._wake = threading.Event()
         self._child: ChildProcess | None = None
         self._checkpoints: CheckpointKeeper | None = None
@@ -157,7 +163,7 @@ class JobRun:
         self._outbox.progress(phase="starting")
         exit_, stopped_by_us = self._run_child(self._checkpoints)
         if not self._checkpoints.drain(give_up=self._must_stop_uploading):
-            if self._reason() in (StopReason.PAUSE, StopReason.SHUTDOWN):
+            if self._reason() in (StopReason.PAUSE, StopReason.SHUTDOWN, StopReason.PREEMPT):
                 self._outbox.log("The last checkpoint could not be stored in time.", level="warn")
             return _Outcome()
         return self._judge(exit_, stopped_by_us)
@@ -210,6 +216,7 @@ class JobRun:
         self._child = child
         kill_at: float | None = None
         while (exit_ := child.exit()) is None:
+            self._look_for_preemption()
             reason = self._reason()
             if reason is StopReason.LOST:
                 child.kill()
@@ -228,9 +235,21 @@ class JobRun:
             self._wait(kill_at)
         return exit_, kill_at is not None
 
+    def _look_for_preemption(self) -> None:
+        if not self._makes_room and self._preemption.is_due():
+            self._makes_room = True
+            favoured = self._preemption.favoured
+            self._outbox.log(
+                f"Making room for a job of priority {favoured.priority if favoured else 'above this one'}; this one goes "
+                "on from its checkpoint when a worker is free.",
+                level="warn",
+            )
+
     def _wait(self, kill_at: float | None) -> None:
-        """Sleep until something happens; at most until the lease must be looked at again."""
+        """Sleep until something happens; at most until the lease or the queue must be looked at again."""
         seconds = self._lease.trusted_seconds / 4
+        if self._preemption.is_on:
+            seconds = min(seconds, CHECK_SECONDS)
         if kill_at is not None:
             seconds = min(seconds, max(0.01, kill_at - time.monotonic() + 0.01))
         self._wake.wait(seconds)
@@ -350,7 +369,9 @@ class JobRun:
             return StopReason.CANCEL
         if self._lease.signal is LeaseSignal.PAUSE:
             return StopReason.PAUSE
-        return StopReason.SHUTDOWN if self._shutdown.is_set() else None
+        if self._shutdown.is_set():
+            return StopReason.SHUTDOWN
+        return StopReason.PREEMPT if self._makes_room else None
 
     def _must_stop(self) -> bool:
         return self._reason() is not None

@@ -44,6 +44,8 @@ class WorkerOptions:
         stop_grace_seconds: time a recipe gets to write its last checkpoint and stop.
         idle_poll_seconds: how often an idle worker looks into the queue by itself: a bell may be lost, or heard by
             a busy worker.
+        preempt_after_seconds: how long a job of higher priority must have waited before the running one writes a
+            checkpoint and makes room for it; 0: it never does.
     """
 
     queue: str
@@ -51,6 +53,7 @@ class WorkerOptions:
     lease_seconds: float = 30.0
     stop_grace_seconds: float = 60.0
     idle_poll_seconds: float = 1.0
+    preempt_after_seconds: float = 0.0
 
 
 class Worker:
@@ -141,6 +144,7 @@ class Worker:
                 lease_seconds=self._options.lease_seconds,
                 stop_grace_seconds=self._options.stop_grace_seconds,
                 shutdown=self._shutdown,
+                preempt_after_seconds=self._options.preempt_after_seconds,
             )
             try:
                 state = self._run.run()

@@ -22,6 +22,12 @@ class TrainerSettings(CoreSettings):
     stop_grace_seconds: float = Field(
         45.0, gt=0, description="Time a recipe gets to write its last checkpoint when it must stop."
     )
+    preempt_after_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="How long a job of higher priority waits before a running one writes a checkpoint and makes room; "
+        "0: running jobs never do.",
+    )
     reconcile_seconds: float = Field(5.0, gt=0, description="Time between two rounds of the reconciler.")
     max_json_bytes: int = Field(
         256 * 1024 * 1024,

@@ -24,6 +24,7 @@ def work(settings: TrainerSettings) -> int:
         work_dir=settings.work_dir / "trainer",
         lease_seconds=settings.lease_seconds,
         stop_grace_seconds=settings.stop_grace_seconds,
+        preempt_after_seconds=settings.preempt_after_seconds,
     )
     worker = Worker(stores, CeleryBell(settings.redis_url), build_handlers(stores, settings), options)
     return run_worker(worker, settings.redis_url, settings.queue)
