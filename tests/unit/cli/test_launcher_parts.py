@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from martlet_cli import platform_state
 from martlet_cli.accuracy import first_word, load_questions
+from martlet_cli.commands.platform import add_up_arguments, up_options
 from martlet_cli.credentials import load_or_make
 from martlet_cli.gateway import Connection
 from martlet_cli.layout import Layout, read_json, write_json
@@ -88,6 +90,35 @@ def test_the_plan_of_a_platform(layout: Layout) -> None:
     assert told["MARTLET_MODEL_DIR"] == str(layout.models / "smollm2-135m-instruct")
     secret = load_or_make(layout.secrets_file).s3_secret_key
     assert not any(secret in word for spec in platform.specs for word in spec.argv), "command lines are for all to read"
+
+
+def test_a_model_of_the_hub_is_left_to_inference(layout: Layout) -> None:
+    options = PlatformOptions(model="org/model@c1")
+    options.check()
+    platform = plan(layout, options, load_or_make(layout.secrets_file), choose_ports({"http": 0, "grpc": 0}, {}))
+    specs = {spec.name: spec for spec in platform.specs}
+    assert "base-model" not in specs
+    assert specs["inference"].needs == ("gateway",)
+    assert specs["inference"].environ["MARTLET_MODEL"] == "org/model@c1"
+    assert "MARTLET_MODEL_DIR" not in specs["inference"].environ
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("org/model", "org/model@<commit>"),
+        ("ft:base:acme::1", "when a request names them"),
+        ("file:///models/x", "org/model@commit"),
+        ("", "org/model@commit"),
+    ],
+)
+def test_a_model_that_can_not_be_had_is_refused_before_anything_starts(model: str, said: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_up_arguments(parser)
+    with pytest.raises(InvalidArgument) as caught:
+        up_options(parser.parse_args(["--model", model]))
+    assert caught.value.violations[0].field == "--model"
+    assert said in caught.value.message
 
 
 def test_existing_servers_are_used_instead(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:

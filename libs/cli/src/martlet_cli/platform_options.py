@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from martlet_core.errors import InvalidArgument
+from martlet_core.model_rules import parse_hub_id
+
 DEFAULT_MODEL = "smollm2-135m-instruct"
+_CATALOGUE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 #: Every port of a platform and its usual number; 0: any free one. The usual one is taken when it is free.
 PORTS: Mapping[str, int] = {"http": 8000, "grpc": 50051, "valkey": 0, "s3": 0, "trainer": 0, "inference": 0}
 
@@ -16,7 +21,7 @@ class PlatformOptions:
 
     Attributes:
         engine: inference engine, ``vllm`` or ``echo``.
-        model: base model that inference serves.
+        model: base model that inference serves: a name of the trainer's catalogue, or ``org/model@commit``.
         environments: service -> name of the environment it runs in, where it isn't the service's own.
         host: address that the gateway listens on.
         redis_url: a Valkey or Redis that runs already; empty: start one.
@@ -31,3 +36,17 @@ class PlatformOptions:
     redis_url: str = ""
     s3_endpoint: str = ""
     ports: Mapping[str, int] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse what could never come up. InvalidArgument names the argument."""
+        hub = parse_hub_id(self.model)
+        if hub is not None and not hub.revision:
+            raise InvalidArgument.field(
+                "--model", f"{self.model!r} is a model of the hub; say which revision: {self.model}@<commit>"
+            )
+        if hub is None and not _CATALOGUE_NAME.fullmatch(self.model):
+            raise InvalidArgument.field(
+                "--model",
+                f"{self.model!r} is neither a base model's name nor org/model@commit; published models need no "
+                "start of their own: they are loaded when a request names them",
+            )

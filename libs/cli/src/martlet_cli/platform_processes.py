@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from martlet_core.local_servers import ServerCommand, seaweedfs_command, valkey_command
+from martlet_core.model_rules import parse_hub_id
 
 from martlet_cli import probes
 from martlet_cli.credentials import Credentials
@@ -77,6 +78,8 @@ def _services(
     inference = f"127.0.0.1:{ports['inference']}"
     local_host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
     echo = options.engine == "echo"
+    # A model of the hub is fetched by inference itself; one of the catalogue is prepared for it.
+    prepared = not echo and parse_hub_id(options.model) is None
     model_directory = layout.home / "work" / "echo-model" if echo else layout.models / options.model
     specs = [
         builder.service(
@@ -116,9 +119,10 @@ def _services(
         "MARTLET_GATEWAY_ADDRESS": gateway_grpc,
         "MARTLET_ENGINE": options.engine,
         "MARTLET_MODEL": options.model,
-        "MARTLET_MODEL_DIR": str(model_directory),
     }
-    if not echo:
+    if echo or prepared:
+        inference_environ["MARTLET_MODEL_DIR"] = str(model_directory)
+    if prepared:
         specs.append(
             builder.service(
                 "base-model",
@@ -129,7 +133,7 @@ def _services(
             )
         )
         inference_needs += ("base-model",)
-    else:  # it reads no weights, but a model is a directory
+    if echo:  # it reads no weights, but a model is a directory
         write_json(model_directory / "config.json", {"model_type": "echo"})
     specs.append(
         builder.service(

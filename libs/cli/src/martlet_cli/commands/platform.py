@@ -48,7 +48,11 @@ def add_up_arguments(parser: argparse.ArgumentParser) -> None:
         default="vllm",
         help="inference engine (echo: repeats the prompt; for tests)",
     )
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"base model to serve (default {DEFAULT_MODEL})")
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help=f"base model to serve, by name or as org/model@commit of the hub (default {DEFAULT_MODEL})",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address the gateway listens on (default 127.0.0.1)")
     for name, usual in PORTS.items():
         default = f"{usual} if free" if usual else "any free one"
@@ -72,7 +76,7 @@ def up_options(arguments: argparse.Namespace) -> PlatformOptions:
         if not (service and equals and name):
             raise InvalidArgument.field("--environment", f"{pair!r} must look like inference=dev")
         environments[service] = name
-    return PlatformOptions(
+    options = PlatformOptions(
         engine=arguments.engine,
         model=arguments.model,
         environments=environments,
@@ -81,6 +85,8 @@ def up_options(arguments: argparse.Namespace) -> PlatformOptions:
         s3_endpoint=os.environ.get("MARTLET_S3_ENDPOINT", ""),
         ports={name: value for name in PORTS if (value := getattr(arguments, f"{name}_port")) is not None},
     )
+    options.check()
+    return options
 
 
 def up_arguments(arguments: argparse.Namespace) -> list[str]:
