@@ -76,6 +76,11 @@ def test_quantized_base(argv: list[str], tuner: dict[str, str]) -> None:
     assert request(*argv)["martlet"]["tuner"] == tuner
 
 
+@pytest.mark.parametrize(("word", "value"), [("right", "TRUNCATE"), ("delete", "REFUSE")])
+def test_long_rows(word: str, value: str) -> None:
+    assert request("--truncation_strategy", word)["martlet"] == {"data": {"on_long_rows": value}}
+
+
 def test_nothing_asked_for_means_the_services_defaults() -> None:
     assert request() == {"model": "m"}
 

@@ -15,6 +15,8 @@ from martlet_core.errors import InvalidArgument
 TUNERS = ("lora", "qlora", "full")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+#: SWIFT's word for what happens to rows that are too long -> ours.
+LONG_ROWS = {"right": "TRUNCATE", "delete": "REFUSE"}
 _NUMBERS = "hyperparameters"
 
 
@@ -63,6 +65,13 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
         Argument("--split_dataset_ratio", "data.validation_split", float, "share of the rows to validate on, 0 to 0.5"),
         Argument("--system", "data.system", str, "system message for rows that have none"),
         Argument("--max_length", "data.max_length", int, "longest row in tokens (default: the context, at most 2048)"),
+        Argument(
+            "--truncation_strategy",
+            "",
+            str,
+            "rows beyond --max_length: right (default) cuts them, delete makes bad rows of them (see --strict)",
+            choices=tuple(LONG_ROWS),
+        ),
         Argument("--packing", "data.packing", boolean, "several rows in one sequence; they don't see one another"),
         Argument("--strict", "", boolean, "true (default): a bad row fails the job; false: it is left out and counted"),
         Argument("--loss_scale", "", str, "loss on assistant tokens (default) or on all", choices=("default", "all")),
@@ -170,6 +179,8 @@ def request(arguments: argparse.Namespace) -> dict[str, Any]:
     _put_quantization(extension, arguments)
     if arguments.strict is not None:
         _put(extension, "data.on_bad_rows", "FAIL" if arguments.strict else "SKIP")
+    if arguments.truncation_strategy is not None:
+        _put(extension, "data.on_long_rows", LONG_ROWS[arguments.truncation_strategy])
     if arguments.loss_scale is not None:
         _put(extension, "data.assistant_only_loss", arguments.loss_scale == "default")
     if arguments.split_dataset_ratio and arguments.val_dataset:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from martlet_core.errors import InvalidArgument
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from martlet_cli.context import Context, Subparsers, command, group
@@ -25,16 +26,21 @@ def add(subparsers: Subparsers) -> None:
     listing.add_argument("--limit", type=int, default=100, help="most files to show (default 100)")
 
 
-def upload(context: Context, path: Path) -> dict[str, Any]:
+def upload(context: Context, path: Path, *, bad_rows_are_left_out: bool = False) -> dict[str, Any]:
     """Upload a data set; returns the file as the gateway describes it.
+
+    Args:
+        context: of the command.
+        path: the file.
+        bad_rows_are_left_out: rows that can't be read are only told of: whoever uses the file leaves them out.
 
     Raises:
         InvalidArgument: if there is no such file, it is empty, or the gateway refuses its rows.
     """
     if not path.is_file():
-        raise InvalidArgument(f"{path}: there is no such file")
+        raise InvalidArgument(f"{path}: there is no such file", reason="FILE_NOT_FOUND")
     if path.stat().st_size == 0:
-        raise InvalidArgument(f"{path}: the file is empty; a data set needs at least one row")
+        raise InvalidArgument(f"{path}: the file is empty; a data set needs at least one row", reason="EMPTY_FILE")
     bar = Progress(
         TextColumn("uploading {task.description}"),
         BarColumn(),
@@ -48,8 +54,10 @@ def upload(context: Context, path: Path) -> dict[str, Any]:
         task = bar.add_task(path.name, total=path.stat().st_size)
         reader = bar.wrap_file(stream, task_id=task) if context.output.live else stream
         made = context.gateway.openai.files.create(file=(path.name, reader), purpose="fine-tune")  # type: ignore[arg-type]
+    if made.status == "error" and not bad_rows_are_left_out:
+        raise InvalidArgument(f"{path}: {made.status_details} (stored as {made.id})", reason="INVALID_FILE_FORMAT")
     if made.status == "error":
-        raise InvalidArgument(f"{path}: {made.status_details} (stored as {made.id})")
+        context.output.say(f"[yellow]{escape(f'{path}: {made.status_details}')}[/]")
     return made.model_dump()
 
 

@@ -30,9 +30,10 @@ def _train(context: Context, arguments: argparse.Namespace) -> int:
     body = swift_arguments.request(arguments)
     if not arguments.dataset:
         raise InvalidArgument.field("--dataset", "is required: a local file, or the id of an uploaded one")
-    body["training_file"] = _file_id(context, "--dataset", arguments.dataset)
+    lenient = arguments.strict is False
+    body["training_file"] = _file_id(context, "--dataset", arguments.dataset, lenient)
     if arguments.val_dataset:
-        body["validation_file"] = _file_id(context, "--val_dataset", arguments.val_dataset)
+        body["validation_file"] = _file_id(context, "--val_dataset", arguments.val_dataset, lenient)
     extension = body.pop("martlet", {})
     with translated():
         job = context.gateway.openai.fine_tuning.jobs.create(
@@ -47,11 +48,11 @@ def _train(context: Context, arguments: argparse.Namespace) -> int:
     return conclude(context.output, follow(context.gateway, job.id, context.output))
 
 
-def _file_id(context: Context, flag: str, values: list[str]) -> str:
-    """The id of the data set: of a local file after uploading it, or as it was given."""
+def _file_id(context: Context, flag: str, values: list[str], lenient: bool) -> str:
+    """The id of the data set: of a local file after uploading it, or as it was given. ``lenient``: bad rows are left out."""
     value = swift_arguments.one_dataset(flag, values)
     if Path(value).exists():
-        made = upload(context, Path(value))
+        made = upload(context, Path(value), bad_rows_are_left_out=lenient)
         context.output.say(f"uploaded {escape(value)} as {made['id']}")
         return made["id"]
     if "/" in value or "." in value:
