@@ -83,9 +83,9 @@ def running_platform(home: Path, *arguments: str) -> Iterator[RunningPlatform]:
         arguments: of ``martlet up``.
     """
     platform = RunningPlatform(home)
-    done = platform.run("up", "--detach", "--http-port", "0", "--grpc-port", "0", *arguments, timeout=600)
-    assert done.returncode == 0, f"martlet up failed:\n{done.stdout}\n{done.stderr}"
     try:
+        done = platform.run("up", "--detach", "--http-port", "0", "--grpc-port", "0", *arguments, timeout=600)
+        assert done.returncode == 0, f"martlet up failed:\n{done.stdout}\n{done.stderr}"
         yield platform
     finally:
         done = platform.run("down")
