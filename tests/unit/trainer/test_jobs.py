@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
 from martlet.trainer.v1 import training_job_pb2, training_service_pb2
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import Artifact, PublishedModel
@@ -260,6 +261,21 @@ def test_spec_survives_the_record_as_it_was_asked(kit: Kit) -> None:
     assert shown.spec == spec
     assert shown.spec.hyperparameters.HasField("weight_decay"), "a zero that was asked for became unset"
     assert (config.data.on_bad_rows, config.hyperparameters.max_steps, config.seed) == ("skip", 12345678901, 0)
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (StringValue(value="a lot").SerializeToString(), "epoch_count (field 1) is of another type"),
+        (b"\xf8\x07\x01", "field 127 isn't known"),
+    ],
+)
+def test_fields_that_protobuf_would_ignore_are_refused(sent: bytes, told: str) -> None:
+    numbers = training_job_pb2.Hyperparameters.FromString(sent)
+    with pytest.raises(InvalidArgument) as caught:
+        convert.spec_to_dict(training_job_pb2.TrainingSpec(base_model=BASE, hyperparameters=numbers))
+    assert caught.value.violations[0].field == "spec.hyperparameters"
+    assert told in caught.value.message
 
 
 def test_job_as_the_contract_shows_it(kit: Kit) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 from martlet.trainer.v1 import merge_job_pb2, training_job_pb2, training_service_pb2
 from martlet_core.errors import InvalidArgument
 from martlet_core.ids import ID_PATTERN
@@ -37,8 +38,28 @@ def job_id(name: str, kind: str) -> str:
 
 
 def spec_to_dict(spec: Message) -> dict[str, Any]:
-    """A spec as it is kept in the job's record: what was asked for, fields by their names in the contract."""
+    """A spec as it is kept in the job's record: what was asked for, fields by their names in the contract.
+
+    Raises:
+        InvalidArgument: it holds fields that the contract doesn't know, or of another type than it says; protobuf would
+            ignore both in silence.
+    """
+    _refuse_unknown_fields(spec, "spec")
     return MessageToDict(spec, preserving_proto_field_name=True)
+
+
+def _refuse_unknown_fields(message: Message, path: str) -> None:
+    numbers = sorted({field.field_number for field in UnknownFieldSet(message)})
+    if numbers:
+        names: Mapping[int, Any] = message.DESCRIPTOR.fields_by_number
+        said = [
+            f"{names[n].name} (field {n}) is of another type" if n in names else f"field {n} isn't known"
+            for n in numbers
+        ]
+        raise InvalidArgument.field(path, f"{', '.join(said)}; see {message.DESCRIPTOR.full_name} in the contract")
+    for field, value in message.ListFields():
+        if isinstance(value, Message):
+            _refuse_unknown_fields(value, f"{path}.{field.name}")
 
 
 def new_training_job(
