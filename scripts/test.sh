@@ -27,7 +27,7 @@ run() {
   echo "== test: $name"
   local start=$SECONDS log status=0
   log=$(mktemp)
-  "$python" -m pytest -q --color=no "$@" "${paths[@]}" 2>&1 | tee "$log" || status=$?
+  "$python" -m pytest -q --color=no --durations=12 --durations-min=5 "$@" "${paths[@]}" 2>&1 | tee "$log" || status=$?
   # 5: nothing was selected (a -k that fits elsewhere).
   if [ "$status" -ne 0 ] && [ "$status" -ne 5 ] && ! grep -qE '[0-9]+ (failed|error)' "$log"; then failed=$((failed + 1)); fi
   passed=$((passed + $(count passed "$log")))

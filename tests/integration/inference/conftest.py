@@ -54,7 +54,7 @@ def smollm2() -> Path:
     """SmolLM2-135M-Instruct as an ordinary model directory; prepared once, then kept."""
     if named := os.environ.get("MARTLET_TEST_MODEL_DIR"):
         return Path(named)
-    directory = ROOT / ".martlet" / "cache" / "test-models" / BASE
+    directory = Path(os.environ.get("MARTLET_MODELS_DIR") or ROOT / ".martlet" / "models") / BASE
     if not (directory / "config.json").is_file():
         command = [
             environment_python("trainer"),
@@ -80,8 +80,13 @@ class Platform:
     def publish(self, name: str, kind: str, directory: Path, **fields: Any) -> PublishedModel:
         """Store a directory and make it known under a name."""
         artifact_kind = "adapter" if kind == "adapter" else "model"
-        artifact = self.artifacts.put_directory(directory, kind=artifact_kind, tenant="default")
-        return self.models.publish(PublishedModel(name, kind, artifact_id=artifact.id, **fields))
+        return self.models.publish(
+            PublishedModel(name, kind, artifact_id=self.store(artifact_kind, directory), **fields)
+        )
+
+    def store(self, kind: str, directory: Path) -> str:
+        """Store a directory; the artifact's id."""
+        return self.artifacts.put_directory(directory, kind=kind, tenant="default").id
 
 
 @pytest.fixture(scope="session")
@@ -105,14 +110,15 @@ def wait_for(condition: Callable[[], Any], timeout_seconds: float, what: str) ->
 
 
 class ReplicaProcess:
-    """``python -m martlet_inference serve`` in the inference environment."""
+    """``python -m martlet_inference serve`` in the inference environment, with a model directory of its own."""
 
-    def __init__(self, platform: Platform, directory: Path) -> None:
+    def __init__(self, platform: Platform, model: Path, directory: Path) -> None:
         self.log_path = directory / "replica.log"
         settings = platform.settings
         env = {key: value for key, value in os.environ.items() if not key.startswith("MARTLET_")}
         env |= {
             "MARTLET_MODEL": BASE,
+            "MARTLET_MODEL_DIR": str(model),
             "MARTLET_GRPC_ADDRESS": "127.0.0.1:0",
             "MARTLET_S3_ENDPOINT": settings.s3_endpoint,
             "MARTLET_S3_ACCESS_KEY": settings.s3_access_key,
@@ -195,12 +201,10 @@ class ReplicaProcess:
 
 @pytest.fixture(scope="session")
 def replica(platform: Platform, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplicaProcess]:
-    """A replica that is started before its base model is published, as it may happen."""
-    started = ReplicaProcess(platform, tmp_path_factory.mktemp("replica"))
+    """A replica as the launcher starts it: nobody publishes its base model."""
+    started = ReplicaProcess(platform, smollm2, tmp_path_factory.mktemp("replica"))
     try:
-        wait_for(lambda: "waiting for the model to be published" in started.log(), 60, "the replica to wait")
         assert not started.serving()
-        platform.publish(BASE, "base", smollm2)
         started.wait_serving()
         yield started
     finally:
