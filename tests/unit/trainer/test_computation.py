@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from martlet_core.errors import FailedPrecondition
 from martlet_trainer.data.encode import EncodedRow
+from martlet_trainer.training import computation
 from martlet_trainer.training import loss as loss_module
-from martlet_trainer.training import models
 from martlet_trainer.training.attention import IMPLEMENTATION, RowLayout
 from martlet_trainer.training.batches import collate_padded, collate_rows
 from martlet_trainer.training.loss import LossHead, plain_loss
@@ -151,12 +152,14 @@ def test_lora_that_does_more_is_left_to_peft(model: Any, change: dict[str, Any])
 def test_models_that_ignore_the_layout_are_found_out(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a model gets padded batches, and packing is refused instead of mixing rows."""
     rows = random_rows([20, 30, 25])
-    monkeypatch.setattr(models, "IMPLEMENTATION", "sdpa")  # as if the architecture dropped the layout on its way
-    assert not models.choose_computation(model, rows, CPU, packing=False, dropout=False).isolates_rows
-    with pytest.raises(models.FailedPrecondition, match="can't keep packed rows apart"):
-        models.choose_computation(model, rows, CPU, packing=True, dropout=False)
+    monkeypatch.setattr(computation, "IMPLEMENTATION", "sdpa")  # as if the architecture dropped the layout on its way
+    padded = computation.choose_computation(model, rows, CPU, packing=False)
+    assert not padded.isolates_rows
+    assert "logits differ" in padded.why_padded
+    with pytest.raises(FailedPrecondition, match="can't keep packed rows apart"):
+        computation.choose_computation(model, rows, CPU, packing=True)
     monkeypatch.undo()
-    assert models.choose_computation(model, rows, CPU, packing=True, dropout=False).isolates_rows
+    assert computation.choose_computation(model, rows, CPU, packing=True).isolates_rows
 
 
 def test_scaled_logits_are_left_to_the_model() -> None:

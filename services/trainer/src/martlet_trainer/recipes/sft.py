@@ -21,9 +21,10 @@ from martlet_trainer.data.load import load_rows, split_rows
 from martlet_trainer.data.report import DataReport
 from martlet_trainer.training import launch
 from martlet_trainer.training.checkpoint import TrainingState
+from martlet_trainer.training.computation import Computation, choose_computation
 from martlet_trainer.training.devices import Placement, peak_memory_bytes, place, set_threads
 from martlet_trainer.training.loop import LoopInputs, TrainingLoop, count_parameters
-from martlet_trainer.training.models import choose_computation, context_length, load_tokenizer
+from martlet_trainer.training.models import context_length, load_tokenizer
 from martlet_trainer.training.plan import PlanSettings, StepPlan
 from martlet_trainer.training.processes import Processes
 from martlet_trainer.tuners import TUNERS, Tuner, TunerInputs
@@ -74,8 +75,7 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
     if should_stop():
         raise StopRequested
     config = _with_device_defaults(config, placement, tuner)
-    dropout = config.tuner.kind != "full" and config.tuner.lora_dropout > 0
-    computation = choose_computation(tuner.model, rows, placement.device, config.data.packing, dropout)
+    computation = choose_computation(tuner.model, rows, placement.device, config.data.packing)
     fuse(tuner.model)
     processes = Processes(placement)
     plan = _plan(config, rows, processes.count)
@@ -85,7 +85,7 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
         should_stop,
     )
     torch.manual_seed(config.seed + 1 + processes.rank)  # dropout differs between processes
-    _say_start(report, tuner, plan, placement, resume, computation.isolates_rows)
+    _say_start(report, tuner, plan, placement, resume, computation)
     if resume is not None:
         loop.restore(resume)
     report.phase("training")
@@ -192,13 +192,15 @@ def _say_data(report: Report, name: str, found: DataReport) -> None:
 
 
 def _say_start(
-    report: Report, tuner: Tuner, plan: StepPlan, placement: Placement, resume: Path | None, isolates_rows: bool
+    report: Report, tuner: Tuner, plan: StepPlan, placement: Placement, resume: Path | None, computation: Computation
 ) -> None:
     trained, total = count_parameters(tuner.model)
     report.log(
         f"training {trained:,} of {total:,} parameters for {plan.total_steps} steps on {placement.device.type} in {placement.precision}, "
-        f"{'without padding' if isolates_rows else 'with padded batches'}{', going on from a checkpoint' if resume else ''}"
+        f"{'without padding' if computation.isolates_rows else 'with padded batches'}{', going on from a checkpoint' if resume else ''}"
     )
+    if computation.why_padded:
+        report.log(f"batches are padded, which costs time and nothing else: {computation.why_padded}")
 
 
 def _base_name(config: TrainingConfig, adapter: Path | None) -> str:

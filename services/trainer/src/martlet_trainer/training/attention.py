@@ -8,8 +8,9 @@ implementation with transformers under ``IMPLEMENTATION``; a model uses it after
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ IMPLEMENTATION = "martlet_rows"
 
 #: Rows up to this many tokens share a grid whatever their lengths; above it, a grid holds lengths within a factor of two.
 _SMALL_ROW = 128
+#: What models hand to their attention that changes nothing here; anything else they set would change the numbers.
+_HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "output_router_logits", "deterministic"})
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,9 @@ def rows_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     layout: RowLayout | None = None,
-    **_: Any,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each row, and from each row to the shared prefix.
 
@@ -97,28 +102,59 @@ def rows_attention(
         dropout: share of attention weights to drop.
         scaling: factor on the scores; default 1 / sqrt(head size).
         layout: where the rows lie. Required.
+        sliding_window: tokens that a token sees, itself included; None for all before it.
+        is_causal: refused if False; the layer's own ``is_causal`` counts where this is None.
+        others: refused if they could change the numbers (capped scores, attention sinks, position biases).
 
     Returns:
         (1, T, heads, head size), and no weights.
+
+    Raises:
+        ValueError: the model asks for something that this attention doesn't do.
     """
     if layout is None:
         raise ValueError(f"attention {IMPLEMENTATION!r} needs a layout in the model's forward call")
+    _refuse_unknown(getattr(module, "is_causal", True) if is_causal is None else is_causal, others)
     attend = _Attend(getattr(module, "num_key_value_groups", 1), dropout, scaling)
     # (T, heads, size): tokens lead, so that a row is one piece of memory.
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     shared = layout.prefix_length
     prefix_query, prefix_key, prefix_value = (tensor[:shared].unsqueeze(0) for tensor in (query, key, value))
-    pieces = [attend(prefix_query, prefix_key, prefix_value, None)[0]] if shared else []
+    pieces = []
+    if shared:
+        mask = _window_mask(shared, 0, sliding_window, query.device)
+        pieces.append(attend(prefix_query, prefix_key, prefix_value, mask)[0])
     for grid in layout.grids:
         place = slice(shared + grid.start, shared + grid.end)
         wide_query, wide_key, wide_value = (_to_grid(tensor[place], grid) for tensor in (query, key, value))
         if shared:
             wide_key = torch.cat((prefix_key.expand(grid.row_count, -1, -1, -1), wide_key), dim=1)
             wide_value = torch.cat((prefix_value.expand(grid.row_count, -1, -1, -1), wide_value), dim=1)
-        wide = attend(wide_query, wide_key, wide_value, grid.mask)
+        narrow = _window_mask(grid.longest, shared, sliding_window, query.device)
+        wide = attend(wide_query, wide_key, wide_value, grid.mask if narrow is None else narrow)
         pieces.append(wide.reshape(grid.row_count * grid.longest, *wide.shape[2:]).index_select(0, grid.slots))
     out = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     return out.unsqueeze(0), None
+
+
+def _refuse_unknown(is_causal: bool, others: Mapping[str, Any]) -> None:
+    names = [
+        name for name, value in others.items() if name not in _HARMLESS and value is not None and value is not False
+    ]
+    if names or not is_causal:
+        asked = ", ".join(sorted(names)) or "attention to later tokens"
+        raise ValueError(f"attention {IMPLEMENTATION!r} doesn't do what the model asks for: {asked}")
+
+
+def _window_mask(longest: int, prefix: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Which of the prefix and the row each token sees through a window. Shape (longest, prefix + longest); None where all fit into it."""
+    return None if window is None or prefix + longest <= window else _banded_mask(longest, prefix, window, device)
+
+
+@lru_cache(maxsize=8)  # every layer of a step asks for the same few
+def _banded_mask(longest: int, prefix: int, window: int, device: torch.device) -> torch.Tensor:
+    mask = torch.ones(longest, prefix + longest, dtype=torch.bool, device=device)
+    return mask.tril_(diagonal=prefix).triu_(diagonal=prefix - window + 1)
 
 
 @dataclass(frozen=True)

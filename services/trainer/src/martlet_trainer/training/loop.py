@@ -28,8 +28,8 @@ from martlet_trainer.training.checkpoint import (
     set_random_states,
     write_checkpoint,
 )
+from martlet_trainer.training.computation import Computation
 from martlet_trainer.training.devices import Placement, peak_memory_bytes
-from martlet_trainer.training.models import Computation
 from martlet_trainer.training.optimizers import build_optimizer, build_schedule
 from martlet_trainer.training.plan import StepPlan
 from martlet_trainer.training.processes import Processes

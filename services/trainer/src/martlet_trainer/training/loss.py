@@ -93,7 +93,7 @@ class LossHead:
             return None
         if any(getattr(config, key, None) not in (None, 0, 1, 1.0) for key in _SCALED_LOGITS):
             return None
-        return LossHead(head) if "logits_to_keep" in inspect.signature(_causal_forward(model)).parameters else None
+        return LossHead(head) if keeps_chosen_logits(model) else None
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         """The objective: loss of a batch made by ``collate_rows``."""
@@ -123,6 +123,7 @@ def plain_loss(model: nn.Module, batch: Batch) -> Loss:
     return Loss(total, (chosen.detach().argmax(dim=1) == batch.targets).sum())
 
 
-def _causal_forward(model: Any) -> Callable[..., Any]:
+def keeps_chosen_logits(model: Any) -> bool:
+    """Whether the model's forward takes ``logits_to_keep`` and so computes no other logits."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.forward
+    return "logits_to_keep" in inspect.signature(base.forward).parameters

@@ -1,0 +1,181 @@
+"""Chooses how a model's batches are made: without padding where that gives the model's own numbers, padded where it doesn't.
+
+Whether a model's attention can be replaced is not read off a list of architectures. What the attention can't do (capped scores, sinks,
+position biases) it refuses when a model asks for it; everything else is found by trying both ways on a few rows, the longest one among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from martlet_core.errors import FailedPrecondition
+from torch import nn
+from torch.nn import functional
+
+from martlet_trainer.data.encode import EncodedRow
+from martlet_trainer.training.attention import IMPLEMENTATION
+from martlet_trainer.training.batches import Batch, Collate, collate_padded, collate_rows
+from martlet_trainer.training.loss import LossHead, Objective, keeps_chosen_logits, plain_loss
+
+#: Short rows, their tokens, and the tokens in common with which the computation without padding is checked.
+_CHECK_ROWS, _CHECK_TOKENS, _CHECK_PREFIX = 2, 64, 8
+#: Difference of the logits, as a share of their spread, that rounding explains where the same row is computed in another way.
+_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
+#: The same where nothing but a neighbour changes, or logits become a loss: next to nothing is left to rounding.
+_EXACT = 5e-3
+#: In 8 bit a row's numbers depend on the batch, also with padding: this many times that difference is let pass.
+_NOISE_FACTOR = 3.0
+#: What a model raises whose architecture doesn't fit the replaced attention.
+_MISFITS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, AssertionError)
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How batches are made and what their loss is.
+
+    Attributes:
+        collate: makes a batch.
+        objective: loss of a batch.
+        isolates_rows: rows may share a sequence.
+        why_padded: why batches are padded; empty where they aren't.
+    """
+
+    collate: Collate
+    objective: Objective
+    isolates_rows: bool
+    why_padded: str = ""
+
+
+def choose_computation(model: Any, rows: Sequence[EncodedRow], device: torch.device, packing: bool) -> Computation:
+    """The computation without padding if it gives this model's own numbers, else the padded one.
+
+    Args:
+        model: as it will be trained; its attention is switched over.
+        rows: training rows; a few of them are tried.
+        device: where the model is.
+        packing: whether rows must be able to share a sequence.
+
+    Raises:
+        FailedPrecondition: packing is asked for, but the model's attention can't keep packed rows apart.
+    """
+    before = model.config._attn_implementation
+    collate = partial(collate_rows, share_prefix=not has_dropout(model))
+    model.eval()
+    try:
+        return Computation(collate, _objective_without_padding(model, rows, device, collate), isolates_rows=True)
+    except _MISFITS as error:
+        reason = str(error) or type(error).__name__
+    model.set_attn_implementation(before)
+    if packing:
+        raise FailedPrecondition(
+            f"this model's attention can't keep packed rows apart ({reason}); set data.packing to false",
+            reason="PACKING_UNSUPPORTED",
+        )
+    return Computation(collate_padded, plain_loss, isolates_rows=False, why_padded=reason)
+
+
+def has_dropout(model: Any) -> bool:
+    """Whether training drops anything at random: in the model's own layers, in its attention, or in front of an adapter."""
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        return True
+    config = model.config.get_text_config().to_dict()
+    rates = (value for name, value in config.items() if "dropout" in name or "pdrop" in name)
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
+@torch.no_grad()
+def _objective_without_padding(
+    model: Any, rows: Sequence[EncodedRow], device: torch.device, collate: Collate
+) -> Objective:
+    """Switches the model's attention over and returns the objective that goes with it.
+
+    Raises:
+        ValueError: the numbers aren't the model's own. Models whose architecture doesn't fit raise what they like.
+    """
+    checked = _check_rows(rows)
+    wanted = [_logits(model, collate_padded([row], device)) for row in checked]
+    noise = _noise(model, checked, wanted, device)
+    model.set_attn_implementation(IMPLEMENTATION)
+    if model.config.get_text_config()._attn_implementation != IMPLEMENTATION:
+        raise ValueError("its attention can't be replaced")
+    limits = _limits(model, noise)
+    _require_same(_logits(model, collate(checked, device)), torch.cat(wanted), limits.rounding, "without padding")
+    short = checked[:_CHECK_ROWS]
+    _require_isolation(model, short, device, limits.neighbour)
+    head = LossHead.of(model)
+    return plain_loss if head is None or not _is_same_loss(model, head, collate(short, device)) else head
+
+
+def _is_same_loss(model: Any, head: LossHead, batch: Batch) -> bool:
+    wanted = functional.cross_entropy(_logits(model, batch), batch.targets, reduction="sum").item()
+    return abs(head(model, batch).total.item() - wanted) <= _EXACT * max(1.0, wanted)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Differences that are let pass: between two ways to compute a row, and between two neighbours of it."""
+
+    rounding: float
+    neighbour: float
+
+
+def _limits(model: Any, noise: float) -> _Limits:
+    if noise:
+        return _Limits(noise, noise)
+    return _Limits(_ROUNDING.get(next(model.parameters()).dtype, max(_ROUNDING.values())), _EXACT)
+
+
+def _noise(model: Any, checked: Sequence[EncodedRow], wanted: Sequence[torch.Tensor], device: torch.device) -> float:
+    """How much a row's logits depend on the batch it is in, by the model's own computation: much in 8 bit, 0 for all others."""
+    quantization = getattr(model.config, "quantization_config", None)
+    if not getattr(quantization, "load_in_8bit", False):
+        return 0.0
+    return _NOISE_FACTOR * _difference(_logits(model, collate_padded(checked, device)), torch.cat(list(wanted)))
+
+
+def _require_isolation(model: Any, checked: Sequence[EncodedRow], device: torch.device, limit: float) -> None:
+    """A row's logits must not depend on what the row before it says."""
+    first, last = checked[0], checked[-1]
+    stranger = EncodedRow(first.input_ids[::-1].copy(), first.is_target)
+    beside, beside_stranger = (
+        _logits(model, collate_rows([row, last], device, share_prefix=False))[-last.target_count :]
+        for row in (first, stranger)
+    )
+    _require_same(beside_stranger, beside, limit, "beside another row")
+
+
+def _check_rows(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
+    """A few short rows and the longest one, by length, with a common beginning. Nearly every token behind it is a target."""
+    longest = max(rows, key=lambda row: len(row.input_ids)).input_ids
+    beginning = rows[0].input_ids[:_CHECK_PREFIX]
+    texts = [np.concatenate([beginning, row.input_ids[-_CHECK_TOKENS:]]) for row in rows[:_CHECK_ROWS]]
+    texts.append(np.concatenate([beginning, longest[len(beginning) :]]))
+    checked = []
+    for ids in sorted((ids[: len(longest)] for ids in texts), key=len):
+        places = np.arange(len(ids))
+        first = min(max(len(beginning), len(ids) - _CHECK_TOKENS), len(ids) - 1)
+        checked.append(EncodedRow(ids, places >= first))
+    return checked
+
+
+def _logits(model: Any, batch: Batch) -> torch.Tensor:
+    """Logits at the batch's positions. Shape (targets, vocabulary)."""
+    if keeps_chosen_logits(model) and len(batch.inputs["input_ids"]) == 1:
+        return model(**batch.inputs, logits_to_keep=batch.positions).logits[0].float()
+    logits = model(**batch.inputs).logits
+    return logits.reshape(-1, logits.shape[-1])[batch.positions].float()
+
+
+def _require_same(found: torch.Tensor, wanted: torch.Tensor, limit: float, when: str) -> None:
+    difference = _difference(found, wanted)
+    if not difference <= limit:  # also refuses NaN
+        raise ValueError(f"{when} its logits differ by {difference:.2g} of their spread")
+
+
+def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((found - wanted).norm() / (wanted - wanted.mean()).norm()).item()
