@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +144,13 @@ def test_what_cannot_be_served_says_why(
     assert error.reason == "ADAPTER_REFUSED"
     assert "ft:broken" not in replica.models()
 
+    dora = tmp_path / "dora"
+    dora.mkdir()
+    config = {"r": 8, "lora_alpha": 8, "target_modules": ["q_proj"], "use_dora": True}
+    (dora / "adapter_config.json").write_text(json.dumps(config))
+    platform.publish("ft:dora", "adapter", dora, base_model=BASE, lora_rank=8)
+    assert failure(replica.stream(model="ft:dora", messages=messages)).reason == "ADAPTER_NEEDS_MERGE"
+
     request = pb.CallOpenAIRequest(route=pb.OPEN_AI_ROUTE_EMBEDDINGS, model=BASE)
     request.body = json.dumps({"model": BASE, "input": "x"}).encode()
     assert failure(replica.stub.CallOpenAI(request)).reason == "NO_POOLING_MODEL"
@@ -162,23 +170,30 @@ def test_a_client_that_goes_away_frees_the_engine(replica: ReplicaProcess) -> No
     _until(lambda: replica.info().load.active_requests == 0, 5)
 
 
-def test_a_whole_model_takes_the_engines_place(
+def test_a_whole_model_takes_the_engines_place_and_bears_adapters_of_its_own(
     replica: ReplicaProcess, platform: Platform, smollm2: Path, adapters: list[str]
 ) -> None:
-    platform.publish("merged-1", "whole", smollm2)
+    """It is named by its artifact, as adapters do that were trained on one."""
+    merged = f"artifacts/{platform.store('merged_model', smollm2)}"
+    adapter = platform.models.get(adapters[1])
+    platform.models.publish(replace(adapter, name="ft:on-merged", base_model=merged))
     messages = [{"role": "user", "content": "What is the capital of France?"}]
-    assert failure(replica.stream(model="merged-1", messages=messages)).reason == "MODEL_NOT_LOADED"
-    request = service_pb.LoadModelRequest(model="merged-1", drain_timeout=Duration(seconds=5))
+    assert failure(replica.stream(model=merged, messages=messages)).reason == "MODEL_NOT_LOADED"
+    assert failure(replica.stream(model="ft:on-merged", messages=messages)).reason == "BASE_MODEL_NOT_LOADED"
+    options = {"temperature": 0, "max_tokens": 1, "logprobs": True}
+    before = logprobs(replica.chat(model=adapters[1], **options))
+    request = service_pb.LoadModelRequest(model=merged, drain_timeout=Duration(seconds=5))
     served = replica.stub.LoadModel(request, timeout=240)
     assert served.state == pb.MODEL_STATE_READY
-    assert replica.chat(model="merged-1", max_tokens=2)["http_status"] == 200
-    assert list(replica.models()) == ["merged-1"]
+    assert list(replica.models()) == [merged]
+    assert replica.chat(model=merged, max_tokens=2)["http_status"] == 200
+    assert logprobs(replica.chat(model="ft:on-merged", **options)) == pytest.approx(before, abs=1e-3)
     assert failure(replica.stream(messages=messages)).reason == "MODEL_NOT_LOADED"
     assert failure(replica.stream(model=adapters[0], messages=messages)).reason == "BASE_MODEL_NOT_LOADED"
 
 
 def test_a_killed_engine_is_reported_and_started_again(replica: ReplicaProcess) -> None:
-    [name] = replica.models()
+    name = next(name for name, model in replica.models().items() if model.kind == pb.MODEL_KIND_WHOLE)
     messages = [{"role": "user", "content": "Tell me a very long story."}]
     pid = replica.engine_pid()
     call = replica.stream(model=name, messages=messages, stream=True, max_tokens=1900, ignore_eos=True)

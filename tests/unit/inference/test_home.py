@@ -145,8 +145,12 @@ async def test_a_hub_model_is_downloaded_at_its_commit(hub: Hub, tmp_path: Path)
     [(repository, options)] = hub.asked
     assert (repository, options["revision"]) == ("org/model", "c1")
     assert not any(pattern.endswith(".py") or pattern == "*" for pattern in options["allow_patterns"])
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound) as caught:
         await source.resolve("org/model@c2", "acme")
+    assert caught.value.metadata["close_matches"].split(",")[0] == "org/model@c1"
+    with pytest.raises(NotFound) as caught:
+        await source.resolve("nonsense", "acme")
+    assert "org/model" not in caught.value.message
 
 
 async def test_errors_of_the_hub_say_what_to_do(hub: Hub, tmp_path: Path) -> None:

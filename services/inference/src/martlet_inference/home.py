@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from martlet_core.artifacts.types import PublishedModel
-from martlet_core.errors import FailedPrecondition, InvalidArgument
+from martlet_core.errors import FailedPrecondition, InvalidArgument, NotFound
 from martlet_core.model_rules import ARTIFACT_PREFIX, parse_hub_id, serves_base
 
 from martlet_inference.hub import HubModels
-from martlet_inference.model_source import ModelSource
+from martlet_inference.model_source import ModelSource, unknown_model
 from martlet_inference.settings import InferenceSettings
 
 
@@ -87,7 +88,13 @@ class HomeSource:
     async def resolve(self, name: str, tenant: str) -> PublishedModel:
         if serves_base(self._home.name, name):
             return PublishedModel(self._home.name, "base")
-        return await self._others.resolve(name, tenant)
+        try:
+            return await self._others.resolve(name, tenant)
+        except NotFound as exc:
+            if get_close_matches(name, [self._home.name], cutoff=0.5):
+                known = [self._home.name, *filter(None, exc.metadata.get("close_matches", "").split(","))]
+                raise unknown_model(name, {**exc.metadata, "close_matches": ",".join(known)}) from exc
+            raise
 
     async def files(self, model: PublishedModel) -> Path:
         if model.name != self._home.name:

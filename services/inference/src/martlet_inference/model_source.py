@@ -68,7 +68,7 @@ class RegistrySource:
             hub = parse_hub_id(name)
             if hub and hub.revision:
                 return PublishedModel(name, "base")
-            raise _unknown_model(name, exc.metadata) from exc
+            raise unknown_model(name, exc.metadata) from exc
 
     async def files(self, model: PublishedModel) -> Path:
         if model.artifact_id:
@@ -87,7 +87,7 @@ class RegistrySource:
         try:
             artifact = self._artifacts.get(name.removeprefix(ARTIFACT_PREFIX), tenant=tenant)
         except NotFound as exc:
-            raise _unknown_model(name, {}) from exc
+            raise unknown_model(name, {}) from exc
         if artifact.kind not in _WHOLE_MODELS:
             raise FailedPrecondition(
                 f"{name} is of kind {artifact.kind}; an engine is started with a whole model. Adapters are used by the "
@@ -106,7 +106,7 @@ class FixedSource:
     async def resolve(self, name: str, tenant: str) -> PublishedModel:
         if name == self._model.name:
             return self._model
-        raise _unknown_model(name, {"close_matches": self._model.name})
+        raise unknown_model(name, {"close_matches": self._model.name})
 
     async def files(self, model: PublishedModel) -> Path:
         raise FailedPrecondition(
@@ -118,7 +118,8 @@ class FixedSource:
         """It keeps nothing."""
 
 
-def _unknown_model(name: str, metadata: Mapping[str, str]) -> NotFound:
+def unknown_model(name: str, metadata: Mapping[str, str]) -> NotFound:
+    """The error for a name that nothing answers to; ``metadata["close_matches"]`` has similar ones, comma-separated."""
     message = f"The model {name!r} does not exist or you do not have access to it."
     close = [match for match in metadata.get("close_matches", "").split(",") if match]
     if close:
