@@ -104,30 +104,6 @@ def test_mistakes_are_named(platform: RunningPlatform, argv: tuple[str, ...], me
     assert message in json.loads(done.stdout)["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "empty"),
-        ('{"messages": [{"role": "user", "content": "no answer"}]}\n', "line 1"),
-        ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n{oops\n', "line 2"),
-    ],
-)
-def test_bad_rows_are_named_before_any_training(
-    platform: RunningPlatform, tmp_path: Path, content: str, message: str
-) -> None:
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text(content)
-    done = platform.run("train", "--model", MODEL, "--dataset", str(bad), "--json")
-    assert done.returncode != 0
-    assert message in json.loads(done.stdout)["error"]["message"].lower()
-
-
-def test_hyperparameter_out_of_range_is_named(platform: RunningPlatform, rows: Path) -> None:
-    done = platform.run("train", "--model", MODEL, "--dataset", str(rows), "--lora_rank", "9999", "--json")
-    assert done.returncode != 0
-    assert "lora_rank" in json.loads(done.stdout)["error"]["message"]
-
-
 def test_a_second_up_is_refused(platform: RunningPlatform) -> None:
     done = platform.run("up", "--detach", "--engine", "echo", "--json")
     assert done.returncode == 1

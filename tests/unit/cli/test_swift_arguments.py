@@ -127,6 +127,27 @@ def test_unknown_flags_are_refused_with_what_to_do(
     assert message in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--num_train_epochs", "three"], "--num_train_epochs: invalid float value: 'three'"),
+        (["train", "--tuner_type", "prefix"], "--sft_type: invalid choice: 'prefix'"),
+        (["jobs", "show"], "the following arguments are required: id"),
+        (["jobs", "lsit"], "invalid choice: 'lsit'"),
+        (["nothing"], "invalid choice: 'nothing'"),
+    ],
+)
+def test_wrong_arguments_are_said_as_they_were_asked_for(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*argv, "--json"]) == 2
+    assert message in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert main(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err.replace("\n", "")
+
+
 @pytest.mark.parametrize("argument", [a for a in swift_arguments.ARGUMENTS if a.target], ids=lambda a: a.name)
 def test_every_target_is_a_field_of_the_contract(argument: swift_arguments.Argument) -> None:
     message = TrainingSpec.DESCRIPTOR

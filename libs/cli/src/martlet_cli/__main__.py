@@ -41,16 +41,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     signal.signal(signal.SIGTERM, _leave)
-    parser = build_parser()
-    arguments, unknown = parser.parse_known_args(argv)
-    used = getattr(arguments, "parser", parser)
-    output = Output(as_json=getattr(arguments, "json", False))
-    if not hasattr(arguments, "handler"):
-        if unknown:
-            used.error(f"there is no command {unknown[0]!r}")
-        used.print_help()
-        return EXIT_USAGE
+    # Looked up before parsing, so that what is wrong with the arguments is said in the way that was asked for.
+    output = Output(as_json="--json" in (sys.argv[1:] if argv is None else argv))
     try:
+        parser = build_parser()
+        arguments, unknown = parser.parse_known_args(argv)
+        used = getattr(arguments, "parser", parser)
+        if not hasattr(arguments, "handler"):
+            if unknown:
+                used.error(f"there is no command {unknown[0]!r}")
+            used.print_help()
+            return EXIT_USAGE
         _refuse_unknown(used, unknown)
         return arguments.handler(Context(Layout.discover(arguments.home), output), arguments)
     except (MartletError, FileNotFoundError) as error:

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
+from martlet_core.errors import InvalidArgument
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 from martlet_cli.gateway import Connection, Gateway
@@ -33,11 +34,17 @@ class Context:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that shortens nothing: ``--lora`` must not silently mean ``--lora_rank``."""
+    """A parser that shortens nothing (``--lora`` must not silently mean ``--lora_rank``), and raises what is wrong: ``main``
+    says it, as JSON if that is wanted.
+    """
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", RawDescriptionRichHelpFormatter)
         super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InvalidArgument."""
+        raise InvalidArgument(f"{message.removeprefix('argument ')}; `{self.prog} --help` says what is taken")
 
 
 def command(

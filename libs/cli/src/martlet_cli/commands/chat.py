@@ -61,14 +61,15 @@ def _answer(context: Context, arguments: argparse.Namespace, messages: list[Any]
         name: value for name in ("temperature", "top_p", "seed") if (value := getattr(arguments, name)) is not None
     }
     output = context.output
+    client = context.gateway.openai.with_options(max_retries=0)  # a person wants to know why, and now
     with translated():
         if output.as_json:
-            whole = context.gateway.openai.chat.completions.create(
+            whole = client.chat.completions.create(
                 model=arguments.model, messages=messages, max_tokens=arguments.max_tokens, **options
             )
             output.json(whole.model_dump())
             return whole.choices[0].message.content or ""
-        stream = context.gateway.openai.chat.completions.create(
+        stream = client.chat.completions.create(
             model=arguments.model, messages=messages, max_tokens=arguments.max_tokens, stream=True, **options
         )
         parts = []
