@@ -45,7 +45,7 @@ run "unit, trainer" "$trainer" tests/unit/trainer -- "$@"
 run "contract" "$dev" tests/contract -- "$@"
 run "integration" "$dev" tests/integration -- "$@"
 run "faults" "$dev" tests/faults -- "$@"
-run "gpu" "$dev" tests/gpu -- "$@"
+run "gpu" "$trainer" tests/gpu -- "$@"
 
 echo "== tests took $((SECONDS - begun)) s, $skipped skipped (the reasons are above)"
 echo "$passed passed, $failed failed"
