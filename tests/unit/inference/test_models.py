@@ -300,14 +300,15 @@ async def test_adapters_that_are_more_than_lora_are_sent_to_the_merge(
     source.publish(replace(adapter("ft:1"), metadata=facts), adapter("ft:2"), adapter("ft:plain"))
     pool = ModelPool(engine, source, clock=clock)
     await pool.whole.load(BASE)
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, **facts}))
-    for name in ("ft:1", "ft:2"):
+    plain = {"r": 8, "use_dora": False, "modules_to_save": None}
+    for name, config in (("ft:1", plain), ("ft:2", {**plain, **facts})):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
         with pytest.raises(FailedPrecondition) as caught:
             await touch(pool, name)
         assert caught.value.reason == "ADAPTER_NEEDS_MERGE"
         assert said in caught.value.message
         assert f"martlet merge {name}" in caught.value.message
-    (tmp_path / "adapter_config.json").write_text('{"r": 8, "use_dora": false, "modules_to_save": null}')
+    (tmp_path / "adapter_config.json").write_text(json.dumps(plain))
     await touch(pool, "ft:plain")
     assert engine.log == ["start base-1", "load ft:plain"]
 
