@@ -82,10 +82,14 @@ def test_download_what_was_trained(platform: RunningPlatform, trained: dict[str,
 def test_keys_come_and_go(platform: RunningPlatform) -> None:
     made = platform.martlet("keys", "create", "acme", "--name", "for a test")
     assert made["secret"].startswith("mk-")
+    assert made["scope"] == "user"
     listed = platform.martlet("keys", "list", "--tenant", "acme")
     assert [key["id"] for key in listed] == [made["id"]]
     assert made["secret"] not in json.dumps(listed)
     assert platform.martlet("keys", "revoke", made["id"])["revoke_time"] > 0
+    assert platform.martlet("keys", "create", "ops", "--operator")["scope"] == "operator"
+    ours = platform.martlet("keys", "list", "--tenant", "default")
+    assert [key["scope"] for key in ours] == ["operator"], "whoever starts the platform runs it"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from martlet.trainer.v1 import (
     training_service_pb2,
     training_service_pb2_grpc,
 )
-from martlet_core.api_keys import ApiKeyStore
+from martlet_core.api_keys import OPERATOR, ApiKeyStore
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import InvalidArgument, NotFound
@@ -336,9 +336,9 @@ async def settings(tmp_path: Path, trainer: tuple[TrainerDouble, str]) -> Gatewa
 async def gateway(
     stores: Stores, trainer: tuple[TrainerDouble, str], settings: GatewaySettings
 ) -> AsyncIterator[GatewayUnderTest]:
-    """A running gateway with keys of two tenants."""
+    """A running gateway with keys of two tenants; the first one's is an operator's."""
     keys = ApiKeyStore(stores.objects)
-    key, _ = keys.create("acme")
+    key, _ = keys.create("acme", scope=OPERATOR)
     other_key, _ = keys.create("globex")
     server = GatewayServer(settings, stores, SharedMemory(LocalReplicaStore(), LocalRetryMemory()))
     await server.start()

@@ -19,6 +19,7 @@ from martlet.gateway.v1 import (
 )
 from martlet.inference.v1 import inference_pb2, inference_service_pb2, inference_service_pb2_grpc
 from martlet.trainer.v1 import training_job_pb2, training_service_pb2, training_service_pb2_grpc
+from martlet_core.api_keys import OPERATOR, ApiKeyStore
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import InvalidArgument, NotFound
 from martlet_core.rpc.client import error_from_rpc
@@ -161,10 +162,9 @@ async def test_adapters_are_loaded_pinned_and_unloaded(gateway: Any, start_repli
     await stub.PinModel(inference_service_pb2.PinModelRequest(model="ft:x", pinned=False), metadata=metadata)
     await stub.UnloadModel(inference_service_pb2.UnloadModelRequest(model="ft:x"), metadata=metadata)
     assert not replica.engine.adapters
+    theirs, _ = ApiKeyStore(gateway.stores.objects).create("globex", scope=OPERATOR)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.PinModel(
-            inference_service_pb2.PinModelRequest(model="ft:x"), metadata=gateway.metadata(gateway.other_key)
-        )
+        await stub.PinModel(inference_service_pb2.PinModelRequest(model="ft:x"), metadata=gateway.metadata(theirs))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from martlet_core.api_keys import ApiKeyStore
+from martlet_core.api_keys import OPERATOR, ApiKeyStore
 from martlet_core.artifacts.s3 import S3ObjectStore
 from martlet_core.errors import FailedPrecondition
 from martlet_core.settings import CoreSettings
@@ -14,7 +14,7 @@ from martlet_core.settings import CoreSettings
 from martlet_cli.credentials import load_or_make
 from martlet_cli.layout import Layout, read_json, write_json
 
-#: Tenant of the key that `martlet up` makes for the person who runs it.
+#: Tenant of the key that `martlet up` makes for the person who runs it; it is an operator's.
 FIRST_TENANT = "default"
 
 
@@ -51,7 +51,7 @@ def operator_settings(layout: Layout) -> dict[str, str]:
 def ensure_api_key(layout: Layout, settings: Mapping[str, str], base_url: str, say: Callable[[str], None]) -> None:
     """Register this home's own key and write what the commands need into ``client.json``; said aloud the first time."""
     secret = load_or_make(layout.secrets_file).api_key
-    key_store(settings).register(secret, FIRST_TENANT, "made by martlet up")
+    key_store(settings).register(secret, FIRST_TENANT, "made by martlet up", scope=OPERATOR)
     first = not layout.client_file.exists()
     write_json(layout.client_file, {"base_url": base_url, "api_key": secret}, mode=0o600)
     if first:

@@ -14,6 +14,9 @@ from martlet_core.artifacts.types import ObjectStore
 from martlet_core.errors import FailedPrecondition, InvalidArgument, NotFound, Unauthenticated
 from martlet_core.ids import NAME_PATTERN, new_id
 
+#: What a key may do. ``user``: everything of its tenant's. ``operator``: also what concerns all tenants.
+USER, OPERATOR = "user", "operator"
+
 SECRET_PATTERN = re.compile(r"mk-[A-Za-z0-9_-]{43}")
 
 _PREFIX = "keys/"
@@ -31,6 +34,7 @@ class ApiKey:
         hint: the secret's last four characters.
         create_time: seconds since the epoch.
         revoke_time: seconds since the epoch; 0 while it works.
+        scope: ``user`` or ``operator``.
     """
 
     id: str
@@ -39,6 +43,7 @@ class ApiKey:
     hint: str = ""
     create_time: float = 0.0
     revoke_time: float = 0.0
+    scope: str = USER
 
 
 class ApiKeyStore:
@@ -47,30 +52,36 @@ class ApiKeyStore:
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
 
-    def create(self, tenant: str, display_name: str = "") -> tuple[str, ApiKey]:
-        """Make a key; return its secret, which is shown this once, and its record. InvalidArgument: a bad tenant."""
+    def create(self, tenant: str, display_name: str = "", *, scope: str = USER) -> tuple[str, ApiKey]:
+        """Make a key; return its secret, which is shown this once, and its record. InvalidArgument: a bad tenant or scope."""
         if not NAME_PATTERN.fullmatch(tenant) or tenant in (".", ".."):
             raise InvalidArgument.field("tenant", f"{tenant[:100]!r} doesn't match {NAME_PATTERN.pattern}.")
         secret = "mk-" + secrets.token_urlsafe(_SECRET_BYTES)
-        key = self.register(secret, tenant, display_name)
+        key = self.register(secret, tenant, display_name, scope=scope)
         return secret, key
 
-    def register(self, secret: str, tenant: str, display_name: str = "") -> ApiKey:
-        """Store a key whose secret was made elsewhere (a deployment's first key); the same again is fine.
+    def register(self, secret: str, tenant: str, display_name: str = "", *, scope: str = USER) -> ApiKey:
+        """Store a key whose secret was made elsewhere (a deployment's first key). The same again is fine; another scope
+        takes the place of the one before.
 
         Raises:
-            InvalidArgument: the secret hasn't the form of one.
+            InvalidArgument: the secret hasn't the form of one, or there is no such scope.
             FailedPrecondition: it belongs to another tenant.
         """
         if not SECRET_PATTERN.fullmatch(secret):
             raise InvalidArgument.field("secret", f"must match {SECRET_PATTERN.pattern}.")
-        key = ApiKey(new_id(), tenant, display_name, secret[-4:], time())
-        if not self._objects.put_if_absent(_object_key(secret), _encode(key)):
-            existing = self._read(_object_key(secret))
-            if existing.tenant != tenant:
-                raise FailedPrecondition("The key is another tenant's.", reason="API_KEY_TAKEN")
-            return existing
-        return key
+        if scope not in (USER, OPERATOR):
+            raise InvalidArgument.field("scope", f"is {scope[:100]!r}; must be {USER} or {OPERATOR}.")
+        key = ApiKey(new_id(), tenant, display_name, secret[-4:], time(), scope=scope)
+        if self._objects.put_if_absent(_object_key(secret), _encode(key)):
+            return key
+        existing = self._read(_object_key(secret))
+        if existing.tenant != tenant:
+            raise FailedPrecondition("The key is another tenant's.", reason="API_KEY_TAKEN")
+        if existing.scope != scope:
+            existing = replace(existing, scope=scope)
+            self._objects.put(_object_key(secret), _encode(existing), content_type="application/json")
+        return existing
 
     def verify(self, secret: str) -> ApiKey:
         """The key of a secret. Unauthenticated if there is none, or it was revoked."""

@@ -11,7 +11,7 @@ import sys
 
 import uvloop
 from martlet_core import logs
-from martlet_core.api_keys import ApiKeyStore
+from martlet_core.api_keys import OPERATOR, ApiKeyStore
 from martlet_core.errors import MartletError
 from martlet_core.rpc.context import DEFAULT_TENANT
 from martlet_core.settings import PREFIX
@@ -73,8 +73,11 @@ def make_first_key(stores: Stores) -> str | None:
     keys = ApiKeyStore(stores.objects)
     if keys.list():
         return None
-    secret, key = keys.create(DEFAULT_TENANT, "made at first start")
-    print(f"Made the first API key, for tenant {key.tenant}. It is shown this once:\n\n    {secret}\n", flush=True)
+    secret, key = keys.create(DEFAULT_TENANT, "made at first start", scope=OPERATOR)
+    print(
+        f"Made the first API key, an operator's, for tenant {key.tenant}. It is shown this once:\n\n    {secret}\n",
+        flush=True,
+    )
     return secret
 
 

@@ -1,88 +1,105 @@
-"""API keys: who is calling. The tenant comes from the key and from nothing else."""
+"""API keys: who is calling, and what they may do. Both come from the key and from nothing else."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
-import time
-from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 
-from martlet_core.errors import Unauthenticated
+from martlet_core.api_keys import OPERATOR, ApiKeyStore
+from martlet_core.errors import PermissionDenied, Unauthenticated
 from martlet_core.rpc.context import DEFAULT_TENANT, INTERNAL_TOKEN_KEY
 
 from martlet_gateway.errors import unauthenticated
+from martlet_gateway.lookups import Lookups, LookupThreads
 
-_CACHE_SIZE = 10_000
 _UNKNOWN_SECONDS = 2.0
+_STALE_SECONDS = 300.0
 _LONGEST_KEY = 512
 
 REPLICA_SERVICE = "martlet.gateway.v1.ReplicaService"
+_INFERENCE = "/martlet.inference.v1.InferenceService"
+#: What changes how replicas serve everyone. Chats place and load models by themselves; that takes no such key.
+OPERATOR_METHODS = frozenset(f"{_INFERENCE}/{name}" for name in ("LoadModel", "UnloadModel", "PinModel"))
 
 
-class FindTenant(Protocol):
-    """Looks a key up in the object store."""
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is calling.
 
-    def __call__(self, key: str) -> str | None:
-        """The key's tenant; None for a key that isn't known (any more). Blocks."""
-        ...
+    Attributes:
+        tenant: whose files, jobs and models they are.
+        is_operator: may also change what replicas hold.
+    """
+
+    tenant: str
+    is_operator: bool = False
+
+    def require_operator(self, what: str) -> None:
+        """PermissionDenied for a key that isn't an operator's."""
+        if not self.is_operator:
+            raise PermissionDenied(
+                f"{what} changes what replicas serve to every tenant, so it needs an operator's key; an operator makes "
+                "one with `martlet keys create --operator`. To use a model, just name it in a request."
+            )
+
+
+#: Asks the store about a key: its caller, or None for a key that isn't known (any more). Blocks.
+FindCaller = Callable[[str], Caller | None]
 
 
 class Authenticator:
-    """Finds the tenant of a key, from a small cache that forgets after ``cache_seconds``: so long a deleted key may
-    still work.
+    """Finds the caller of a key, from a small cache that believes the store for ``cache_seconds``: so long a revoked key
+    may still work, and up to five minutes while the store doesn't answer.
 
     The cache holds digests, never keys. Unknown keys are remembered for two seconds, so that guessing doesn't reach the
     store.
 
     Args:
-        find_tenant: asks the store.
+        find: asks the store.
+        threads: where it is asked.
         internal_token: token of our own services; empty turns the check off.
-        cache_seconds: how long a tenant is believed.
+        cache_seconds: how long an answer is believed.
     """
 
-    def __init__(self, find_tenant: FindTenant, *, internal_token: str = "", cache_seconds: float = 10.0) -> None:
-        self._find_tenant = find_tenant
+    def __init__(
+        self, find: FindCaller, threads: LookupThreads, *, internal_token: str = "", cache_seconds: float = 10.0
+    ) -> None:
+        self._find = find
+        self._threads = threads
         self._internal_token = internal_token.encode()
-        self._cache_seconds = cache_seconds
-        self._cache: OrderedDict[bytes, tuple[float, str | None]] = OrderedDict()
+        self._lookups: Lookups[Caller] = Lookups(
+            fresh_seconds=cache_seconds,
+            absent_seconds=min(_UNKNOWN_SECONDS, cache_seconds),
+            stale_seconds=_STALE_SECONDS,
+        )
 
-    def cached_tenant(self, authorization: bytes | None) -> str | None:
-        """The tenant of an ``Authorization`` header seen lately; None means ``tenant`` must be asked."""
+    def known(self, authorization: bytes | None) -> Caller | None:
+        """The caller of an ``Authorization`` header seen lately; None means that ``caller`` must be asked."""
         if authorization is None:
             return None
-        entry = self._cache.get(hashlib.sha256(authorization).digest())
-        return entry[1] if entry is not None and entry[0] > time.monotonic() else None
+        return self._lookups.known(hashlib.sha256(authorization).digest(), partial(self._look_up, authorization))
 
-    async def tenant(self, authorization: bytes | None) -> str:
-        """The tenant of an ``Authorization`` header.
+    async def caller(self, authorization: bytes | None) -> Caller:
+        """The caller of an ``Authorization`` header.
 
         Raises:
             Unauthenticated: no key, a malformed header or an unknown key; always the same message.
+            Unavailable: the store doesn't answer, and the key wasn't seen lately.
         """
-        scheme, _, key = (authorization or b"").decode("latin-1").partition(" ")
-        key = key.strip()
-        if scheme.lower() != "bearer" or not key or len(key) > _LONGEST_KEY or authorization is None:
+        if authorization is None or not _key(authorization):
             raise unauthenticated()
         fingerprint = hashlib.sha256(authorization).digest()
-        now = time.monotonic()
-        expires, tenant = self._cache.get(fingerprint, (0.0, None))
-        if expires <= now:
-            tenant = await asyncio.to_thread(self._find_tenant, key)
-            life = self._cache_seconds if tenant is not None else min(_UNKNOWN_SECONDS, self._cache_seconds)
-            self._cache[fingerprint] = (now + life, tenant)
-            self._cache.move_to_end(fingerprint)
-            while len(self._cache) > _CACHE_SIZE:
-                self._cache.popitem(last=False)
-        if tenant is None:
+        found = await self._lookups.get(fingerprint, partial(self._look_up, authorization))
+        if found is None:
             raise unauthenticated()
-        return tenant
+        return found
 
     async def grpc_tenant(self, method: str, metadata: Mapping[str, str]) -> str:
         """The tenant of a gRPC call, for ``GrpcServer``: by ``authorization: Bearer``; ReplicaService asks for the
-        internal token instead.
+        internal token instead, and methods that change replicas for an operator's key.
         """
         if method.split("/")[1] == REPLICA_SERVICE:
             shown = metadata.get(INTERNAL_TOKEN_KEY, "").encode()
@@ -93,4 +110,31 @@ class Authenticator:
                 )
             return DEFAULT_TENANT
         header = metadata.get("authorization")
-        return await self.tenant(None if header is None else header.encode("latin-1", "replace"))
+        authorization = None if header is None else header.encode("latin-1", "replace")
+        caller = self.known(authorization) or await self.caller(authorization)
+        if method in OPERATOR_METHODS:
+            caller.require_operator(method.rpartition("/")[2])
+        return caller.tenant
+
+    def _look_up(self, authorization: bytes) -> Awaitable[Caller | None]:
+        return self._threads.run(self._find, _key(authorization))
+
+
+def caller_finder(keys: ApiKeyStore) -> FindCaller:
+    """Looks callers up in the key store; None for keys that are unknown or revoked."""
+
+    def find(secret: str) -> Caller | None:
+        try:
+            key = keys.verify(secret)
+        except Unauthenticated:
+            return None
+        return Caller(key.tenant, is_operator=key.scope == OPERATOR)
+
+    return find
+
+
+def _key(authorization: bytes) -> str:
+    """The key in an ``Authorization`` header; empty if there is none."""
+    scheme, _, key = authorization.decode("latin-1").partition(" ")
+    key = key.strip()
+    return key if scheme.lower() == "bearer" and len(key) <= _LONGEST_KEY else ""

@@ -14,6 +14,7 @@ from martlet_core.stores import Stores
 from starlette.responses import Response
 
 from martlet_gateway.artifact_uploads import ArtifactUploads
+from martlet_gateway.auth import Caller
 from martlet_gateway.clients import TrainerClient
 from martlet_gateway.file_store import FileStore
 from martlet_gateway.idempotency import RetryMemory
@@ -56,6 +57,15 @@ def _context(request: Request) -> GatewayContext:
 
 
 Gateway = Annotated[GatewayContext, Depends(_context)]
+
+
+def _operators_only(request: Request) -> None:
+    caller: Caller = request.state.caller
+    caller.require_operator(f"{request.method} {request.url.path}")
+
+
+#: For routes that only an operator's key may use: ``dependencies=[OPERATORS_ONLY]``.
+OPERATORS_ONLY = Depends(_operators_only)
 
 
 def tenant() -> str:

@@ -34,7 +34,7 @@ class Edge:
     Args:
         app: every route but the inference ones.
         chat: the inference routes.
-        auth: finds the tenant.
+        auth: finds the caller.
         metrics: counts.
         max_request_bytes: largest body, but for those that are streamed to disk.
         lingering_seconds: see ``asgi.send_error``.
@@ -83,8 +83,9 @@ class Edge:
         try:
             if path not in OPEN_PATHS:
                 authorization = header(scope, b"authorization")
-                tenant = self._auth.cached_tenant(authorization) or await self._auth.tenant(authorization)
-                set_call_context(CallContext(tenant, request_id))
+                caller = self._auth.known(authorization) or await self._auth.caller(authorization)
+                set_call_context(CallContext(caller.tenant, request_id))
+                scope.setdefault("state", {})["caller"] = caller
             if inference:
                 await self._chat(scope, receive, send_with_id)
             else:

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from martlet.trainer.v1 import training_service_pb2
 from martlet_core.artifacts.types import ModelRegistry, PublishedModel
@@ -15,12 +16,13 @@ from martlet_core.errors import MartletError, NotFound
 from martlet_core.model_rules import ARTIFACT_PREFIX, PUBLISHED_PREFIX
 
 from martlet_gateway.clients import TrainerClient
+from martlet_gateway.lookups import Lookups, LookupThreads
 from martlet_gateway.replicas import ReplicaRegistry
 
 log = logging.getLogger(__name__)
 
 _BASE_MODELS_SECONDS = 30.0
-_CACHE_SIZE = 10_000
+_STALE_SECONDS = 300.0
 #: Forms of names that belong to a tenant: that a replica serves one makes it nobody else's.
 _OWNED = (PUBLISHED_PREFIX, ARTIFACT_PREFIX)
 
@@ -37,34 +39,40 @@ class KnownBase:
 
 
 class ModelNames:
-    """Resolves names for a tenant. A name that was resolved is believed for ``cache_seconds``; one that wasn't is asked
-    for again, since it may be published any moment.
+    """Resolves names for a tenant. A name that was resolved is believed for ``cache_seconds``, or up to five minutes while
+    the store doesn't answer; one that wasn't is asked for again, since it may be published any moment.
 
     Args:
         registry: the published models.
         replicas: what is being served.
         trainer: knows the base models by name; may be down.
+        threads: where the store is asked for a name.
         cache_seconds: how long an answer is believed.
     """
 
     def __init__(
-        self, registry: ModelRegistry, replicas: ReplicaRegistry, trainer: TrainerClient, *, cache_seconds: float = 15.0
+        self,
+        registry: ModelRegistry,
+        replicas: ReplicaRegistry,
+        trainer: TrainerClient,
+        threads: LookupThreads,
+        *,
+        cache_seconds: float = 15.0,
     ) -> None:
         self._registry = registry
         self._replicas = replicas
         self._trainer = trainer
-        self._cache_seconds = cache_seconds
-        self._cache: dict[str, tuple[float, PublishedModel | None]] = {}
+        self._threads = threads
+        self._lookups: Lookups[PublishedModel] = Lookups(
+            fresh_seconds=cache_seconds, absent_seconds=0.0, stale_seconds=_STALE_SECONDS
+        )
         self._bases: dict[str, KnownBase] = {}
         self._bases_until = 0.0
         self._bases_lock = asyncio.Lock()
 
     def cached(self, name: str, tenant: str) -> PublishedModel | None:
         """The model if it was resolved lately and the tenant may use it; None says nothing."""
-        entry = self._cache.get(name)
-        if entry is None or entry[0] < time.monotonic():
-            return None
-        model = entry[1]
+        model = self._lookups.known(name, partial(self._look_up, name))
         return model if model is not None and model.tenant in ("", tenant) else None
 
     async def resolve(self, name: str, tenant: str) -> PublishedModel:
@@ -73,16 +81,9 @@ class ModelNames:
         Raises:
             NotFound: none, or another tenant's; ``metadata["close_matches"]`` names those that are close.
         """
-        known = self.cached(name, tenant)
-        if known is not None:
-            return known
-        model = await self._look_up(name)
-        if model is not None:
-            if len(self._cache) >= _CACHE_SIZE:
-                self._cache.clear()
-            self._cache[name] = (time.monotonic() + self._cache_seconds, model)
-            if model.tenant in ("", tenant):
-                return model
+        model = await self._lookups.get(name, partial(self._look_up, name))
+        if model is not None and model.tenant in ("", tenant):
+            return model
         raise await self.unknown(name, tenant)
 
     async def list(self, tenant: str) -> Sequence[PublishedModel]:
@@ -115,7 +116,7 @@ class ModelNames:
     async def delete(self, name: str, tenant: str) -> None:
         """Forget a published model's name. NotFound when the tenant has none of that name."""
         await asyncio.to_thread(self._registry.delete, name, tenant=tenant)
-        self._cache.pop(name, None)
+        self._lookups.forget(name)
 
     async def unknown(self, name: str, tenant: str) -> NotFound:
         """The error for a name that nothing answers to."""
@@ -138,7 +139,7 @@ class ModelNames:
 
     async def _look_up(self, name: str) -> PublishedModel | None:
         try:
-            return await asyncio.to_thread(self._registry.get, name)
+            return await self._threads.run(self._registry.get, name)
         except NotFound:
             pass  # not published: it may be a base model
         views = self._replicas.snapshot.replicas.values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import socket
 from collections.abc import Iterator
@@ -14,19 +15,20 @@ import redis.asyncio as redis
 import uvicorn
 from martlet_core.api_keys import ApiKeyStore
 from martlet_core.artifacts.store import ContentAddressedStore
-from martlet_core.errors import FailedPrecondition, Unauthenticated
+from martlet_core.errors import FailedPrecondition
 from martlet_core.housekeeping import Housekeeper
 from martlet_core.rpc.server import GrpcServer
 from martlet_core.stores import Stores
 
 from martlet_gateway.app import build_app
 from martlet_gateway.artifact_uploads import ArtifactUploads
-from martlet_gateway.auth import Authenticator, FindTenant
+from martlet_gateway.auth import Authenticator, caller_finder
 from martlet_gateway.chores import gateway_chores
 from martlet_gateway.clients import InferenceChannels, TrainerClient
 from martlet_gateway.context import GatewayContext
 from martlet_gateway.file_store import FileStore
 from martlet_gateway.idempotency import RedisRetryMemory, RetryMemory
+from martlet_gateway.lookups import LookupThreads
 from martlet_gateway.metrics import Metrics
 from martlet_gateway.model_names import ModelNames
 from martlet_gateway.replica_store import RedisReplicaStore, ReplicaStore
@@ -77,9 +79,11 @@ class GatewayServer:
     def __init__(self, settings: GatewaySettings, stores: Stores, shared: SharedMemory) -> None:
         self._settings = settings
         self._channels = InferenceChannels()
-        self.context = _assemble(settings, stores, shared, self._channels)
+        self._lookup_threads = LookupThreads()
+        self.context = _assemble(settings, stores, shared, self._channels, self._lookup_threads)
         auth = Authenticator(
-            tenant_finder(ApiKeyStore(stores.objects)),
+            caller_finder(ApiKeyStore(stores.objects)),
+            self._lookup_threads,
             internal_token=settings.internal_token,
             cache_seconds=settings.key_cache_seconds,
         )
@@ -110,8 +114,9 @@ class GatewayServer:
         """Serve.
 
         Raises:
-            FailedPrecondition: an address can't be listened on.
+            FailedPrecondition: an address can't be listened on, or anyone could register replicas there.
         """
+        _refuse_open_registration(self._settings)
         await self.context.replicas.start()
         self.grpc_port = await self._grpc.start()
         listener = _listen(self._settings.http_host, self._settings.http_port)
@@ -136,6 +141,7 @@ class GatewayServer:
         await self.context.router.close()
         await self._channels.close()
         await self.context.trainer.close()
+        self._lookup_threads.close()
 
 
 class _HttpServer(uvicorn.Server):
@@ -146,20 +152,33 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-def tenant_finder(keys: ApiKeyStore) -> FindTenant:
-    """Looks tenants up in the key store; None for keys that are unknown or revoked."""
+def _refuse_open_registration(settings: GatewaySettings) -> None:
+    """FailedPrecondition if whoever reaches the gRPC port could register a replica, and so read everyone's chats."""
+    if not settings.internal_token and not is_loopback(settings.grpc_address):
+        raise FailedPrecondition(
+            f"gRPC would listen on {settings.grpc_address}, where anyone could register replicas. Set "
+            "MARTLET_INTERNAL_TOKEN to the same secret for all services, or MARTLET_GRPC_ADDRESS to 127.0.0.1.",
+            reason="INTERNAL_TOKEN_REQUIRED",
+        )
 
-    def find(key: str) -> str | None:
-        try:
-            return keys.verify(key).tenant
-        except Unauthenticated:
-            return None
 
-    return find
+def is_loopback(address: str) -> bool:
+    """True if a gRPC address can be reached from this machine alone."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _assemble(
-    settings: GatewaySettings, stores: Stores, shared: SharedMemory, channels: InferenceChannels
+    settings: GatewaySettings,
+    stores: Stores,
+    shared: SharedMemory,
+    channels: InferenceChannels,
+    threads: LookupThreads,
 ) -> GatewayContext:
     metrics = Metrics()
     trainer = TrainerClient(
@@ -172,7 +191,7 @@ def _assemble(
         lease_seconds=settings.replica_lease_seconds,
         refresh_seconds=settings.replica_refresh_seconds,
     )
-    names = ModelNames(stores.models, replicas, trainer, cache_seconds=settings.name_cache_seconds)
+    names = ModelNames(stores.models, replicas, trainer, threads, cache_seconds=settings.name_cache_seconds)
     artifacts = cast(ContentAddressedStore, stores.artifacts)
     return GatewayContext(
         settings=settings,

@@ -29,7 +29,7 @@ class GatewaySettings(CoreSettings):
     key_cache_seconds: float = Field(
         10.0,
         ge=0,
-        description="How long a key that was looked up is believed; a deleted key works no longer than this.",
+        description="How long a key that was looked up is believed: so long a revoked key may still work.",
     )
     name_cache_seconds: float = Field(15.0, ge=0, description="How long a resolved model name is believed.")
     retry_window_seconds: float = Field(

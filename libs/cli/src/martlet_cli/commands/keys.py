@@ -6,6 +6,8 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from martlet_core.api_keys import OPERATOR, USER
+
 from martlet_cli.commands.files import when
 from martlet_cli.context import Context, Subparsers, command, group
 
@@ -19,6 +21,9 @@ def add(subparsers: Subparsers) -> None:
     create = command(commands, "create", _create, "make a key; its secret is shown this once")
     create.add_argument("tenant", help="whose requests it makes: files, jobs and models belong to tenants")
     create.add_argument("--name", default="", help="label for people")
+    create.add_argument(
+        "--operator", action="store_true", help="it may also load, unload and pin models on replicas, for all tenants"
+    )
     listing = command(commands, "list", _list, "list keys, newest first, without their secrets")
     listing.add_argument("--tenant", help="only this tenant's")
     revoke = command(commands, "revoke", _revoke, "make a key useless; gateways forget it within seconds")
@@ -26,7 +31,9 @@ def add(subparsers: Subparsers) -> None:
 
 
 def _create(context: Context, arguments: argparse.Namespace) -> int:
-    secret, key = _store(context).create(arguments.tenant, arguments.name)
+    secret, key = _store(context).create(
+        arguments.tenant, arguments.name, scope=OPERATOR if arguments.operator else USER
+    )
     context.output.result(asdict(key) | {"secret": secret}, secret)
     context.output.say(f"key {key.id} of tenant {key.tenant}; keep the secret, it can't be shown again")
     return 0
@@ -42,7 +49,9 @@ def _list(context: Context, arguments: argparse.Namespace) -> int:
         }
         for key in _store(context).list(tenant=arguments.tenant)
     ]
-    context.output.table(rows, ("id", "tenant", "display_name", "ends with", "state", "created"), empty="no keys yet")
+    context.output.table(
+        rows, ("id", "tenant", "scope", "display_name", "ends with", "state", "created"), empty="no keys yet"
+    )
     return 0
 
 

@@ -1,4 +1,4 @@
-"""/v1/martlet/replicas: who serves what, and loading, unloading and pinning by hand."""
+"""/v1/martlet/replicas: who serves what, and loading, unloading and pinning by hand (for operators)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from martlet_core.errors import NotFound
 from martlet_core.rpc.context import call_context
 
 from martlet_gateway import proto_json
-from martlet_gateway.context import Gateway, GatewayContext, Json, tenant
+from martlet_gateway.context import OPERATORS_ONLY, Gateway, GatewayContext, Json, tenant
 from martlet_gateway.routes.files import page
 from martlet_gateway.schemas import ModelBody, PinBody
 
@@ -24,7 +24,7 @@ async def list_replicas(gateway: Gateway) -> Json:
     return Json(page([await _replica(gateway, replica) for replica in gateway.replicas.list()], False))
 
 
-@router.post("/load")
+@router.post("/load", dependencies=[OPERATORS_ONLY])
 async def load_model(body: ModelBody, gateway: Gateway) -> Json:
     """Load a model on the replica that suits it best; answers when it can be used."""
     served = await gateway.router.load(
@@ -33,7 +33,7 @@ async def load_model(body: ModelBody, gateway: Gateway) -> Json:
     return Json(proto_json.to_json(served))
 
 
-@router.post("/unload")
+@router.post("/unload", dependencies=[OPERATORS_ONLY])
 async def unload_model(body: ModelBody, gateway: Gateway) -> Json:
     """Unload a model from every replica that holds it. 409 while it is pinned."""
     request = inference_service_pb2.UnloadModelRequest(model=body.model)
@@ -41,7 +41,7 @@ async def unload_model(body: ModelBody, gateway: Gateway) -> Json:
     return Json({"model": body.model, "replicas": count})
 
 
-@router.post("/pin")
+@router.post("/pin", dependencies=[OPERATORS_ONLY])
 async def pin_model(body: PinBody, gateway: Gateway) -> Json:
     """Protect a loaded model from eviction, or lift that."""
     request = inference_service_pb2.PinModelRequest(model=body.model, pinned=body.pinned)

@@ -1,0 +1,115 @@
+"""Keys: what they may do, and that asking the store about them neither holds up nor is held up by anything."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import grpc.aio
+import pytest
+from martlet.inference.v1 import inference_service_pb2 as service_pb
+from martlet.inference.v1 import inference_service_pb2_grpc
+from martlet_core.api_keys import OPERATOR, ApiKey, ApiKeyStore
+from martlet_core.artifacts.types import PublishedModel
+from martlet_core.errors import FailedPrecondition, InvalidArgument, Unavailable
+from martlet_core.rpc.client import error_from_rpc
+from martlet_core.testing.object_store import MemoryObjectStore
+
+UNLOAD = {"model": "ft:x"}
+
+
+@pytest.mark.parametrize("route", ["load", "unload", "pin"])
+async def test_replicas_are_changed_by_operators_only(gateway: Any, route: str) -> None:
+    answer = await gateway.http(gateway.other_key).post(f"/v1/martlet/replicas/{route}", json=UNLOAD)
+    assert answer.status_code == 403
+    error = answer.json()["error"]
+    assert (error["type"], error["code"]) == ("permission_error", "permission_denied")
+    assert "martlet keys create --operator" in error["message"]
+    answer = await gateway.http().post(f"/v1/martlet/replicas/{route}", json=UNLOAD)
+    assert answer.status_code == 404, "an operator gets to hear about the model"
+    assert (await gateway.http(gateway.other_key).get("/v1/martlet/replicas")).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["LoadModel", "UnloadModel", "PinModel"])
+async def test_replicas_are_changed_by_operators_only_over_grpc(gateway: Any, method: str) -> None:
+    stub: Any = inference_service_pb2_grpc.InferenceServiceStub(gateway.channel())
+    request = getattr(service_pb, f"{method}Request")(model="ft:x")
+    codes = []
+    for key in (gateway.other_key, gateway.key):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await getattr(stub, method)(request, metadata=gateway.metadata(key))
+        codes.append((error_from_rpc(caught.value).code, error_from_rpc(caught.value).reason))
+    assert codes == [("PERMISSION_DENIED", "PERMISSION_DENIED"), ("NOT_FOUND", "MODEL_NOT_FOUND")]
+
+
+class WatchedStore:
+    """Counts what the gateway reads of keys and models, and lets it fail."""
+
+    def __init__(self, gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reads: list[str] = []
+        self.error: Exception | None = None
+        read = gateway.stores.objects.get
+
+        def get(key: str) -> bytes:
+            if key.startswith(("keys/", "models/")):
+                self.reads.append(key)
+                if self.error is not None:
+                    raise self.error
+            return read(key)
+
+        monkeypatch.setattr(gateway.stores.objects, "get", get)
+
+    def count(self, prefix: str) -> int:
+        return sum(key.startswith(prefix) for key in self.reads)
+
+
+async def test_keys_don_t_queue_behind_files(gateway: Any) -> None:
+    gateway.stores.models.publish(PublishedModel("ft:a", "adapter", "acme", "a1", "b", lora_rank=8))
+    loop, busy = asyncio.get_running_loop(), threading.Event()
+    stores = [loop.run_in_executor(None, busy.wait, 20) for _ in range(64)]  # as if so many files were being stored
+    try:
+        assert (await gateway.http().get("/v1/models/ft:a", timeout=5)).status_code == 200
+    finally:
+        busy.set()
+        await asyncio.gather(*stores)
+
+
+async def test_a_store_that_is_away_locks_nobody_out(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was here lately goes on; who wasn't is told to come again."""
+    gateway.stores.models.publish(PublishedModel("ft:a", "adapter", "acme", "a1", "b", lora_rank=8))
+    http = gateway.http()
+    assert (await http.get("/v1/models/ft:a")).status_code == 200
+    store = WatchedStore(gateway, monkeypatch)
+    store.error = Unavailable("The object store doesn't answer.", retry_after_seconds=1.0)
+    deadline = asyncio.get_running_loop().time() + 10
+    while store.count("keys/") < 3 or store.count("models/") < 2:  # far beyond what is believed without asking
+        assert (await http.get("/v1/models/ft:a")).status_code == 200
+        assert asyncio.get_running_loop().time() < deadline
+    answer = await gateway.http(gateway.other_key).get("/v1/models")
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    store.error = None
+    assert (await gateway.http(gateway.other_key).get("/v1/models")).status_code == 200
+
+
+def test_scopes_of_keys() -> None:
+    objects = MemoryObjectStore()
+    keys = ApiKeyStore(objects)
+    secret, key = keys.create("acme")
+    assert key.scope == "user"
+    assert keys.register(secret, "acme", scope=OPERATOR).scope == "operator"
+    assert keys.verify(secret) == ApiKey(key.id, "acme", hint=key.hint, create_time=key.create_time, scope="operator")
+    with pytest.raises(InvalidArgument, match="scope"):
+        keys.create("acme", scope="root")
+    with pytest.raises(FailedPrecondition):
+        keys.register(secret, "globex", scope=OPERATOR)
+
+
+def test_keys_of_earlier_versions_are_users() -> None:
+    objects = MemoryObjectStore()
+    keys = ApiKeyStore(objects)
+    secret, _ = keys.create("acme")
+    path = objects.list("keys/")[0]
+    objects.put(path, objects.get(path).replace(b', "scope": "user"', b""))
+    assert keys.verify(secret).scope == "user"
