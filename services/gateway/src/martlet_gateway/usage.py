@@ -12,13 +12,10 @@ from martlet_core.rpc.context import call_context
 
 from martlet_gateway.clients import TrainerClient
 
-_ACTIVE = (
-    job_pb2.JOB_STATE_VALIDATING,
-    job_pb2.JOB_STATE_QUEUED,
-    job_pb2.JOB_STATE_RUNNING,
-    job_pb2.JOB_STATE_PAUSING,
-    job_pb2.JOB_STATE_PAUSED,
-)
+_OVER = {job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED}
+_ACTIVE = tuple(state for state in job_pb2.JobState.values() if state and state not in _OVER)
+_NOT_OVER = "which isn't over. Cancel it first, or wait for its end"
+_PAGE = 1000
 
 
 class ArtifactUse:
@@ -42,20 +39,26 @@ class ArtifactUse:
     async def _training_user(self, name: str) -> str | None:
         token = ""
         while True:
-            request = training_service_pb2.ListTrainingJobsRequest(page_size=1000, page_token=token, states=_ACTIVE)
+            request = training_service_pb2.ListTrainingJobsRequest(page_size=_PAGE, page_token=token, states=_ACTIVE)
             page = await self._trainer.training("ListTrainingJobs", request)
             for job in page.training_jobs:
                 if name in (job.spec.training_dataset, job.spec.validation_dataset, job.spec.base_model):
-                    return f"{job.name}, which isn't over. Cancel it first, or wait for its end"
+                    return f"{job.name}, {_NOT_OVER}"
             token = page.next_page_token
             if not token:
                 return None
 
     async def _merge_user(self, name: str) -> str | None:
-        request = merge_service_pb2.ListMergeJobsRequest(page_size=1000, states=_ACTIVE)
-        page = await self._trainer.merging("ListMergeJobs", request)
-        users = [job.name for job in page.merge_jobs if job.spec.adapter == name]
-        return f"{users[0]}, which isn't over" if users else None
+        token = ""
+        while True:
+            request = merge_service_pb2.ListMergeJobsRequest(page_size=_PAGE, page_token=token, states=_ACTIVE)
+            page = await self._trainer.merging("ListMergeJobs", request)
+            for job in page.merge_jobs:
+                if job.spec.adapter == name:
+                    return f"{job.name}, {_NOT_OVER}"
+            token = page.next_page_token
+            if not token:
+                return None
 
     async def _model_user(self, artifact_id: str) -> str | None:
         models = await asyncio.to_thread(self._models.list, tenant=call_context().tenant)
