@@ -70,7 +70,8 @@ class Kit:
         return name
 
     def adapter(self, base_model: str = BASE) -> str:
-        artifact = self.artifact("adapter", {"adapter_config.json": "{}"}, base_model=base_model, lora_rank=16)
+        shape = {"lora_rank": 16, "target_modules": ["q_proj", "v_proj"], "use_dora": False}
+        artifact = self.artifact("adapter", {"adapter_config.json": "{}"}, base_model=base_model, **shape)
         return self.publish("ft:base:acme:x:12345678", "adapter", artifact, base_model=base_model, lora_rank=16)
 
     def job(self, kind: str = TRAINING, **spec: Any) -> Job:
@@ -148,6 +149,39 @@ async def test_whole_weights_from_an_adapter_are_refused(kit: Kit) -> None:
         await kit.check(base_model=kit.adapter(), tuner={"kind": "full"})
 
 
+@pytest.mark.parametrize(
+    ("tuner", "field", "words"),
+    [
+        ({"lora_rank": 8}, "lora_rank", "is 8, but ft:base:acme:x:12345678 has 16, which training can't change; leave it out"),
+        ({"target_modules": ["q_proj", "k_proj"]}, "target_modules", "is k_proj, q_proj, but .* has q_proj, v_proj"),
+        ({"use_dora": True}, "use_dora", "is True, but .* has False"),
+    ],
+)  # fmt: skip
+async def test_another_shape_than_the_adapters_is_refused(
+    kit: Kit, tuner: dict[str, Any], field: str, words: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=words) as caught:
+        await kit.check(base_model=kit.adapter(), tuner=tuner)
+    assert [violation.field for violation in caught.value.violations] == [f"spec.tuner.{field}"]
+
+
+async def test_the_adapters_own_shape_may_be_asked_for(kit: Kit) -> None:
+    adapter = kit.adapter()
+    await kit.check(
+        base_model=adapter, tuner={"lora_rank": 16, "target_modules": ["v_proj", "q_proj"], "lora_dropout": 0.1}
+    )
+    await kit.check(base_model=adapter, tuner={"kind": "qlora"})
+
+
+def test_what_goes_on_from_an_adapter_names_the_base_underneath(kit: Kit) -> None:
+    finished = kit.training.finish(
+        kit.job(base_model=kit.adapter()), {}, outputs("adapter", base_model=BASE, lora_rank=16)
+    )
+    assert finished.model is not None
+    assert (finished.model.base_model, finished.model.lora_rank) == (BASE, 16)
+    assert finished.model.name == "ft:base:acme::cdefghjk"
+
+
 async def test_merge_needs_an_adapter(kit: Kit) -> None:
     await kit.submissions.check_merge("acme", parse_merge_config({"adapter": kit.adapter()}))
     whole = kit.publish("ft:whole", "whole", kit.artifact("model", {"config.json": "{}"}))
@@ -172,9 +206,12 @@ def test_inputs_of_a_training_from_an_artifact(kit: Kit) -> None:
 
 
 def test_inputs_of_a_training_that_goes_on_from_an_adapter(kit: Kit) -> None:
-    prepared = kit.training.prepare(kit.job(base_model=kit.adapter()))
+    prepared = kit.training.prepare(kit.job(base_model=kit.adapter(), tuner={"lora_dropout": 0.1}))
     assert set(prepared.inputs) == {"training_dataset", "adapter"}
     assert prepared.config["base_model"]["value"] == BASE
+    spec = prepared.config["spec"]
+    assert (spec["recipe"], spec["adapter_base_model"]) == ("sft", BASE)
+    assert spec["tuner"] == {"lora_dropout": 0.1}, "defaults would contradict what the adapter has"
 
 
 def test_inputs_of_a_merge(kit: Kit) -> None:

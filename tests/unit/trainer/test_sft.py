@@ -304,22 +304,6 @@ def test_an_error_in_one_of_several_processes_reaches_the_caller(
         launch.run_processes(f"failing_body:{body}", {}, tmp_path, 1, kit.Recorder(), never)
 
 
-def test_training_goes_on_from_an_adapter(kit: SimpleNamespace, make_workdir: MakeWorkdir) -> None:
-    first, before = train(
-        kit,
-        make_workdir("a", kit.chat_rows(20)),
-        hyperparameters={"max_steps": 20, "learning_rate_schedule": "constant"},
-    )
-    workdir = make_workdir("b", kit.chat_rows(20))
-    (workdir / "inputs" / "adapter").symlink_to(first.outputs["model"].path)
-    second, after = train(
-        kit, workdir, base_model="ft:tiny:me:a:12345678", hyperparameters={"max_steps": 2, "learning_rate": 1e-5}
-    )
-    assert after.losses[0] < 0.5 * (before.losses[0] + before.losses[-1])
-    config = json.loads((second.outputs["model"].path / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "tiny"
-
-
 def test_bad_rows_fail_or_are_left_out(kit: SimpleNamespace, make_workdir: MakeWorkdir) -> None:
     """Here are those that only the tokenizer can find; the others are tested with validation."""
     rows = kit.chat_rows(8)

@@ -66,8 +66,11 @@ class TrainingHandler:
             inputs["adapter"] = base.adapter.artifact_id
         if base.reference.kind == "artifact":
             inputs["base_model"] = base.reference.value
-        values = {"spec": config.model_dump(mode="json"), "base_model": self._dirs.describe(base.reference)}
-        return PreparedJob(values, inputs)
+        # Only what was set: a number that the user chose must be told from a default where an adapter has its own.
+        spec = {**config.model_dump(mode="json", exclude_unset=True), "recipe": config.recipe}
+        if base.adapter is not None:
+            spec["adapter_base_model"] = base.adapter.base_model
+        return PreparedJob({"spec": spec, "base_model": self._dirs.describe(base.reference)}, inputs)
 
     def finish(self, job: Job, values: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> FinishedJob:
         """See ``JobHandler.finish``."""

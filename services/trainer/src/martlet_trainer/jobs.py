@@ -14,10 +14,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from martlet_core.artifacts.types import Artifact, ArtifactStore, ModelRegistry, PublishedModel
 from martlet_core.errors import InvalidArgument, NotFound
 
+from martlet_trainer.adapter_shape import SHAPE_FIELDS, require_shape
 from martlet_trainer.base_models.catalog import ARTIFACT_PREFIX, FINE_TUNED_PREFIX, Reference, parse_reference
 from martlet_trainer.config import MergeConfig, TrainingConfig
 from martlet_trainer.data.report import DataReport
@@ -76,6 +78,8 @@ class Submissions:
 
     def _check_training(self, tenant: str, config: TrainingConfig) -> None:
         base = resolve_training_base(config, tenant, self._artifacts, self._models, self._model_roots)
+        if base.adapter is not None:
+            require_shape(config.tuner, config.base_model, adapter_shape(base.adapter, tenant, self._artifacts))
         names = {"spec.training_dataset": config.training_dataset, "spec.validation_dataset": config.validation_dataset}
         longest = 0
         for field, name in names.items():
@@ -239,6 +243,13 @@ def resolve_adapter(
         lora_rank=int(artifact.metadata.get("lora_rank", 0)),
         source_job=artifact.source_job,
     )
+
+
+def adapter_shape(adapter: PublishedModel, tenant: str, artifacts: ArtifactStore) -> dict[str, Any]:
+    """What is known of an adapter's shape without its files, by the names of ``SHAPE_FIELDS``."""
+    metadata = get_artifact(artifacts, ARTIFACT_PREFIX + adapter.artifact_id, tenant, "spec.base_model").metadata
+    known = {field: metadata[field] for field in SHAPE_FIELDS if field in metadata}
+    return {**known, "lora_rank": adapter.lora_rank} if adapter.lora_rank else known
 
 
 def get_artifact(artifacts: ArtifactStore, name: str, tenant: str, field: str) -> Artifact:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from martlet_trainer.training.models import context_length, load_tokenizer
 from martlet_trainer.training.plan import PlanSettings, StepPlan
 from martlet_trainer.training.processes import Processes
 from martlet_trainer.tuners import TUNERS, Tuner, TunerInputs
+from martlet_trainer.tuners.continued import base_name_of, with_shape_of
 from martlet_trainer.tuners.fused_lora import fuse
 
 _THIS = "martlet_trainer.recipes.sft:train"
@@ -37,7 +37,8 @@ def run(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
     """Train as the spec says, in as many processes as it says.
 
     Args:
-        values: the job's spec, see ``TrainingConfig``.
+        values: the job's spec, see ``TrainingConfig``, with no more fields than were set; beside them ``adapter_base_model``, the
+            name of the model under ``inputs/adapter``, which counts more than what the adapter itself says.
         workdir: holds ``inputs/base_model``, ``inputs/training_dataset``, perhaps ``inputs/validation_dataset``, ``inputs/adapter`` and
             ``resume``; gets ``checkpoints`` and ``output``.
         report: told about phases, metrics and checkpoints.
@@ -47,7 +48,7 @@ def run(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
         InvalidArgument: a row or a field that only tokenizer or model could judge.
         StopRequested: after ``should_stop()``; the last whole step is in a checkpoint.
     """
-    config = parse_training_config(values)
+    config, _ = _parse(values)
     workdir = workdir.resolve()
     if config.resources.device_count > 1:
         place(config)  # refuses what can't run before any process is started
@@ -57,7 +58,11 @@ def run(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
 
 def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
     """The body of ``run``: one process, or one of several alike."""
-    config = parse_training_config(values).resolved()
+    config, adapter_base = _parse(values)
+    adapter = _existing(workdir / "inputs" / "adapter")
+    if adapter is not None:
+        config = with_shape_of(config, adapter)
+    config = config.resolved()
     _quiet_libraries()
     set_threads(config.resources.device_count)
     placement = place(config, launch.rank())
@@ -68,10 +73,8 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
     report.phase("loading model")
     torch.manual_seed(config.seed)
     resume = _existing(workdir / "resume")
-    adapter = _existing(workdir / "inputs" / "adapter")
-    tuner = TUNERS[config.tuner.kind](
-        TunerInputs(config, placement, base_model, _base_name(config, adapter), tokenizer, adapter, resume)
-    )
+    base_name = adapter_base or (base_name_of(adapter) if adapter is not None else "") or config.base_model
+    tuner = TUNERS[config.tuner.kind](TunerInputs(config, placement, base_model, base_name, tokenizer, adapter, resume))
     if should_stop():
         raise StopRequested
     config = _with_device_defaults(config, placement, tuner)
@@ -94,6 +97,13 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
     if not processes.is_first:
         return RecipeResult({})
     return _result(config, tuner, state, reports, workdir, placement)
+
+
+def _parse(values: Mapping[str, Any]) -> tuple[TrainingConfig, str]:
+    """The config, and the name of the model under the adapter that the training goes on from (empty for none)."""
+    spec = dict(values)
+    adapter_base = str(spec.pop("adapter_base_model", ""))
+    return parse_training_config(spec), adapter_base
 
 
 def _quiet_libraries() -> None:
@@ -201,14 +211,6 @@ def _say_start(
     )
     if computation.why_padded:
         report.log(f"batches are padded, which costs time and nothing else: {computation.why_padded}")
-
-
-def _base_name(config: TrainingConfig, adapter: Path | None) -> str:
-    """The base model's name; when going on from an adapter, that of the adapter's own base."""
-    if adapter is None:
-        return config.base_model
-    values = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    return str(values.get("base_model_name_or_path") or config.base_model)
 
 
 def _result(

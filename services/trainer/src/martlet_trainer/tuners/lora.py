@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from martlet_core.errors import FailedPrecondition, InvalidArgument
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.other import prepare_model_for_kbit_training
 from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig
@@ -15,6 +15,7 @@ from transformers import BitsAndBytesConfig
 from martlet_trainer.config import TunerConfig
 from martlet_trainer.training.models import load_model, stored_quantization
 from martlet_trainer.tuners.base import TunerInputs
+from martlet_trainer.tuners.continued import load_adapter
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -89,7 +90,7 @@ class LoraTuner:
 
 def _with_adapter(base: Any, inputs: TunerInputs) -> Any:
     if inputs.adapter is not None:
-        return PeftModel.from_pretrained(base, inputs.adapter, is_trainable=True)
+        return load_adapter(base, inputs.adapter, inputs.config.tuner.lora_dropout)
     tuner = inputs.config.tuner
     alpha = tuner.lora_alpha if tuner.lora_alpha is not None else 2.0 * tuner.lora_rank
     config = LoraConfig(

@@ -1,0 +1,54 @@
+"""The shape of an adapter that a training goes on from: rank, scale, where it sits. Training can't change it, so a request that asks for
+another one is refused. Imports no ML library: ``serve`` uses it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from martlet_core.errors import FieldViolation, InvalidArgument
+
+from martlet_trainer.config import TunerConfig
+
+#: Names of modules that a message lists.
+_NAMED = 8
+#: Fields of ``TunerConfig`` that an adapter has for good.
+SHAPE_FIELDS = ("lora_rank", "lora_alpha", "target_modules", "modules_to_save", "use_rslora", "use_dora")
+
+
+def require_shape(tuner: TunerConfig, adapter: str, shape: Mapping[str, Any]) -> None:
+    """Refuse a tuner that asks for another shape than the adapter has; what it leaves open is the adapter's.
+
+    Args:
+        tuner: as asked for, before defaults were filled in.
+        adapter: the adapter's name, for the message.
+        shape: what is known of it, by the names of ``SHAPE_FIELDS``.
+
+    Raises:
+        InvalidArgument: with a violation for each field that contradicts.
+    """
+    violations = []
+    for field in SHAPE_FIELDS:
+        if field not in tuner.model_fields_set or field not in shape:
+            continue
+        asked, found = _plain(getattr(tuner, field)), _plain(shape[field])
+        if asked != found:
+            description = (
+                f"is {_short(asked)}, but {adapter} has {_short(found)}, which training can't change; leave it out"
+            )
+            violations.append(FieldViolation(f"spec.tuner.{field}", description))
+    if violations:
+        text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+        raise InvalidArgument(text, reason="ADAPTER_SHAPE", violations=tuple(violations))
+
+
+def _plain(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, (list, tuple, set)) else value
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    rest = len(value) - _NAMED
+    return ", ".join(value[:_NAMED]) + (f" and {rest} more" if rest > 0 else "") if value else "none"

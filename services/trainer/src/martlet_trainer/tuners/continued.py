@@ -1,0 +1,80 @@
+"""Going on from an adapter: its shape and its base model are its own, whatever the request leaves open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from martlet_core.errors import FailedPrecondition
+from peft import LoraConfig, PeftConfig, PeftModel
+
+from martlet_trainer.adapter_shape import require_shape
+from martlet_trainer.config import TrainingConfig
+
+
+def read_adapter_config(directory: Path) -> LoraConfig:
+    """The config of an adapter.
+
+    Raises:
+        FailedPrecondition: the directory holds no LoRA adapter.
+    """
+    try:
+        config = PeftConfig.from_pretrained(str(directory))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FailedPrecondition(
+            f"spec.base_model: holds no adapter that can be read: {error}", reason="BAD_ADAPTER"
+        ) from error
+    if not isinstance(config, LoraConfig):
+        raise FailedPrecondition(
+            f"spec.base_model: is an adapter of kind {config.peft_type}; only LoRA adapters can be trained on",
+            reason="BAD_ADAPTER",
+        )
+    return config
+
+
+def with_shape_of(config: TrainingConfig, adapter: Path) -> TrainingConfig:
+    """The config with the tuner's fields as the adapter has them; its dropout too, unless the request sets one.
+
+    Args:
+        config: as asked for, before defaults were filled in.
+        adapter: a peft directory.
+
+    Raises:
+        InvalidArgument: the request asks for another shape.
+        FailedPrecondition: the directory holds no LoRA adapter.
+    """
+    found = read_adapter_config(adapter)
+    targets = found.target_modules
+    shape: dict[str, Any] = {
+        "lora_rank": found.r,
+        "lora_alpha": float(found.lora_alpha),
+        "target_modules": (targets,) if isinstance(targets, str) else tuple(sorted(targets or ())),
+        "modules_to_save": tuple(sorted(found.modules_to_save or ())),
+        "use_rslora": bool(found.use_rslora),
+        "use_dora": bool(found.use_dora),
+    }
+    require_shape(config.tuner, config.base_model, shape)
+    if "lora_dropout" not in config.tuner.model_fields_set:
+        shape["lora_dropout"] = found.lora_dropout
+    return config.model_copy(update={"tuner": config.tuner.model_copy(update=shape)})
+
+
+def base_name_of(adapter: Path) -> str:
+    """The base model's name as the adapter itself records it; empty if it doesn't."""
+    return str(read_adapter_config(adapter).base_model_name_or_path or "")
+
+
+def load_adapter(base: Any, directory: Path, dropout: float) -> PeftModel:
+    """The base model with the adapter on it, ready to be trained.
+
+    Raises:
+        FailedPrecondition: the adapter doesn't fit the base model.
+    """
+    config = read_adapter_config(directory)
+    config.lora_dropout = dropout
+    try:
+        return PeftModel.from_pretrained(base, directory, is_trainable=True, config=config)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise FailedPrecondition(
+            f"spec.base_model: the adapter doesn't fit its base model: {error}", reason="BAD_ADAPTER"
+        ) from error
