@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from martlet.common.v1 import job_pb2
 from martlet.trainer.v1 import merge_service_pb2, training_service_pb2
@@ -13,7 +14,7 @@ from martlet_core.rpc.context import call_context
 from martlet_gateway.clients import TrainerClient
 
 _OVER = {job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED}
-_ACTIVE = tuple(state for state in job_pb2.JobState.values() if state and state not in _OVER)
+_ACTIVE: Any = tuple(state for state in job_pb2.JobState.values() if state and state not in _OVER)
 _NOT_OVER = "which isn't over. Cancel it first, or wait for its end"
 _PAGE = 1000
 
