@@ -91,6 +91,7 @@ async def test_finished_job(gateway: Any, client: Any, tools: Any) -> None:
         model_artifact="artifacts/m1",
         metrics_artifact="artifacts/c1",
         trained_tokens=12345,
+        device="NVIDIA H200 x 2",
     )
     done.result.resolved_config.update({"hyperparameters": {"per_device_batch_size": 4, "epoch_count": 3.0}})
     job = await client.fine_tuning.jobs.retrieve(made.id)
@@ -102,6 +103,7 @@ async def test_finished_job(gateway: Any, client: Any, tools: Any) -> None:
     assert job.hyperparameters.n_epochs == 3
     assert job.hyperparameters.batch_size == 4
     assert job.martlet["model_artifact"] == "artifacts/m1"
+    assert job.martlet["device"] == "NVIDIA H200 x 2"
 
 
 async def test_running_job_says_when_it_ends(gateway: Any, client: Any, tools: Any) -> None:

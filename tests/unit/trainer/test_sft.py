@@ -314,6 +314,7 @@ def test_bad_rows_fail_or_are_left_out(kit: SimpleNamespace, make_workdir: MakeW
     assert "line 6" in caught.value.violations[0].description
     result, report = train(kit, make_workdir("b", rows), data={"on_long_rows": "refuse", "on_bad_rows": "skip"})
     assert (result.values["training_data"]["rows_refused"], report.partial["training_data"]["rows_used"]) == (1, 7)
+    assert result.values["device"] == report.partial["device"] == "cpu"
     result, _ = train(kit, make_workdir("c", rows))
     assert result.values["training_data"]["rows_truncated"] == 1
 

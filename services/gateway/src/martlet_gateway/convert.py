@@ -98,6 +98,7 @@ def _extension(job: training_job_pb2.TrainingJob) -> dict[str, Any]:
         "queue_position": job.progress.queue_position or None,
         "eta_seconds": progress.get("eta_seconds"),
         "tokens_per_second": metrics.get("tokens_per_second"),
+        "device": result.get("device") or None,
         "model_artifact": result.get("model_artifact") or None,
         "metrics_artifact": result.get("metrics_artifact") or None,
         "result": result,

@@ -21,7 +21,7 @@ from martlet_trainer.data.report import DataReport
 from martlet_trainer.training import launch
 from martlet_trainer.training.checkpoint import TrainingState
 from martlet_trainer.training.computation import Computation, choose_computation
-from martlet_trainer.training.devices import Placement, peak_memory_bytes, place, set_threads
+from martlet_trainer.training.devices import Placement, describe, peak_memory_bytes, place, set_threads
 from martlet_trainer.training.loop import LoopInputs, TrainingLoop, count_parameters
 from martlet_trainer.training.models import context_length, load_tokenizer
 from martlet_trainer.training.plan import PlanSettings, StepPlan
@@ -66,6 +66,7 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
     _quiet_libraries()
     set_threads(config.resources.device_count)
     placement = place(config, launch.rank())
+    report.partial_result({"device": describe(placement, config.resources.device_count)})
     base_model = _required(workdir / "inputs" / "base_model")
     report.phase("reading data")
     tokenizer = load_tokenizer(base_model)
@@ -239,6 +240,7 @@ def _result(
         "resolved_config": config.model_dump(mode="json", exclude_none=True),
         "peak_memory_bytes": peak_memory_bytes(placement.device),
         "train_seconds": state.train_seconds,
+        "device": describe(placement, config.resources.device_count),
     }
     facts = {**tuner.metadata(), "recipe": "sft", "steps": state.step}
     return RecipeResult(

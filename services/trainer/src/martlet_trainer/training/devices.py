@@ -63,6 +63,13 @@ def place(config: TrainingConfig, local_rank: int = 0) -> Placement:
     return Placement(device, precision)
 
 
+def describe(placement: Placement, count: int) -> str:
+    """The devices of a training for people: ``cpu``, ``NVIDIA H200 x 4``."""
+    device = placement.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name} x {count}" if count > 1 else name
+
+
 def set_threads(process_count: int) -> None:
     """Share the CPUs that this process may use among the training's processes; OMP_NUM_THREADS wins if it is set."""
     if "OMP_NUM_THREADS" not in os.environ:

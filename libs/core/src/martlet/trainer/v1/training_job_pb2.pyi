@@ -199,7 +199,7 @@ class CheckpointConfig(_message.Message):
     def __init__(self, interval_steps: _Optional[int] = ..., interval_seconds: _Optional[float] = ...) -> None: ...
 
 class TrainingResult(_message.Message):
-    __slots__ = ("fine_tuned_model", "model_artifact", "metrics_artifact", "trained_tokens", "training_data", "validation_data", "metrics", "resolved_config", "peak_memory_bytes", "train_seconds")
+    __slots__ = ("fine_tuned_model", "model_artifact", "metrics_artifact", "trained_tokens", "training_data", "validation_data", "metrics", "resolved_config", "peak_memory_bytes", "train_seconds", "device")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -217,6 +217,7 @@ class TrainingResult(_message.Message):
     RESOLVED_CONFIG_FIELD_NUMBER: _ClassVar[int]
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     TRAIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     fine_tuned_model: str
     model_artifact: str
     metrics_artifact: str
@@ -227,7 +228,8 @@ class TrainingResult(_message.Message):
     resolved_config: _struct_pb2.Struct
     peak_memory_bytes: int
     train_seconds: float
-    def __init__(self, fine_tuned_model: _Optional[str] = ..., model_artifact: _Optional[str] = ..., metrics_artifact: _Optional[str] = ..., trained_tokens: _Optional[int] = ..., training_data: _Optional[_Union[DataReport, _Mapping]] = ..., validation_data: _Optional[_Union[DataReport, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., resolved_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., peak_memory_bytes: _Optional[int] = ..., train_seconds: _Optional[float] = ...) -> None: ...
+    device: str
+    def __init__(self, fine_tuned_model: _Optional[str] = ..., model_artifact: _Optional[str] = ..., metrics_artifact: _Optional[str] = ..., trained_tokens: _Optional[int] = ..., training_data: _Optional[_Union[DataReport, _Mapping]] = ..., validation_data: _Optional[_Union[DataReport, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., resolved_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., peak_memory_bytes: _Optional[int] = ..., train_seconds: _Optional[float] = ..., device: _Optional[str] = ...) -> None: ...
 
 class DataReport(_message.Message):
     __slots__ = ("rows_read", "rows_used", "rows_truncated", "rows_refused", "tokens", "loss_tokens", "issues", "format")
