@@ -88,6 +88,7 @@ async def test_merge_jobs(gateway: Any) -> None:
     assert (await http.get(f"/v1/martlet/merge/jobs/{made['id']}")).json() == made
     assert [job["id"] for job in (await http.get("/v1/martlet/merge/jobs")).json()["data"]] == [made["id"]]
     assert "merging" in (await http.get(f"/v1/martlet/merge/jobs/{made['id']}/watch")).text
+    assert (await http.post(f"/v1/martlet/merge/jobs/{made['id']}/cancel")).json()["state"] == "CANCELLED"
     missing = await http.get("/v1/martlet/merge/jobs/nothing")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "job_not_found")
 

@@ -12,13 +12,26 @@ from types import FrameType
 
 from martlet_core.errors import InvalidArgument, MartletError
 
-from martlet_cli.commands import artifacts, chat, demo, doctor, environment, files, jobs, keys, models, platform, train
+from martlet_cli.commands import (
+    artifacts,
+    chat,
+    demo,
+    doctor,
+    environment,
+    files,
+    jobs,
+    keys,
+    merge,
+    models,
+    platform,
+    train,
+)
 from martlet_cli.context import Context, Parser
 from martlet_cli.layout import Layout
 from martlet_cli.output import Output
 from martlet_cli.swift_arguments import NOT_NEEDED
 
-_GROUPS = (platform, demo, doctor, keys, files, train, jobs, models, chat, artifacts, environment)
+_GROUPS = (platform, demo, doctor, keys, files, train, jobs, merge, models, chat, artifacts, environment)
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -42,10 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     signal.signal(signal.SIGTERM, _leave)
     # Looked up before parsing, so that what is wrong with the arguments is said in the way that was asked for.
-    output = Output(as_json="--json" in (sys.argv[1:] if argv is None else argv))
+    given = list(sys.argv[1:] if argv is None else argv)
+    output = Output(as_json="--json" in given)
     try:
         parser = build_parser()
-        arguments, unknown = parser.parse_known_args(argv)
+        arguments, unknown = parser.parse_known_args(_spelled_out(given))
         used = getattr(arguments, "parser", parser)
         if not hasattr(arguments, "handler"):
             if unknown:
@@ -63,6 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `martlet … | head`
         sys.stderr.close()
         return EXIT_FAILED
+
+
+def _spelled_out(argv: list[str]) -> list[str]:
+    """``merge MODEL`` as ``merge create MODEL``."""
+    place = 2 if argv[:1] == ["--home"] else 1 if argv and argv[0].startswith("--home=") else 0
+    if argv[place : place + 1] != ["merge"] or len(argv) < place + 2:
+        return argv
+    word = argv[place + 1]
+    return (
+        argv if word in merge.COMMANDS or word.startswith("-") else [*argv[: place + 1], "create", *argv[place + 1 :]]
+    )
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:

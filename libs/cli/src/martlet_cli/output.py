@@ -42,8 +42,9 @@ class Output:
 
     def __init__(self, as_json: bool = False, console: Console | None = None, remarks: Console | None = None) -> None:
         self.as_json = as_json
-        self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-        self.remarks = remarks or Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        # No emoji: `ft:m:acme` is a name, and not a circled letter.
+        self.console = console or Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+        self.remarks = remarks or Console(stderr=True, highlight=False, emoji=False, soft_wrap=not sys.stderr.isatty())
 
     @property
     def live(self) -> bool:
@@ -86,16 +87,16 @@ class Output:
             table.add_row(*(styled(name, row.get(name)) for name in names))
         self.console.print(table)
 
-    def facts(self, value: Mapping[str, Any], names: Iterable[str] | None = None) -> None:
-        """Print one object: JSON, or a name and a value a line."""
+    def facts(self, value: Mapping[str, Any], *, as_typed: bool = False) -> None:
+        """Print one object: JSON, or a name and a value a line; ``as_typed`` keeps the underscores of names."""
         if self.as_json:
             self.json(value)
             return
-        shown = [(name, value.get(name)) for name in (names or value)]
-        shown = [(name, item) for name, item in shown if item not in (None, "", [], {})]
+        shown = [(name, item) for name, item in value.items() if item not in (None, "", [], {})]
         width = max((len(name) for name, _ in shown), default=0)
         for name, item in shown:
-            self.console.print(f"[bold]{name.replace('_', ' '):<{width}}[/]  {styled(name, item)}")
+            label = name if as_typed else name.replace("_", " ")
+            self.console.print(f"[bold]{label:<{width}}[/]  {styled(name, item)}")
 
     def say(self, text: str) -> None:
         """A remark for the person who watches (rich markup allowed); goes to stderr."""

@@ -140,7 +140,7 @@ NOT_NEEDED: Mapping[str, str] = {
     "--model_type": "it is read from the model's own config",
     "--template": "the model's own chat template is used",
     "--use_hf": "hub ids are Hugging Face's",
-    "--merge_lora": "use `martlet merge MODEL` when the job has succeeded",
+    "--merge_lora": "`martlet merge MODEL`, when the job has succeeded",
 }
 
 

@@ -189,6 +189,11 @@ class TrainerDouble(training_service_pb2_grpc.TrainingServiceServicer, merge_ser
             raise unknown_job(request.name.removeprefix("mergeJobs/"))
         return self.merges[request.name]
 
+    async def CancelMergeJob(self, request: Any, context: Any) -> merge_job_pb2.MergeJob:
+        job = await self.GetMergeJob(request, context)
+        job.state = job_pb2.JOB_STATE_CANCELLED
+        return job
+
     async def ListMergeJobs(self, request: Any, context: Any) -> merge_service_pb2.ListMergeJobsResponse:
         self._enter("ListMergeJobs", request)
         return merge_service_pb2.ListMergeJobsResponse(merge_jobs=list(self.merges.values()))

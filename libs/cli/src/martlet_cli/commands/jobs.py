@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 from rich.markup import escape
@@ -10,8 +11,12 @@ from rich.markup import escape
 from martlet_cli.commands.files import when
 from martlet_cli.context import Context, Handler, Subparsers, command, group
 from martlet_cli.gateway import translated
-from martlet_cli.output import duration
+from martlet_cli.output import Output, duration
 from martlet_cli.watch import conclude, follow, view
+
+#: Of the settings, those that are shown with the job itself.
+_SHOWN_ABOVE = ("base_model", "training_dataset", "validation_dataset")
+_ISSUES_SHOWN = 10
 
 
 def add(subparsers: Subparsers) -> None:
@@ -19,7 +24,9 @@ def add(subparsers: Subparsers) -> None:
     commands = group(subparsers, "jobs", "list, watch and steer fine-tuning jobs")
     listing = command(commands, "list", _list, "list jobs, newest first")
     listing.add_argument("--limit", type=int, default=20, help="most jobs to show (default 20)")
-    _with_id(command(commands, "show", _show, "show a job: state, progress, settings, data report, events"))
+    _with_id(
+        command(commands, "show", _show, "show a job: state, progress, settings, data report, checkpoints, events")
+    )
     _with_id(command(commands, "watch", _watch, "follow a job until it is over"))
     _with_id(command(commands, "cancel", _steer("cancel"), "stop a job for good"))
     _with_id(command(commands, "pause", _steer("pause"), "write a checkpoint and give the worker back"))
@@ -60,7 +67,7 @@ def _show(context: Context, arguments: argparse.Namespace) -> int:
     if output.as_json:
         output.json(job | {"events": events, "checkpoints": checkpoints})
         return 0
-    seen = view(job)
+    seen, extension = view(job), job.get("martlet") or {}
     spent = job["finished_at"] - job["created_at"] if job.get("finished_at") else None
     shown = {
         "id": seen.id,
@@ -75,10 +82,13 @@ def _show(context: Context, arguments: argparse.Namespace) -> int:
         "finished": when(job.get("finished_at")),
         "took": duration(spent),
         "trained_tokens": job.get("trained_tokens"),
-        "hyperparameters": job.get("hyperparameters"),
+        "device": extension.get("device"),
         "result_files": job.get("result_files"),
     }
     output.facts(shown)
+    output.console.print("\n[bold]settings[/]")
+    output.facts(dict(_settings(job)), as_typed=True)
+    _show_data(output, extension.get("result") or {})
     if checkpoints:
         output.console.print("\n[bold]checkpoints[/]")
         rows = [checkpoint | checkpoint["metrics"] for checkpoint in checkpoints]
@@ -88,6 +98,44 @@ def _show(context: Context, arguments: argparse.Namespace) -> int:
         for event in reversed(events):
             output.console.print(f"[dim]{when(event['created_at'])}[/] {event['level']:<5} {escape(event['message'])}")
     return 0
+
+
+def _settings(job: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings by their dotted names: as the recipe filled them in, or as they were asked for while no worker has."""
+    extension = job.get("martlet") or {}
+    resolved = (extension.get("result") or {}).get("resolved_config")
+    asked = {name: extension.get(name) for name in ("recipe", "tuner")} | {
+        "hyperparameters": job.get("hyperparameters"),
+        "seed": job.get("seed"),
+    }
+    for name, value in (resolved or asked).items():
+        if name in _SHOWN_ABOVE:
+            continue
+        if isinstance(value, dict):
+            yield from ((f"{name}.{inner}", _plain(number)) for inner, number in value.items())
+        else:
+            yield name, _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Whole numbers as such: the contract's free-form fields know no integers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _show_data(output: Output, result: dict[str, Any]) -> None:
+    """What happened to the rows, once a worker has read them."""
+    reports = {name: result[name] for name in ("training_data", "validation_data") if result.get(name)}
+    if not reports:
+        return
+    output.console.print("\n[bold]data[/]")
+    rows = [{"data": name.removesuffix("_data"), **report} for name, report in reports.items()]
+    counts = ("rows_read", "rows_used", "rows_truncated", "rows_refused", "tokens", "loss_tokens")
+    output.table(rows, ("data", "format", *counts))
+    for name, report in reports.items():
+        for issue in report.get("issues", [])[:_ISSUES_SHOWN]:
+            place = f"{name.removesuffix('_data')} line {issue['line']}"
+            field = f"{issue['field']}: " if issue["field"] else ""
+            output.console.print(f"{place}: {field}{issue['message']}", markup=False)
 
 
 def _watch(context: Context, arguments: argparse.Namespace) -> int:

@@ -79,6 +79,7 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
     if should_stop():
         raise StopRequested
     config = _with_device_defaults(config, placement, tuner)
+    report.partial_result({"resolved_config": _shown(config)})
     computation = choose_computation(tuner.model, rows, placement.device, config.data.packing)
     fuse(tuner.model)
     processes = Processes(placement)
@@ -237,7 +238,7 @@ def _result(
         "trained_tokens": state.trained_tokens,
         **{name: found.to_dict() for name, found in reports.items()},
         "metrics": metrics,
-        "resolved_config": config.model_dump(mode="json", exclude_none=True),
+        "resolved_config": _shown(config),
         "peak_memory_bytes": peak_memory_bytes(placement.device),
         "train_seconds": state.train_seconds,
         "device": describe(placement, config.resources.device_count),
@@ -250,6 +251,10 @@ def _result(
             "metrics": OutputArtifact(output / "metrics", "report", {"content": "metrics by step, CSV"}),
         },
     )
+
+
+def _shown(config: TrainingConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude_none=True)
 
 
 #: Names of OpenAI's results file for ours, in its order; columns of our own follow.
