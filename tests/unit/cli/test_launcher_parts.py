@@ -130,6 +130,23 @@ def test_existing_servers_are_used_instead(layout: Layout, monkeypatch: pytest.M
     assert platform.settings["MARTLET_S3_ACCESS_KEY"] == "theirs"
 
 
+@pytest.mark.parametrize("engine", ["vllm", "echo"])
+def test_what_the_launcher_sets_itself_is_on_the_page(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    ports = choose_ports({"http": 0, "grpc": 0}, {})
+    platform = plan(layout, PlatformOptions(engine=engine), load_or_make(layout.secrets_file), ports)
+    names = {name for spec in platform.specs for name in spec.environ if name.startswith("MARTLET_")}
+    for name in names:
+        monkeypatch.setenv(name, "mine")
+    platform = plan(layout, PlatformOptions(engine=engine), load_or_make(layout.secrets_file), ports)
+    services = [spec for spec in platform.specs if spec.needs or spec.once]
+    changed = {name for spec in services for name in names if spec.environ.get(name) != "mine"}
+    assert changed, "the test looks at nothing"
+    assert {name for name in changed if f"`{name}`" not in page} == set()
+
+
 def test_status_of_a_launcher_that_is_gone(layout: Layout) -> None:
     process = {"name": "gateway", "state": "ready", "pid": os.getpid(), "start_ticks": 1, "port": 8000}
     process |= {"restarts": 0, "ready_seconds": 1.0, "started_at": 0.0}

@@ -55,3 +55,8 @@ def test_bad_rows_are_left_out_on_request(gateway: Any, martlet: Callable[..., A
     body = gateway.bodies("/v1/fine_tuning/jobs")[0]
     assert body["martlet"] == {"data": {"on_bad_rows": "SKIP"}}
     assert (body["training_file"], body["validation_file"]) == ("file-1", "file-1")
+
+
+def test_what_the_gateway_refuses_keeps_its_reason(gateway: Any, martlet: Callable[..., Any]) -> None:
+    error = martlet("train", "--model", "m", "--dataset", "file-1", "--json").json["error"]
+    assert (error["code"], error["reason"]) == ("NOT_FOUND", "NOT_FOUND")

@@ -161,4 +161,5 @@ def _error(status: int, body: Any, request_id: str | None) -> MartletError:
     if inner.get("param") and str(inner["param"]) not in message:
         message = f"{inner['param']}: {message}"
     error = _ERRORS_BY_STATUS.get(status, Internal)
-    return error(message, reason=inner.get("code"), metadata={"request_id": request_id} if request_id else None)
+    reason = str(inner["code"]).upper() if inner.get("code") else None
+    return error(message, reason=reason, metadata={"request_id": request_id} if request_id else None)
