@@ -251,6 +251,8 @@ def test_result_of_a_full_training_is_a_whole_model(kit: Kit) -> None:
 def test_result_of_a_merge(kit: Kit) -> None:
     finished = kit.merge.finish(kit.job(MERGE, adapter="ft:x"), {}, outputs("merged_model", base_model=BASE))
     assert finished.result["merged_model"] == f"ft:{BASE}:acme::cdefghjk"
+    named = kit.merge.finish(kit.job(MERGE, adapter="ft:x", suffix="m"), {}, outputs("merged_model", base_model=BASE))
+    assert named.result["merged_model"] == f"ft:{BASE}:acme:m:cdefghjk"
     assert finished.model is not None
     assert finished.model.kind == "whole"
 
@@ -313,6 +315,15 @@ def test_fields_that_protobuf_would_ignore_are_refused(sent: bytes, told: str) -
         convert.spec_to_dict(training_job_pb2.TrainingSpec(base_model=BASE, hyperparameters=numbers))
     assert caught.value.violations[0].field == "spec.hyperparameters"
     assert told in caught.value.message
+
+
+def test_priority_and_attempts_reach_the_job(kit: Kit) -> None:
+    resources = training_job_pb2.ResourceConfig(priority=8, max_attempts=2)
+    spec = training_job_pb2.TrainingSpec(base_model=BASE, training_dataset=kit.dataset, resources=resources)
+    request = training_service_pb2.CreateTrainingJobRequest(training_job=training_job_pb2.TrainingJob(spec=spec))
+    new = convert.new_training_job(request, parse_training_config(convert.spec_to_dict(spec)), "trainer")
+    draft = JobService("trainer", kit.stores, MemoryBell()).draft("acme", new)
+    assert (draft.priority, draft.max_attempts) == (8, 2)
 
 
 def test_job_as_the_contract_shows_it(kit: Kit) -> None:

@@ -224,37 +224,6 @@ def test_early_stopping_returns_the_best_weights(kit: SimpleNamespace, make_work
     assert (resumed.outputs["model"].path / "adapter_model.safetensors").read_bytes() == final
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_qlora_trains_on_a_quantized_base(kit: SimpleNamespace, make_workdir: MakeWorkdir, quantization: str) -> None:
-    result, report = train(
-        kit,
-        make_workdir("a", kit.chat_rows(20)),
-        tuner={"kind": "qlora", "quantization": quantization, "lora_rank": 8},
-        hyperparameters={"max_steps": 15},
-    )
-    assert report.losses[-1] < report.losses[0] - 0.3
-    assert result.outputs["model"].kind == "adapter"
-
-
-def test_a_base_quantized_beforehand_trains_as_it_is(
-    kit: SimpleNamespace, make_workdir: MakeWorkdir, tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    from transformers import BitsAndBytesConfig
-
-    stored = tmp_path / "quantized"
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, quantization_config=config, device_map={"": "cpu"})
-    model.save_pretrained(stored)
-    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(stored)
-    workdir = make_workdir("a", kit.chat_rows(20))
-    (workdir / "inputs" / "base_model").unlink()
-    (workdir / "inputs" / "base_model").symlink_to(stored)
-    _, report = train(kit, workdir, hyperparameters={"max_steps": 15}, tuner={"lora_rank": 8})
-    assert report.losses[-1] < report.losses[0] - 0.3
-    with pytest.raises(InvalidArgument, match="quantized"):
-        train(kit, workdir, tuner={"kind": "full"})
-
-
 def test_full_training_writes_an_ordinary_model(kit: SimpleNamespace, make_workdir: MakeWorkdir) -> None:
     result, report = train(
         kit,

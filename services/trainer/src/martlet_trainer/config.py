@@ -15,6 +15,7 @@ from martlet_core.errors import FieldViolation, InvalidArgument
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from martlet_trainer.config_errors import violations_of
+from martlet_trainer.config_rules import combination_violations
 
 ARTIFACT_PATTERN = re.compile(r"artifacts/[a-z0-9]{1,64}")
 SUFFIX_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -183,7 +184,7 @@ class TrainingConfig(Config):
         What depends on the device or the model (precision, gradient checkpointing, max_length) stays unset: only the recipe can know it.
         """
         tuner, numbers = self.tuner, self.hyperparameters
-        if tuner.lora_alpha is None:
+        if tuner.lora_alpha is None and tuner.kind != "full":
             tuner = tuner.model_copy(update={"lora_alpha": 2.0 * tuner.lora_rank})
         if numbers.learning_rate is None:
             rate = DEFAULT_LEARNING_RATE[tuner.kind] * (numbers.learning_rate_multiplier or 1.0)
@@ -213,7 +214,7 @@ def parse_training_config(values: Mapping[str, Any], prefix: str = "spec") -> Tr
         InvalidArgument: with one violation for every field at fault.
     """
     config = _parse(TrainingConfig, values, prefix)
-    violations = [*_name_violations(config), *_combination_violations(config)]
+    violations = [*_name_violations(config), *combination_violations(config)]
     _raise_if_any([FieldViolation(_join(prefix, v.field), v.description) for v in violations])
     return config
 
@@ -292,50 +293,6 @@ def _suffix_violations(suffix: str | None) -> list[FieldViolation]:
     if suffix is None or SUFFIX_PATTERN.fullmatch(suffix):
         return []
     return [FieldViolation("suffix", f"is {suffix!r}; use 1 to 64 letters, digits, dots, underscores or hyphens")]
-
-
-def _combination_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
-    tuner, numbers = config.tuner, config.hyperparameters
-    found: list[FieldViolation] = []
-    if numbers.learning_rate is not None and numbers.learning_rate_multiplier is not None:
-        found.append(
-            FieldViolation(
-                "hyperparameters.learning_rate_multiplier",
-                "can't be used together with learning_rate; give one of them",
-            )
-        )
-    if config.data.validation_split > 0 and config.validation_dataset is not None:
-        found.append(
-            FieldViolation("data.validation_split", "can't be used together with validation_dataset; give one of them")
-        )
-    if (
-        numbers.early_stopping_patience is not None
-        and not config.validation_dataset
-        and config.data.validation_split == 0
-    ):
-        found.append(
-            FieldViolation(
-                "hyperparameters.early_stopping_patience",
-                "needs validation rows; set validation_dataset or data.validation_split",
-            )
-        )
-    if tuner.kind == "full" and tuner.modules_to_save:
-        found.append(
-            FieldViolation(
-                "tuner.modules_to_save", "has no meaning with tuner.kind full, which trains every module; leave it out"
-            )
-        )
-    if "all-linear" in tuner.target_modules and len(tuner.target_modules) > 1:
-        found.append(
-            FieldViolation("tuner.target_modules", "mixes all-linear with names; give either all-linear or the names")
-        )
-    if tuner.use_dora and tuner.kind == "qlora" and tuner.quantization == "int8":
-        found.append(
-            FieldViolation(
-                "tuner.use_dora", "doesn't work on an int8 base; set tuner.quantization to nf4 or use_dora to false"
-            )
-        )
-    return found
 
 
 def _join(prefix: str, field: str) -> str:

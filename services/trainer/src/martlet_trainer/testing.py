@@ -150,10 +150,11 @@ def lay_out(
 
 def training_spec(**changes: Any) -> dict[str, Any]:
     """A small training's spec; keyword arguments replace or extend its parts."""
+    full = changes.get("tuner", {}).get("kind") == "full"
     values: dict[str, Any] = {
         "base_model": "tiny",
         "training_dataset": "artifacts/a",
-        "tuner": {"lora_rank": 4},
+        "tuner": {} if full else {"lora_rank": 4},
         "hyperparameters": {"max_steps": 6, "per_device_batch_size": 4, "learning_rate": 1e-2, "precision": "float32"},
         "resources": {"device": "cpu"},
     }

@@ -182,8 +182,14 @@ def _plan(config: TrainingConfig, rows: Sequence[EncodedRow], process_count: int
 def _with_device_defaults(config: TrainingConfig, placement: Placement, tuner: Tuner) -> TrainingConfig:
     """Fill in what depends on the device, and switch gradient checkpointing on if it is wanted."""
     wanted = config.hyperparameters.gradient_checkpointing
+    possible = bool(tuner.model.supports_gradient_checkpointing)
     if wanted is None:
-        wanted = placement.device.type == "cuda"
+        wanted = possible and placement.device.type == "cuda"
+    if wanted and not possible:
+        raise InvalidArgument.field(
+            "spec.hyperparameters.gradient_checkpointing",
+            "is true, but this model's architecture has none; leave it out",
+        )
     if wanted:
         tuner.model.gradient_checkpointing_enable({"use_reentrant": False})
     filled = {"gradient_checkpointing": wanted, "precision": placement.precision}

@@ -66,8 +66,20 @@ def _caps_scores(directory: Path) -> bool:
 
 def stored_quantization(directory: Path) -> str:
     """The method that the weights were quantized with before; empty for none."""
+    return str(_quantization_config(directory).get("quant_method", ""))
+
+
+def stored_bits(directory: Path) -> str:
+    """How bitsandbytes quantized the weights before: ``int8``, ``nf4``, ``fp4``; empty if it didn't."""
+    config = _quantization_config(directory)
+    if config.get("load_in_8bit"):
+        return "int8"
+    return str(config.get("bnb_4bit_quant_type", "fp4")) if config.get("load_in_4bit") else ""
+
+
+def _quantization_config(directory: Path) -> dict[str, Any]:
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    return str((config.get("quantization_config") or {}).get("quant_method", ""))
+    return config.get("quantization_config") or {}
 
 
 def context_length(directory: Path, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig
 
 from martlet_trainer.config import TunerConfig
-from martlet_trainer.training.models import load_model, stored_quantization
+from martlet_trainer.training.models import load_model, stored_bits, stored_quantization
 from martlet_trainer.tuners.base import TunerInputs
 from martlet_trainer.tuners.continued import load_adapter
 
@@ -26,9 +26,14 @@ class LoraTuner:
     artifact_kind = "adapter"
 
     def __init__(self, inputs: TunerInputs) -> None:
-        """Raises InvalidArgument if a target module doesn't exist, FailedPrecondition if the adapter to go on from doesn't fit."""
+        """Raises InvalidArgument if a target module doesn't exist or the base is quantized in another way, FailedPrecondition if the
+        adapter to go on from doesn't fit.
+        """
         tuner = inputs.config.tuner
-        quantization = _quantization(tuner, inputs.placement.dtype) if tuner.kind == "qlora" else None
+        quantization = None
+        if tuner.kind == "qlora":
+            _require_stored(tuner, inputs.base_model)
+            quantization = _quantization(tuner, inputs.placement.dtype)
         base = load_model(inputs.base_model, inputs.placement.dtype, inputs.placement.device, quantization)
         if quantization is not None or stored_quantization(inputs.base_model):
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
@@ -111,6 +116,14 @@ def _with_adapter(base: Any, inputs: TunerInputs) -> Any:
         )
         description = f"can't be adapted: {error} Linear modules of this model: {', '.join(linear)}"
         raise InvalidArgument.field("spec.tuner.target_modules", description) from error
+
+
+def _require_stored(tuner: TunerConfig, base_model: Path) -> None:
+    """A base that was quantized beforehand stays as it is; a request for something else is refused."""
+    stored = stored_bits(base_model)
+    if stored and "quantization" in tuner.model_fields_set and tuner.quantization != stored:
+        text = f"is {tuner.quantization}, but the base model is stored as {stored}; leave it out"
+        raise InvalidArgument.field("spec.tuner.quantization", text)
 
 
 def _quantization(tuner: TunerConfig, dtype: torch.dtype) -> BitsAndBytesConfig:

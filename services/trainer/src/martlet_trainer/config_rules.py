@@ -1,0 +1,75 @@
+"""Fields that contradict one another, and fields that the rest of a request leaves without an effect: both are refused, with the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from martlet_core.errors import FieldViolation
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from martlet_trainer.config import TrainingConfig
+
+#: Fields of ``TunerConfig`` that only an adapter has.
+_ADAPTER_FIELDS = (
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "modules_to_save",
+    "use_rslora",
+    "use_dora",
+)
+
+
+def combination_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
+    """What is wrong with a config whose fields are each right."""
+    return [*_tuner_violations(config), *_number_violations(config), *_data_violations(config)]
+
+
+def _tuner_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
+    tuner = config.tuner
+    if tuner.kind == "full":
+        for name in _chosen(tuner, *_ADAPTER_FIELDS):
+            text = "has no meaning with tuner.kind full, which trains every module; leave it out"
+            yield FieldViolation(f"tuner.{name}", text)
+    if tuner.kind != "qlora" and _chosen(tuner, "quantization"):
+        text = f"has no meaning with tuner.kind {tuner.kind}; leave it out, or set tuner.kind to qlora"
+        yield FieldViolation("tuner.quantization", text)
+    if "all-linear" in tuner.target_modules and len(tuner.target_modules) > 1:
+        yield FieldViolation("tuner.target_modules", "mixes all-linear with names; give either all-linear or the names")
+    if tuner.use_dora and tuner.kind == "qlora" and tuner.quantization == "int8":
+        text = "doesn't work on an int8 base; set tuner.quantization to nf4 or use_dora to false"
+        yield FieldViolation("tuner.use_dora", text)
+
+
+def _number_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
+    numbers = config.hyperparameters
+    if numbers.learning_rate is not None and numbers.learning_rate_multiplier is not None:
+        text = "can't be used together with learning_rate; give one of them"
+        yield FieldViolation("hyperparameters.learning_rate_multiplier", text)
+    if numbers.learning_rate_schedule == "constant" and _chosen(numbers, "warmup_ratio") and numbers.warmup_ratio:
+        text = "has no meaning with learning_rate_schedule constant; leave it out, or set that to constant_with_warmup"
+        yield FieldViolation("hyperparameters.warmup_ratio", text)
+    if numbers.precision == "float16" and config.resources.device == "cpu":
+        yield FieldViolation(
+            "hyperparameters.precision", "is float16, which needs a GPU; use auto, float32 or bfloat16"
+        )
+    if not config.validation_dataset and config.data.validation_split == 0:
+        for name in ("early_stopping_patience", "eval_steps"):
+            if getattr(numbers, name) is not None:
+                text = "needs validation rows; set validation_dataset or data.validation_split, or leave it out"
+                yield FieldViolation(f"hyperparameters.{name}", text)
+
+
+def _data_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
+    if config.data.validation_split > 0 and config.validation_dataset is not None:
+        text = "can't be used together with validation_dataset; give one of them"
+        yield FieldViolation("data.validation_split", text)
+
+
+def _chosen(part: BaseModel, *names: str) -> list[str]:
+    """Those of the fields that were set to something else than their default."""
+    fields = type(part).model_fields
+    return [name for name in names if name in part.model_fields_set and getattr(part, name) != fields[name].default]
