@@ -48,6 +48,7 @@ def test_train_with_swifts_arguments(trained: dict[str, Any]) -> None:
     assert trained["status"] == "succeeded"
     assert trained["martlet"]["tuner"]["lora_rank"] == 4
     assert trained["martlet"]["progress"]["step"] == 4
+    assert trained["martlet"]["device"]
     assert trained["fine_tuned_model"].startswith(f"ft:{MODEL}:default:command:")
 
 
@@ -58,6 +59,8 @@ def test_jobs_list_and_show(platform: RunningPlatform, trained: dict[str, Any]) 
     assert [checkpoint["step_number"] for checkpoint in shown["checkpoints"]]
     text = platform.run("jobs", "show", trained["id"]).stdout
     assert trained["fine_tuned_model"] in text
+    assert "training\tmessages\t32\t32\t0\t0\t" in text, "the data report"
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("tuner.lora_rank ")] == ["4"]
 
 
 def test_models_and_chat(platform: RunningPlatform, trained: dict[str, Any]) -> None:
@@ -66,6 +69,16 @@ def test_models_and_chat(platform: RunningPlatform, trained: dict[str, Any]) -> 
     spoken = platform.run("chat", "--model", trained["fine_tuned_model"], "--max_tokens", "4", "one two three four")
     assert spoken.returncode == 0, spoken.stderr
     assert spoken.stdout.strip()
+
+
+def test_merges_come_and_go(platform: RunningPlatform, trained: dict[str, Any]) -> None:
+    made = platform.martlet("merge", trained["fine_tuned_model"], "--suffix", "folded")
+    assert made["spec"]["adapter"] == trained["fine_tuned_model"]
+    assert platform.martlet("merge", "cancel", made["id"])["state"] in ("CANCELLED", "CANCELLING")
+    seen = platform.martlet("merge", "watch", made["id"], code=1)
+    assert (seen[-1] if isinstance(seen, list) else seen)["state"] == "CANCELLED"
+    assert [job["id"] for job in platform.martlet("merge", "list")] == [made["id"]]
+    assert platform.martlet("merge", "show", made["name"])["state"] == "CANCELLED"
 
 
 def test_download_what_was_trained(platform: RunningPlatform, trained: dict[str, Any], tmp_path: Path) -> None:

@@ -208,7 +208,9 @@ CASES: dict[Case, Expected] = {
     wrong_type: Expected(400, "invalid_argument", "method.supervised.hyperparameters.n_epochs", ('"auto"', "'three'")),
     out_of_range: Expected(400, "invalid_argument", "hyperparameters.n_epochs", ("1 to 50", "51")),
     martlet_wrong_type: Expected(400, "invalid_argument", "martlet.tuner.lora_rank", ("integer", "eight")),
-    martlet_out_of_range: Expected(400, "invalid_argument", "martlet.hyperparameters.learning_rate", ("at most 10",)),
+    martlet_out_of_range: Expected(
+        400, "invalid_argument", "martlet.hyperparameters.learning_rate", ("is 11.0", "<= 10")
+    ),
     martlet_misspelt: Expected(400, "unknown_parameter", "martlet.lora_rnk", ("`lora_rank`",)),
     unknown_field: Expected(400, "unknown_parameter", "lora_rank", ("`martlet`",)),
     missing_field: Expected(400, "missing_required_parameter", "training_file", ("required",)),

@@ -70,6 +70,13 @@ async def test_who_has_no_key_sends_no_body(gateway: Any) -> None:
     assert answer.status_code == 401
 
 
+async def test_bodies_that_nobody_reads_are_not_read(gateway: Any) -> None:
+    http = gateway.http()
+    http.headers.pop("authorization")
+    answer = await http.request("GET", "/healthz", content=chunks(LIMIT // 1000 + 1))
+    assert answer.status_code == 200
+
+
 @pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])
 async def test_bodies_within_the_limit_arrive_whole(gateway: Any, tools: Any, chunked: bool) -> None:
     body = orjson.dumps({"model": tools.base, "training_file": await gateway.upload(), "metadata": {"k": "v" * 500}})

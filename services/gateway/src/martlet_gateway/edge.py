@@ -112,7 +112,8 @@ class Edge:
 
     async def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """A ``receive`` whose body is within the limit: frameworks read bodies whole, however long."""
-        if not has_body(scope) or _STREAMED.fullmatch(scope["path"]):
+        path = scope["path"]
+        if not has_body(scope) or path in OPEN_PATHS or _STREAMED.fullmatch(path):
             return receive
         return replayed(await read_body(scope, receive, self._max_request_bytes), receive)
 

@@ -81,7 +81,7 @@ class TrainerDouble(training_service_pb2_grpc.TrainingServiceServicer, merge_ser
                 metadata={"close_matches": BASE},
             )
         if spec.hyperparameters.learning_rate > 10:
-            raise InvalidArgument.field("spec.hyperparameters.learning_rate", "must be at most 10; it is 11.0.")
+            raise InvalidArgument.field("spec.hyperparameters.learning_rate", "is 11.0; must be > 0 and <= 10")
         key = (call_context().tenant, request.request_id)
         if request.request_id and key in self.by_request_id:
             return self.jobs[self.by_request_id[key]]
