@@ -350,9 +350,8 @@ async def test_reads_are_repeated_and_writes_are_not() -> None:
             calls["create"] += 1
             raise errors.Unavailable("Not now.")
 
-    name = "martlet.trainer.v1.TrainingService"
     add = training_service_pb2_grpc.add_TrainingServiceServicer_to_server
-    server = GrpcServer("127.0.0.1:0", [Service(add, Flaky(), name)])
+    server = GrpcServer("127.0.0.1:0", [Service(add, Flaky(), "martlet.trainer.v1.TrainingService")])
     channel = open_channel(f"127.0.0.1:{await server.start()}")
     stub = training_service_pb2_grpc.TrainingServiceStub(channel)
     answer = await stub.GetTrainingJob(training_service_pb2.GetTrainingJobRequest(name="trainingJobs/x"))

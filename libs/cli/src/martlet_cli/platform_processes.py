@@ -61,27 +61,17 @@ def plan(layout: Layout, options: PlatformOptions, credentials: Credentials, por
             command.url, credentials.s3_access_key, credentials.s3_secret_key, settings["MARTLET_S3_BUCKET"]
         )
         specs.append(_server(layout, "seaweedfs", command, ports["s3"], ready))
-    specs += _services(layout, options, settings, ports, needs=tuple(spec.name for spec in specs))
+    builder = _Builder(layout, options, settings)
+    specs += _training_and_gateway(builder, ports, needs=tuple(spec.name for spec in specs))
+    specs += _inference(builder, ports)
     return Platform(settings, tuple(specs))
 
 
-def _services(
-    layout: Layout,
-    options: PlatformOptions,
-    settings: Mapping[str, str],
-    ports: Mapping[str, int],
-    needs: tuple[str, ...],
-) -> list[ProcessSpec]:
-    builder = _Builder(layout, options, settings)
+def _training_and_gateway(builder: _Builder, ports: Mapping[str, int], needs: tuple[str, ...]) -> list[ProcessSpec]:
     trainer = f"127.0.0.1:{ports['trainer']}"
-    gateway_grpc = f"127.0.0.1:{ports['grpc']}"
-    inference = f"127.0.0.1:{ports['inference']}"
-    local_host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
-    echo = options.engine == "echo"
-    # A model of the hub is fetched by inference itself; one of the catalogue is prepared for it.
-    prepared = not echo and parse_hub_id(options.model) is None
-    model_directory = layout.home / "work" / "echo-model" if echo else layout.models / options.model
-    specs = [
+    host = builder.options.host
+    local_host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    return [
         builder.service(
             "trainer",
             ("martlet_trainer", "serve"),
@@ -102,47 +92,48 @@ def _services(
             "gateway",
             ("martlet_gateway", "serve"),
             {
-                "MARTLET_GRPC_ADDRESS": f"{options.host}:{ports['grpc']}",
-                "MARTLET_HTTP_HOST": options.host,
+                "MARTLET_GRPC_ADDRESS": f"{host}:{ports['grpc']}",
+                "MARTLET_HTTP_HOST": host,
                 "MARTLET_HTTP_PORT": str(ports["http"]),
                 "MARTLET_TRAINER_ADDRESS": trainer,
-                "MARTLET_UPLOAD_DIR": str(layout.home / "work" / "uploads"),
+                "MARTLET_UPLOAD_DIR": str(builder.layout.home / "work" / "uploads"),
             },
             needs=needs,
             port=ports["http"],
             ready=probes.http(f"http://{local_host}:{ports['http']}/healthz"),
         ),
     ]
-    inference_needs = ("gateway",)
-    inference_environ = {
-        "MARTLET_GRPC_ADDRESS": inference,
-        "MARTLET_GATEWAY_ADDRESS": gateway_grpc,
+
+
+def _inference(builder: _Builder, ports: Mapping[str, int]) -> list[ProcessSpec]:
+    layout, options = builder.layout, builder.options
+    address = f"127.0.0.1:{ports['inference']}"
+    echo = options.engine == "echo"
+    # A model of the hub is fetched by inference itself; one of the catalogue is prepared for it.
+    prepared = not echo and parse_hub_id(options.model) is None
+    model_directory = layout.home / "work" / "echo-model" if echo else layout.models / options.model
+    specs: list[ProcessSpec] = []
+    environ = {
+        "MARTLET_GRPC_ADDRESS": address,
+        "MARTLET_GATEWAY_ADDRESS": f"127.0.0.1:{ports['grpc']}",
         "MARTLET_ENGINE": options.engine,
         "MARTLET_MODEL": options.model,
     }
     if echo or prepared:
-        inference_environ["MARTLET_MODEL_DIR"] = str(model_directory)
+        environ["MARTLET_MODEL_DIR"] = str(model_directory)
     if prepared:
-        specs.append(
-            builder.service(
-                "base-model",
-                ("martlet_trainer.base_models", "prepare", options.model, "--out", str(model_directory)),
-                {},
-                environment="trainer",
-                once=True,
-            )
-        )
-        inference_needs += ("base-model",)
+        arguments = ("martlet_trainer.base_models", "prepare", options.model, "--out", str(model_directory))
+        specs.append(builder.service("base-model", arguments, {}, environment="trainer", once=True))
     if echo:  # it reads no weights, but a model is a directory
         write_json(model_directory / "config.json", {"model_type": "echo"})
     specs.append(
         builder.service(
             "inference",
             ("martlet_inference", "serve"),
-            inference_environ,
-            needs=inference_needs,
+            environ,
+            needs=("gateway", *(spec.name for spec in specs)),
             port=ports["inference"],
-            ready=probes.grpc_health(inference),
+            ready=probes.grpc_health(address),
             stop_seconds=30.0,
         )
     )
