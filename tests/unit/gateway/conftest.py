@@ -27,7 +27,7 @@ from martlet_gateway.idempotency import LocalRetryMemory
 from martlet_gateway.replica_store import LocalReplicaStore
 from martlet_gateway.server import GatewayServer, SharedMemory
 from martlet_gateway.settings import GatewaySettings
-from martlet_gateway.testing import BASE, TrainerDouble
+from martlet_gateway.testing.trainer import BASE, TrainerDouble
 from martlet_inference.engines.echo import EchoEngine
 from martlet_inference.replica import Replica
 from martlet_inference.settings import InferenceSettings

@@ -13,7 +13,7 @@ from martlet.gateway.v1 import replica_pb2, replica_service_pb2, replica_service
 from martlet.inference.v1 import inference_pb2
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import MartletError, ResourceExhausted, Unavailable
-from martlet_gateway.testing import scripted
+from martlet_gateway.testing.replica import scripted
 from martlet_inference.testing import wait_until
 
 MESSAGES: Any = [{"role": "user", "content": "one two"}]

@@ -1,0 +1,1 @@
+"""Doubles of what a gateway speaks to, for tests of whole gateways."""
