@@ -155,6 +155,9 @@ def test_a_family_is_trained_saved_and_resumed(family: str, directories: dict[st
     assert unbroken.losses[0] == pytest.approx(plain(None), rel=1e-5)
     assert second.losses[0] == pytest.approx(plain(checkpoint), rel=1e-5)
     assert plain(result.outputs["model"].path) == pytest.approx(plain(whole.outputs["model"].path), rel=1e-5)
+    assert ("target_parameters" in result.outputs["model"].metadata) == (family == "qwen3_moe"), (
+        "adapted experts are named"
+    )
     assert any("batches are padded" in line for line in second.lines) == (family in PADDED)
 
 

@@ -22,8 +22,8 @@ from martlet_trainer.training.attention import IMPLEMENTATION
 from martlet_trainer.training.batches import Batch, Collate, collate_padded, collate_rows
 from martlet_trainer.training.loss import LossHead, Objective, keeps_chosen_logits, plain_loss
 
-#: Short rows, their tokens, and the tokens in common with which the computation without padding is checked.
-_CHECK_ROWS, _CHECK_TOKENS, _CHECK_PREFIX = 2, 64, 8
+#: Tokens of the short row, and tokens in common with the long one, with which the computation without padding is checked.
+_CHECK_TOKENS, _CHECK_PREFIX = 64, 8
 #: Difference of the logits, as a share of their spread, that rounding explains where the same row is computed in another way.
 _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 #: The same where nothing but a neighbour changes, or logits become a loss: next to nothing is left to rounding.
@@ -105,15 +105,12 @@ def _objective_without_padding(
         raise ValueError("its attention can't be replaced")
     limits = _limits(model, noise)
     _require_same(_logits(model, collate(checked, device)), torch.cat(wanted), limits.rounding, "without padding")
-    short = checked[:_CHECK_ROWS]
-    _require_isolation(model, short, device, limits.neighbour)
+    batch, logits = _require_isolation(model, checked[0], device, limits.neighbour)
     head = LossHead.of(model)
-    return plain_loss if head is None or not _is_same_loss(model, head, collate(short, device)) else head
-
-
-def _is_same_loss(model: Any, head: LossHead, batch: Batch) -> bool:
-    wanted = functional.cross_entropy(_logits(model, batch), batch.targets, reduction="sum").item()
-    return abs(head(model, batch).total.item() - wanted) <= _EXACT * max(1.0, wanted)
+    if head is None:
+        return plain_loss
+    loss = functional.cross_entropy(logits, batch.targets, reduction="sum").item()
+    return head if abs(head(model, batch).total.item() - loss) <= _EXACT * max(1.0, loss) else plain_loss
 
 
 @dataclass(frozen=True)
@@ -138,28 +135,24 @@ def _noise(model: Any, checked: Sequence[EncodedRow], wanted: Sequence[torch.Ten
     return _NOISE_FACTOR * _difference(_logits(model, collate_padded(checked, device)), torch.cat(list(wanted)))
 
 
-def _require_isolation(model: Any, checked: Sequence[EncodedRow], device: torch.device, limit: float) -> None:
-    """A row's logits must not depend on what the row before it says."""
-    first, last = checked[0], checked[-1]
-    stranger = EncodedRow(first.input_ids[::-1].copy(), first.is_target)
-    beside, beside_stranger = (
-        _logits(model, collate_rows([row, last], device, share_prefix=False))[-last.target_count :]
-        for row in (first, stranger)
-    )
-    _require_same(beside_stranger, beside, limit, "beside another row")
+def _require_isolation(model: Any, row: EncodedRow, device: torch.device, limit: float) -> tuple[Batch, torch.Tensor]:
+    """A row's logits must not depend on what the row before it says. Returns a batch of the row twice, and its logits."""
+    stranger = EncodedRow(row.input_ids[::-1].copy(), row.is_target)
+    twice, mixed = (collate_rows([before, row], device, share_prefix=False) for before in (row, stranger))
+    logits, beside_stranger = _logits(model, twice), _logits(model, mixed)
+    _require_same(beside_stranger[-row.target_count :], logits[-row.target_count :], limit, "beside another row")
+    return twice, logits
 
 
 def _check_rows(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
-    """A few short rows and the longest one, by length, with a common beginning. Nearly every token behind it is a target."""
+    """A short row and the longest one, with a common beginning. Nearly every token behind it is a target."""
     longest = max(rows, key=lambda row: len(row.input_ids)).input_ids
     beginning = rows[0].input_ids[:_CHECK_PREFIX]
-    texts = [np.concatenate([beginning, row.input_ids[-_CHECK_TOKENS:]]) for row in rows[:_CHECK_ROWS]]
-    texts.append(np.concatenate([beginning, longest[len(beginning) :]]))
+    short = np.concatenate([beginning, rows[0].input_ids[-_CHECK_TOKENS:]])[: len(longest)]
     checked = []
-    for ids in sorted((ids[: len(longest)] for ids in texts), key=len):
-        places = np.arange(len(ids))
+    for ids in (short, np.concatenate([beginning, longest[len(beginning) :]])):
         first = min(max(len(beginning), len(ids) - _CHECK_TOKENS), len(ids) - 1)
-        checked.append(EncodedRow(ids, places >= first))
+        checked.append(EncodedRow(ids, np.arange(len(ids)) >= first))
     return checked
 
 

@@ -80,7 +80,7 @@ class LoraTuner:
 
     def metadata(self) -> dict[str, Any]:
         """Base model, rank, scale and targets, for whoever serves the adapter."""
-        targets = self._config.target_modules
+        targets, experts = self._config.target_modules, self._config.target_parameters
         return {
             "base_model": self._name,
             "tuner": "lora",
@@ -90,6 +90,8 @@ class LoraTuner:
             "modules_to_save": sorted(self._config.modules_to_save or ()),
             "use_dora": bool(self._config.use_dora),
             "use_rslora": bool(self._config.use_rslora),
+            # Experts whose weights are one tensor (peft adapts them by default); not every engine takes such adapters.
+            **({"target_parameters": sorted(experts)} if experts else {}),
         }
 
 
