@@ -16,3 +16,4 @@ for name in "${names[@]}"; do
   "$python" "benchmarks/$name.py"
   echo "== benchmark: $name took $((SECONDS - start)) s"
 done
+"$python" benchmarks/report.py

@@ -1,0 +1,270 @@
+"""Writes ``RESULTS.md`` from the JSON of the last runs, so that no figure is copied by hand.
+
+python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from environment import ROOT
+
+DIRECTORY = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "benchmarks" / "RESULTS.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the page.
+
+    Attributes:
+        what: what was measured.
+        name: the benchmark, whose JSON holds the figure.
+        aim: in words.
+        seen: the figure, from the JSON.
+        met: whether the aim is met; None where there is none.
+    """
+
+    what: str
+    name: str
+    aim: str
+    seen: Callable[[Any], str]
+    met: Callable[[Any], bool | None] = lambda record: None
+
+
+def main() -> None:
+    """Write the page."""
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(DIRECTORY.glob("*.json"))}
+    lines = [_INTRODUCTION, "", "| what | command | aim | seen | met |", "|---|---|---|---|---|"]
+    lines += [_line(row, records.get(row.name)) for row in ROWS]
+    lines += ["", *_gateway_table(records.get("gateway")), "", *_machines(records), ""]
+    PAGE.write_text("\n".join(lines))
+    print(f"written to {PAGE.relative_to(ROOT)}")
+
+
+def _line(row: Row, record: Any) -> str:
+    if record is None:
+        return f"| {row.what} | `{row.name}` | {row.aim} | no figure | |"
+    met = {True: "yes", False: "**no**", None: ""}[row.met(record)]
+    return f"| {row.what} | `{row.name}` | {row.aim} | {row.seen(record)} | {met} |"
+
+
+def _gateway_table(record: Any) -> list[str]:
+    """Every scenario of the gateway's benchmark."""
+    if record is None:
+        return []
+    lines = [
+        "Gateway, all scenarios (`gateway`): requests/s and latency in ms (p50, p95, p99), the median of "
+        f"{record['rounds']} rounds; LiteLLM once. At 1,000 connections the engine paces its tokens.",
+        "",
+        "| connections | engine alone | through Martlet | through LiteLLM |",
+        "|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        cells = [_scenario_cell(row["targets"].get(name)) for name in ("engine", "gateway", "litellm")]
+        lines.append(f"| {row['scenario']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _scenario_cell(result: Any) -> str:
+    if result is None:
+        return ""
+    times = ", ".join(f"{result['latency_ms'][p]:.1f}" for p in ("p50", "p95", "p99"))
+    errors = f", {result['errors']} errors" if result["errors"] else ""
+    return f"{result['requests_per_second']:,.0f}/s ({times}){errors}"
+
+
+def _machines(records: dict[str, Any]) -> list[str]:
+    """What each benchmark ran on and with."""
+    lines = ["| command | machine | load average at that time | versions |", "|---|---|---|---|"]
+    for name, record in records.items():
+        machine = record["machine"]
+        units = ", ".join(machine.get("vector_units", []))
+        what = (
+            f"{machine['cpu']}, {machine['cores']} cores ({units}), {machine['memory_gb']:.0f} GB, {machine['system']}, "
+            f"Python {machine['python']}"
+        )
+        load = machine.get("load_average_before", machine["load_average"][0])
+        versions = ", ".join(f"{package} {number}" for package, number in record["versions"].items())
+        lines.append(f"| `{name}` | {what} | {load:.1f} | {versions} |")
+    return lines
+
+
+def _workload(name: str, key: str) -> Callable[[Any], float]:
+    return lambda record: record["workloads"][name]["ratio"][key]
+
+
+def _speed(name: str) -> Callable[[Any], str]:
+    def text(record: Any) -> str:
+        found = record["workloads"][name]["median"]
+        mine, theirs = (found[side]["tokens_per_second"] for side in ("martlet", "trl"))
+        return f"{mine:.0f} against {theirs:.0f} tokens/s: {_workload(name, 'tokens_per_second')(record):.2f}"
+
+    return text
+
+
+def _memory(name: str) -> Callable[[Any], str]:
+    def text(record: Any) -> str:
+        found = record["workloads"][name]["median"]
+        mine, theirs = (found[side]["peak_memory_mb"] for side in ("martlet", "trl"))
+        return f"{mine:,.0f} against {theirs:,.0f} MB: {_workload(name, 'peak_memory_mb')(record):.2f}"
+
+    return text
+
+
+_INTRODUCTION = """# Figures
+
+Each line comes from the command beside it (`scripts/bench.sh NAME`), which measures Martlet and its peer in one run; the JSON is in
+[results/](results/), and `python benchmarks/report.py` writes this page from it. Such machines are noisy: read ratios before
+absolute numbers."""
+
+ROWS = (
+    Row(
+        "gateway: latency added to a whole answer, 1 connection, p50",
+        "gateway",
+        "<= 1.5 ms",
+        lambda r: f"{r['verdict']['added_p50_ms_at_1']:+.2f} ms",
+        lambda r: r["verdict"]["added_p50_ms_at_1"] <= 1.5,
+    ),
+    Row(
+        "gateway: time added to a stream's first byte, 1 connection, p50",
+        "gateway",
+        "<= 1.5 ms",
+        lambda r: f"{r['verdict']['added_first_byte_p50_ms_at_1_streamed']:+.2f} ms",
+        lambda r: r["verdict"]["added_first_byte_p50_ms_at_1_streamed"] <= 1.5,
+    ),
+    Row(
+        "gateway: requests/s at 16 connections, beside LiteLLM's proxy",
+        "gateway",
+        ">= 10 x",
+        lambda r: f"{r['verdict']['times_litellm_at_16']:.0f} x",
+        lambda r: r["verdict"]["times_litellm_at_16"] >= 10,
+    ),
+    Row(
+        "gateway: streams held open at once, errors",
+        "gateway",
+        "1,000 without an error",
+        lambda r: f"{r['verdict']['streams_held_at_once']:,}, {r['verdict']['errors_at_1000']} errors",
+        lambda r: r["verdict"]["streams_held_at_once"] >= 1000 and r["verdict"]["errors_at_1000"] == 0,
+    ),
+    Row(
+        "gateway: largest resident set, 1,000 streams",
+        "gateway",
+        "<= 300 MB",
+        lambda r: f"{r['verdict']['rss_mb_at_1000']:.0f} MB",
+        lambda r: r["verdict"]["rss_mb_at_1000"] <= 300,
+    ),
+    Row(
+        "job: create -> RUNNING, p50",
+        "jobs",
+        "<= 100 ms",
+        lambda r: (
+            f"{r['martlet_to_running_ms']['p50']:.1f} ms (a raw Celery task starts after {r['celery_to_running_ms']['p50']:.1f} ms)"
+        ),
+        lambda r: r["martlet_to_running_ms"]["p50"] <= 100,
+    ),
+    Row(
+        "jobs/s with one worker, each a process of its own, with stored inputs and outputs",
+        "jobs",
+        "",
+        lambda r: (
+            f"{r['martlet_per_second']:.1f} (a raw Celery task that starts a process: {r['celery_process_per_second']:.1f})"
+        ),
+    ),
+    Row(
+        "idle worker supervisor, resident",
+        "jobs",
+        "<= 120 MB",
+        lambda r: f"{r['idle_worker_rss_mb']:.0f} MB",
+        lambda r: r["idle_worker_rss_mb"] <= 120,
+    ),
+    Row(
+        "artifacts: upload, beside ranged boto3",
+        "artifacts",
+        ">= 0.9",
+        lambda r: f"{r['ratio_to_raw']['upload']:.2f} ({r['megabytes_per_second']['upload']:.0f} MB/s)",
+        lambda r: r["ratio_to_raw"]["upload"] >= 0.9,
+    ),
+    Row(
+        "artifacts: first download, beside ranged boto3",
+        "artifacts",
+        ">= 0.9",
+        lambda r: f"{r['ratio_to_raw']['download']:.2f} ({r['megabytes_per_second']['download']:.0f} MB/s)",
+        lambda r: r["ratio_to_raw"]["download"] >= 0.9,
+    ),
+    Row(
+        "artifacts: second upload of the same bytes (sends none)",
+        "artifacts",
+        "",
+        lambda r: f"{r['median_seconds']['second upload']:.2f} s for {r['megabytes']} MB",
+    ),
+    Row(
+        "training beside bare TRL, one-word answers: tokens/s",
+        "trainer",
+        ">= 1.0",
+        _speed("classify"),
+        lambda r: _workload("classify", "tokens_per_second")(r) >= 1.0,
+    ),
+    Row(
+        "training beside bare TRL, longer answers: tokens/s",
+        "trainer",
+        ">= 1.0",
+        _speed("write"),
+        lambda r: _workload("write", "tokens_per_second")(r) >= 1.0,
+    ),
+    Row(
+        "training beside bare TRL, one-word answers: peak memory",
+        "trainer",
+        "<= 1.02",
+        _memory("classify"),
+        lambda r: _workload("classify", "peak_memory_mb")(r) <= 1.02,
+    ),
+    Row(
+        "training beside bare TRL, longer answers: peak memory",
+        "trainer",
+        "<= 1.02",
+        _memory("write"),
+        lambda r: _workload("write", "peak_memory_mb")(r) <= 1.02,
+    ),
+    Row(
+        "SUCCEEDED -> first token of the tuned model",
+        "first_token",
+        "<= 1 s",
+        lambda r: f"{r['milliseconds']['SUCCEEDED -> first token']['median']:.0f} ms",
+        lambda r: r["milliseconds"]["SUCCEEDED -> first token"]["median"] <= 1000,
+    ),
+    Row(
+        "adapters on a CPU: answers/s, beside vLLM's own LoRA",
+        "adapters",
+        "",
+        lambda r: (
+            f"{r['answers_per_second']['martlet']['adapter']:.2f} against "
+            f"{r['answers_per_second']['vllm']['adapter']:.2f}: {r['ratio']:.1f} (the base model: "
+            f"{r['answers_per_second']['martlet']['base']:.2f})"
+        ),
+    ),
+    Row(
+        "demo: held-out accuracy before and after",
+        "demo",
+        "+20 points",
+        lambda r: (
+            f"{r['base_accuracy']:.1%} -> {r['tuned_accuracy']:.1%}, interval {100 * r['gain_low']:+.1f} to "
+            f"{100 * r['gain_high']:+.1f} points ({r['test_rows']} rows, one seed)"
+        ),
+        lambda r: r["gain"] >= 0.2,
+    ),
+    Row(
+        "demo: whole command, environments in place",
+        "demo",
+        "<= 10 min",
+        lambda r: f"{r['total_seconds'] / 60:.1f} min, of which {r['train_seconds'] / 60:.1f} min training",
+        lambda r: r["total_seconds"] <= 600,
+    ),
+)
+
+
+if __name__ == "__main__":
+    main()
