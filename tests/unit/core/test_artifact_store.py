@@ -159,6 +159,19 @@ def test_a_sweep_removes_what_kills_left(
         store.sweep(older_than_seconds=60)
 
 
+def test_a_damaged_manifest_keeps_its_contents_and_does_not_stop_the_sweep(
+    objects: MemoryObjectStore, store: ContentAddressedStore, source: Path
+) -> None:
+    damaged = store.put_directory(source, kind="adapter", tenant="acme")
+    objects.put(manifest_key(damaged.id), b"not json")
+    before = objects.list("")
+    for file in damaged.files:
+        objects.put(ref_key(file.sha256, damaged.id), _body(age=3 * 24 * 3600.0))
+    objects.put(ref_key(DIGEST, new_id()), _body(age=3 * 24 * 3600.0))
+    assert store.sweep().refs == 1
+    assert objects.list("") == before
+
+
 def test_a_slow_upload_checks_its_contents_again(objects: MemoryObjectStore, source: Path, tmp_path: Path) -> None:
     """Between its refs and its manifest a sweep took it for abandoned; what it commits is whole all the same."""
     store = ContentAddressedStore(objects, tmp_path / "cache", upload_limit_seconds=0.05)

@@ -15,7 +15,7 @@ from martlet_core.artifacts.collector import every_key
 from martlet_core.artifacts.layout import parse_index_key
 from martlet_core.artifacts.types import Artifact
 from martlet_core.backoff import never, stop_if
-from martlet_core.errors import NotFound
+from martlet_core.errors import FailedPrecondition, NotFound
 from martlet_core.ids import job_id_of_attempt
 from martlet_core.job_archive import specs_in_use
 from martlet_core.stores import Stores
@@ -70,8 +70,8 @@ def _unnamed_by_their_job(stores: Stores, before: float, give_up: Callable[[], b
             if artifact_id in json.dumps([dict(job.result), list(job.checkpoints)]):
                 continue
             artifact = stores.artifacts.get(artifact_id)
-        except NotFound:
-            continue  # no job: nobody can say; no artifact: it is being made, or deleted
+        except (NotFound, FailedPrecondition):
+            continue  # no job: nobody can say; no artifact: it is being made, or deleted; or its manifest is damaged
         if artifact.source_job == job_id and artifact.create_time <= before:
             stop_if(give_up, "sweeping artifacts")
             yield artifact

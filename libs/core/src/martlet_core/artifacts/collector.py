@@ -30,7 +30,7 @@ from martlet_core.artifacts.layout import (
 )
 from martlet_core.artifacts.types import ObjectStore
 from martlet_core.backoff import never, stop_if
-from martlet_core.errors import InvalidArgument, NotFound, Unavailable
+from martlet_core.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def _sweep_refs(objects: ObjectStore, older_than_seconds: float, give_up: Callab
     removed = 0
     for artifact_id, hashes in hashes_of.items():
         stop_if(give_up, "sweeping refs")
-        for sha256 in hashes - _hashes_in_manifest(objects, artifact_id):
+        for sha256 in hashes - _hashes_to_keep(objects, artifact_id, hashes):
             key = ref_key(sha256, artifact_id)
             if _is_older(objects, key, older_than_seconds):
                 objects.delete(key)
@@ -157,12 +157,17 @@ def _sweep_old(objects: ObjectStore, prefix: str, older_than_seconds: float) -> 
     return len(old)
 
 
-def _hashes_in_manifest(objects: ObjectStore, artifact_id: str) -> set[str]:
+def _hashes_to_keep(objects: ObjectStore, artifact_id: str, hashes: set[str]) -> set[str]:
+    """Contents that an artifact needs; all of them where its manifest is damaged, since someone may yet mend that."""
     try:
         data = objects.get(manifest_key(artifact_id))
     except NotFound:
         return set()
-    return {file.sha256 for file in decode_manifest(data, artifact_id).files}
+    try:
+        return {file.sha256 for file in decode_manifest(data, artifact_id).files}
+    except FailedPrecondition as error:
+        log.error("The sweep leaves what artifacts/%s refers to: %s", artifact_id, error)
+        return hashes
 
 
 def _is_older(objects: ObjectStore, key: str, seconds: float) -> bool:
