@@ -54,19 +54,21 @@ join() {
 # count WORD LOG: the number in pytest's closing line.
 count() { tail -n 1 "$2" | grep -oE "[0-9]+ $1" | grep -oE '^[0-9]+' || echo 0; }
 
-# Tiny models gain nothing from a second thread, so the trainer's set takes one core while the others take turns on another.
+# Two lanes, one a core: this one's sets compute, the other's mostly wait for servers and leases. The output of this one is
+# shown when it has ended. Tiny models gain nothing from a second thread.
 beside=$(mktemp)
 (
   OMP_NUM_THREADS=1 run "unit, trainer" "$trainer" tests/unit/trainer -- "$@"
+  run "integration, vLLM" "$dev" tests/integration/inference -- "$@"
   echo "counts $passed $failed $skipped"
 ) >"$beside" 2>&1 &
 beside_pid=$!
 trap 'kill "$beside_pid" 2>/dev/null || true' EXIT
 run "unit" "$dev" tests/unit/core tests/unit/gateway tests/unit/cli tests/unit/inference -- "$@"
 run "contract" "$dev" tests/contract -- "$@"
-join
-run "integration" "$dev" tests/integration -- "$@"
+run "integration" "$dev" tests/integration/core tests/integration/gateway tests/integration/trainer tests/integration/platform -- "$@"
 run "faults" "$dev" tests/faults -- "$@"
+join
 run "gpu" "$trainer" tests/gpu -- "$@"
 
 echo "== tests took $((SECONDS - begun)) s, $skipped skipped (the reasons are above)"
