@@ -6,6 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # Many processes import torch here; without bytecode each would compile it anew.
 unset PYTHONDONTWRITEBYTECODE
+# gRPC tells of every connection that a test closes on purpose.
+export GRPC_VERBOSITY=ERROR
 
 dev=.martlet/envs/dev/bin/python
 trainer=.martlet/envs/trainer-test/bin/python
