@@ -56,21 +56,20 @@ join() {
 # count WORD LOG: the number in pytest's closing line.
 count() { tail -n 1 "$2" | grep -oE "[0-9]+ $1" | grep -oE '^[0-9]+' || echo 0; }
 
-# Two lanes, one a core: this one's sets compute, the other's mostly wait for servers and leases. The output of this one is
-# shown when it has ended. Tiny models gain nothing from a second thread.
+# The trainer's unit tests compute and the others mostly wait, so they run side by side; what the former print is shown when
+# they have ended. Tiny models gain nothing from a second thread.
 beside=$(mktemp)
 (
   OMP_NUM_THREADS=1 run "unit, trainer" "$trainer" tests/unit/trainer -- "$@"
-  run "integration, vLLM" "$dev" tests/integration/inference -- "$@"
   echo "counts $passed $failed $skipped"
 ) >"$beside" 2>&1 &
 beside_pid=$!
 trap 'kill "$beside_pid" 2>/dev/null || true' EXIT
 run "unit" "$dev" tests/unit/core tests/unit/gateway tests/unit/cli tests/unit/inference -- "$@"
 run "contract" "$dev" tests/contract -- "$@"
-run "integration" "$dev" tests/integration/core tests/integration/gateway tests/integration/trainer tests/integration/platform -- "$@"
-run "faults" "$dev" tests/faults -- "$@"
 join
+run "integration" "$dev" tests/integration -- "$@"
+run "faults" "$dev" tests/faults -- "$@"
 run "gpu" "$trainer" tests/gpu -- "$@"
 
 echo "== tests took $((SECONDS - begun)) s, $skipped skipped (the reasons are above)"

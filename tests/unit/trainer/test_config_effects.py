@@ -63,7 +63,7 @@ EFFECTS: tuple[tuple[str, Mapping[str, Any], Any], ...] = (
     ("hyperparameters.eval_steps", {"data.validation_split": 0.25}, 1),
     (
         "hyperparameters.early_stopping_patience",
-        {**EVERY_STEP, "hyperparameters.max_steps": 6, "hyperparameters.learning_rate": 5.0},
+        {**EVERY_STEP, "hyperparameters.max_steps": 6, "hyperparameters.learning_rate": 1e-30},
         1,
     ),
     ("hyperparameters.optimizer", {}, "sgd"),
