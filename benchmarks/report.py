@@ -46,10 +46,11 @@ def main() -> None:
 
 
 def _line(row: Row, record: Any) -> str:
-    if record is None:
-        return f"| {row.what} | `{row.name}` | {row.aim} | no figure | |"
-    met = {True: "yes", False: "**no**", None: ""}[row.met(record)]
-    return f"| {row.what} | `{row.name}` | {row.aim} | {row.seen(record)} | {met} |"
+    try:
+        seen, met = row.seen(record or {}), {True: "yes", False: "**no**", None: ""}[row.met(record or {})]
+    except KeyError:  # not run, or only in part
+        seen, met = "no figure", ""
+    return f"| {row.what} | `{row.name}` | {row.aim} | {seen} | {met} |"
 
 
 def _gateway_table(record: Any) -> list[str]:
