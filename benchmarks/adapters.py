@@ -15,12 +15,12 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from environment import ROOT, machine, versions, write
-from first_token import DATA, MODEL, PYTHON, wait_for_end
+from headlines import DATA, MODEL, prepare_rows
 from martlet_cli.accuracy import Question, ask, load_questions
 from martlet_cli.testing import RunningPlatform, running_platform
+from short_job import fine_tune
 
 RESULTS = ROOT / "benchmarks" / "results" / "adapters.json"
 #: Rows asked of vLLM's own way, as a share of the others.
@@ -32,36 +32,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=96, help="rows asked of each model (default 96)")
     options = parser.parse_args()
-    command = [str(PYTHON), str(ROOT / "examples" / "headlines" / "prepare.py"), "--out", str(DATA)]
-    subprocess.run(command, check=True)
+    prepare_rows()
     questions = load_questions(DATA / "test.jsonl")[: options.rows]
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="martlet-bench-") as home:
         os.environ.pop("VLLM_PLUGINS", None)
         with running_platform(Path(home), "--wait", "all") as platform:
-            adapter = fine_tune(platform)
+            adapter = fine_tune(platform).fine_tuned_model
             figures["martlet"] = rates(platform, adapter, questions)
         os.environ["VLLM_PLUGINS"] = ""
         with running_platform(Path(home), "--wait", "all") as platform:
             figures["vllm"] = rates(platform, adapter, questions[: options.rows // SLOW_SHARE])
     report(figures)
-
-
-def fine_tune(platform: RunningPlatform) -> str:
-    """The name of an adapter after two steps."""
-    client = platform.client
-    with (DATA / "train.jsonl").open("rb") as rows:
-        uploaded = client.files.create(file=rows, purpose="fine-tune")
-    extension = {
-        "tuner": {"kind": "lora", "lora_rank": 16, "lora_alpha": 32},
-        "hyperparameters": {"max_steps": 2, "per_device_batch_size": 4},
-    }
-    job = client.fine_tuning.jobs.create(model=MODEL, training_file=uploaded.id, extra_body={"martlet": extension})
-    wait_for_end(platform, job.id)
-    done: Any = client.fine_tuning.jobs.retrieve(job.id)
-    if done.status != "succeeded":
-        raise SystemExit(f"the job {job.id} is {done.status}: {done.error}")
-    return done.fine_tuned_model
 
 
 def rates(platform: RunningPlatform, adapter: str, questions: list[Question]) -> dict[str, float]:

@@ -11,7 +11,6 @@ from the moment that the client saw it. The first model warms the path up, and c
 from __future__ import annotations
 
 import argparse
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,15 +18,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 from environment import ROOT, machine, spread, versions, write
+from headlines import MODEL, prepare_rows
 from martlet_cli.testing import RunningPlatform, running_platform
+from short_job import fine_tune
 
 RESULTS = ROOT / "benchmarks" / "results" / "first_token.json"
-PYTHON = ROOT / ".martlet" / "envs" / "dev" / "bin" / "python"
-DATA = ROOT / ".martlet" / "examples" / "headlines"
-MODEL = "smollm2-135m-instruct"
 AIM_MS = 1000.0
 
 
@@ -36,8 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=5, help="fine-tuned models to ask (default 5)")
     options = parser.parse_args()
-    command = [str(PYTHON), str(ROOT / "examples" / "headlines" / "prepare.py"), "--out", str(DATA)]
-    subprocess.run(command, check=True)
+    prepare_rows()
     with (
         tempfile.TemporaryDirectory(prefix="martlet-bench-") as home,
         running_platform(Path(home), "--wait", "all") as platform,
@@ -58,35 +54,13 @@ class Measured:
 def one_job(platform: RunningPlatform, seed: int) -> Measured:
     """Fine-tune, wait for the end, ask."""
     client = platform.client
-    with (DATA / "train.jsonl").open("rb") as rows:
-        uploaded = client.files.create(file=rows, purpose="fine-tune")
-    extension = {
-        "tuner": {"kind": "lora", "lora_rank": 16, "lora_alpha": 32},
-        "hyperparameters": {"max_steps": 2, "per_device_batch_size": 4},
-    }
-    job = client.fine_tuning.jobs.create(
-        model=MODEL, training_file=uploaded.id, seed=seed, extra_body={"martlet": extension}
-    )
-    wait_for_end(platform, job.id)
+    done = fine_tune(platform, seed)
     seen = time.time()
-    done: Any = client.fine_tuning.jobs.retrieve(job.id)
-    if done.status != "succeeded":
-        raise SystemExit(f"the job {job.id} is {done.status}: {done.error}")
     first = first_token(client, done.fine_tuned_model)
     succeeded = datetime.fromisoformat(done.martlet["end_time"]).timestamp()
     begun = time.time()
     again = first_token(client, done.fine_tuned_model) - begun
     return Measured((first - succeeded) * 1000, (first - seen) * 1000, again * 1000)
-
-
-def wait_for_end(platform: RunningPlatform, job_id: str) -> None:
-    """Read the job's event stream to its end."""
-    url = f"{platform.base_url}/fine_tuning/jobs/{job_id}/events?stream=true"
-    headers = {"authorization": f"Bearer {platform.api_key}"}
-    with httpx.stream("GET", url, headers=headers, timeout=600) as response:
-        response.raise_for_status()
-        for _ in response.iter_lines():
-            pass
 
 
 def first_token(client: openai.OpenAI, model: str) -> float:

@@ -6,8 +6,8 @@ The trivial engine answers with known tokens and costs next to nothing, so what 
 engine called over HTTP on loopback, (ii) through the gateway (REST, gRPC to an inference replica, the same tokens),
 (iii) through LiteLLM's proxy, one worker, with the HTTP engine as its upstream. At 1, 16 and 128 connections the engine
 sends at once; at 1,000 it paces its tokens, so that all streams are open together. The load generator
-(``http_load.py``) is a process of its own. Rounds alternate between the targets and the median counts; LiteLLM runs
-once, with fewer requests. On a machine with few cores all of them share these: read the figures beside each other.
+(``http_load.py``) is a process of its own. Rounds alternate between the targets and the median counts (three times as
+many rounds at 1 connection, one at 1,000); LiteLLM runs once, with fewer requests. On a machine with few cores all of them share these: read the figures beside each other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from environment import ROOT, machine, versions, write
 from martlet_core.local_servers import free_port
 from martlet_core.testing.servers import start_seaweedfs, start_valkey
 
-RESULTS = Path(__file__).parent / "results" / "gateway.json"
+RESULTS = ROOT / "benchmarks" / "results" / "gateway.json"
 LITELLM = "1.106.2"
 LITELLM_KEY = "sk-bench-4f1c0d7a9b3e"
 MODEL = "echo"
@@ -258,7 +258,9 @@ def measure(scenario: Scenario, targets: Mapping[str, Target], rounds: int) -> d
     """One row: the median of the rounds for each target, and what lies between the engine and the others."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in targets}
     order = [name for name in targets if name != "litellm"]
-    for index in range(1 if scenario.paced else rounds):
+    # One connection waits for threads to wake up, over and over, so it feels the machine's moods most: more rounds.
+    count = 1 if scenario.paced else rounds * (3 if scenario.concurrency == 1 else 1)
+    for index in range(count):
         for name in order if index % 2 == 0 else order[::-1]:
             runs[name].append(load(targets[name], scenario, scenario.requests))
     if "litellm" in targets:
@@ -346,7 +348,6 @@ def show(record: Mapping[str, Any]) -> None:
     for name, value in record["verdict"].items():
         aim = {"errors_at_1000": "0", "streams_held_at_once": "1000"}.get(name) or str(record["aims"].get(name, ""))
         print(f"{name:38}{value:>10}   {'(aim ' + aim + ')' if aim else ''}")
-    print(f"written to {RESULTS}")
 
 
 def line(row: Mapping[str, Any]) -> str:

@@ -58,8 +58,8 @@ def _gateway_table(record: Any) -> list[str]:
     if record is None:
         return []
     lines = [
-        "Gateway, all scenarios (`gateway`): requests/s and latency in ms (p50, p95, p99), the median of "
-        f"{record['rounds']} rounds; LiteLLM once. At 1,000 connections the engine paces its tokens.",
+        f"Gateway, all scenarios (`gateway`): requests/s and latency in ms (p50, p95, p99); {_rounds(record)}; "
+        "LiteLLM once. At 1,000 connections the engine paces its tokens.",
         "",
         "| connections | engine alone | through Martlet | through LiteLLM |",
         "|---|---|---|---|",
@@ -68,6 +68,10 @@ def _gateway_table(record: Any) -> list[str]:
         cells = [_scenario_cell(row["targets"].get(name)) for name in ("engine", "gateway", "litellm")]
         lines.append(f"| {row['scenario']} | {' | '.join(cells)} |")
     return lines
+
+
+def _rounds(record: Any) -> str:
+    return f"the median of {record['rounds']} rounds" if record["rounds"] > 1 else "one round"
 
 
 def _scenario_cell(result: Any) -> str:

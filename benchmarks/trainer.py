@@ -22,12 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from environment import ROOT, machine, write
+from headlines import DATA, LORA_RANK, MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model, prepare_rows
 
 RESULTS = ROOT / "benchmarks" / "results" / "trainer.json"
-PYTHON = ROOT / ".martlet" / "envs" / "trainer" / "bin" / "python"
-MODEL = Path(os.environ.get("MARTLET_MODELS_DIR", ROOT / ".martlet" / "models")) / "smollm2-135m-instruct"
-DATA = ROOT / ".martlet" / "examples" / "headlines"
-BATCH_SIZE, LORA_RANK, LEARNING_RATE, WARM_STEPS = 16, 16, 1e-3, 2
+BATCH_SIZE, LEARNING_RATE, WARM_STEPS = 16, 1e-3, 2
 WORKLOADS = ("classify", "write")
 
 
@@ -44,11 +42,8 @@ def main() -> None:
     if options.side:
         print(json.dumps(SIDES[options.side](options.rows, options.steps)))
         return
-    for command in (
-        ["-m", "martlet_trainer.base_models", "prepare", MODEL.name, "--out", str(MODEL)],
-        [str(ROOT / "examples" / "headlines" / "prepare.py"), "--out", str(DATA)],
-    ):
-        subprocess.run([str(PYTHON), *command], check=True)
+    prepare_model()
+    prepare_rows()
     measured: dict[str, dict[str, list[dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for workload in WORKLOADS:
@@ -79,7 +74,7 @@ def write_rows(directory: Path, workload: str, count: int) -> Path:
 
 def run_side(name: str, rows: Path, steps: int) -> dict[str, float]:
     """One process; what it measured of itself."""
-    command = [str(PYTHON), __file__, "--side", name, "--rows", str(rows), "--steps", str(steps)]
+    command = [str(TRAINER_PYTHON), __file__, "--side", name, "--rows", str(rows), "--steps", str(steps)]
     # Waiting threads sleep on both sides alike; two processes' worth of spinning threads would measure the scheduler.
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -131,10 +126,10 @@ def run_recipe(rows: Path, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         inputs = Path(directory) / "inputs"
         inputs.mkdir()
-        (inputs / "base_model").symlink_to(MODEL)
+        (inputs / "base_model").symlink_to(MODEL_DIRECTORY)
         (inputs / "training_dataset").symlink_to(rows.parent)
         spec = {
-            "base_model": MODEL.name,
+            "base_model": MODEL,
             "training_dataset": "artifacts/bench",
             "tuner": {"lora_rank": LORA_RANK, "lora_alpha": 2 * LORA_RANK},
             "hyperparameters": {
@@ -169,10 +164,10 @@ def run_trl(rows: Path, steps: int) -> dict[str, Any]:
             clock.mark()
 
     chats = [json.loads(line)["messages"] for line in rows.read_text().split("\n") if line]
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIRECTORY)
     with tempfile.TemporaryDirectory() as directory:
         trainer = SFTTrainer(
-            AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32),
+            AutoModelForCausalLM.from_pretrained(MODEL_DIRECTORY, dtype=torch.float32),
             SFTConfig(
                 output_dir=directory,
                 max_steps=steps,
@@ -233,7 +228,7 @@ def report(measured: dict[str, dict[str, list[dict[str, float]]]], steps: int, r
         ]
         print(f"{workload:10} " + " ".join(cells))
     print("aims: tokens/s ratio >= 1.0, peak memory ratio <= 1.02")
-    versions = subprocess.run([str(PYTHON), "-c", _VERSIONS], capture_output=True, text=True, check=True).stdout
+    versions = subprocess.run([str(TRAINER_PYTHON), "-c", _VERSIONS], capture_output=True, text=True, check=True).stdout
     record = {
         "steps": steps,
         "rounds": rounds,

@@ -39,36 +39,46 @@ run() {
   echo "== test: $name took $((SECONDS - start)) s"
 }
 
-# join: the set that ran beside the others; its output, and its counts added up.
+# beside NAME PYTHON PATH... -- [PYTEST OPTION...]: as run, but next to what follows, up to `join`.
+beside() {
+  beside_log=$(mktemp)
+  set -m  # a process group of its own, so that an interrupt reaches its pytest, which then stops what it started
+  (
+    passed=0 failed=0 skipped=0
+    run "$@"
+    echo "counts $passed $failed $skipped"
+  ) >"$beside_log" 2>&1 &
+  beside_pid=$!
+  set +m
+}
+
+# join: wait for the set that runs beside; print what it printed, and add its counts up.
 join() {
   local more_passed=0 more_failed=1 more_skipped=0
   wait "$beside_pid" || true
-  grep -v '^counts ' "$beside" || true
-  if grep -q '^counts ' "$beside"; then
-    read -r _ more_passed more_failed more_skipped < <(grep '^counts ' "$beside" | tail -n 1)
-    passed=$((passed + more_passed)) failed=$((failed + more_failed)) skipped=$((skipped + more_skipped))
-  else
-    failed=$((failed + more_failed))
+  beside_pid=""
+  grep -v '^counts ' "$beside_log" || true
+  if grep -q '^counts ' "$beside_log"; then
+    read -r _ more_passed more_failed more_skipped < <(grep '^counts ' "$beside_log" | tail -n 1)
   fi
-  rm -f "$beside"
+  passed=$((passed + more_passed)) failed=$((failed + more_failed)) skipped=$((skipped + more_skipped))
+  rm -f "$beside_log"
 }
 
 # count WORD LOG: the number in pytest's closing line.
 count() { tail -n 1 "$2" | grep -oE "[0-9]+ $1" | grep -oE '^[0-9]+' || echo 0; }
 
-# The trainer's unit tests compute and the others mostly wait, so they run side by side; what the former print is shown when
-# they have ended. Tiny models gain nothing from a second thread.
-beside=$(mktemp)
-(
-  OMP_NUM_THREADS=1 run "unit, trainer" "$trainer" tests/unit/trainer -- "$@"
-  echo "counts $passed $failed $skipped"
-) >"$beside" 2>&1 &
-beside_pid=$!
-trap 'kill "$beside_pid" 2>/dev/null || true' EXIT
+trap 'if [ -n "${beside_pid:-}" ]; then kill -INT -- "-$beside_pid" 2>/dev/null; wait "$beside_pid"; fi' EXIT
+
+# What computes runs beside what mostly waits: the trainer's unit tests (tiny models gain nothing from a second thread), and
+# then the replicas' tests, which share one vLLM, and the trainer's.
+OMP_NUM_THREADS=1 beside "unit, trainer" "$trainer" tests/unit/trainer -- "$@"
 run "unit" "$dev" tests/unit/core tests/unit/gateway tests/unit/cli tests/unit/inference -- "$@"
 run "contract" "$dev" tests/contract -- "$@"
 join
-run "integration" "$dev" tests/integration -- "$@"
+beside "integration, inference and trainer" "$dev" tests/integration/inference tests/integration/trainer -- "$@"
+run "integration" "$dev" tests/integration/core tests/integration/gateway tests/integration/platform -- "$@"
+join
 run "faults" "$dev" tests/faults -- "$@"
 run "gpu" "$trainer" tests/gpu -- "$@"
 

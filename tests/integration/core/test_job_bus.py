@@ -61,6 +61,12 @@ class Listener:
     def await_line(self, line: str) -> None:
         wait_until(lambda: line in self.lines, f"{line!r}, got {self.lines}")
 
+    def hears(self, line: str, *, within_seconds: float) -> bool:
+        deadline = time.monotonic() + within_seconds
+        while line not in self.lines and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return line in self.lines
+
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -156,18 +162,31 @@ def test_sigterm_while_the_broker_is_down(valkey: RunningServer, listener: Liste
     assert listener.process.wait(DEADLINE_SECONDS) == 0
 
 
-def test_rings_are_heard_again_after_a_restart_of_the_broker(
-    tmp_path: Path, valkey: RunningServer, listener: Listener, bell: CeleryBell
-) -> None:
-    bell.ring(QUEUE, "before")
-    listener.await_line("heard before")
-    valkey.kill()
-    again = start_valkey(tmp_path, port=valkey.port)
+def test_rings_are_heard_again_after_a_restart_of_the_broker(tmp_path: Path) -> None:
+    """Celery's consumer goes deaf at a restart now and then (2 of 50 times here), which is why idle workers look for jobs
+    by themselves (``test_drills``). Deaf three times in a row would be a fault of our settings.
+    """
+    assert any(heard_after_a_restart(tmp_path / str(number)) for number in range(3))
+
+
+def heard_after_a_restart(directory: Path) -> bool:
+    """Whether a listener hears a ring within ten seconds of its broker's restart."""
+    before = start_valkey(directory)
+    listener, bell = Listener(before.url), CeleryBell(before.url)
     try:
-        bell.ring(QUEUE, "after")
-        listener.await_line("heard after")
+        bell.ring(QUEUE, "before")
+        listener.await_line("heard before")
+        before.kill()
+        after = start_valkey(directory, port=before.port)
+        try:
+            bell.ring(QUEUE, "after")
+            return listener.hears("heard after", within_seconds=10.0)
+        finally:
+            after.kill()
     finally:
-        again.kill()
+        bell.close()
+        listener.process.kill()
+        listener.process.wait()
 
 
 def test_ring_without_a_broker_returns_soon_and_raises_nothing(valkey: RunningServer, bell: CeleryBell) -> None:

@@ -189,6 +189,9 @@ async def test_merge_needs_an_adapter(kit: Kit) -> None:
         await kit.submissions.check_merge("acme", parse_merge_config({"adapter": whole}))
     with pytest.raises(NotFound, match=r"spec\.adapter"):
         await kit.submissions.check_merge("acme", parse_merge_config({"adapter": "ft:no:such:model:1"}))
+    checkpoint = kit.artifact("checkpoint", {"adapter_config.json": "{}"})
+    with pytest.raises(InvalidArgument, match="give its model's name"):
+        await kit.submissions.check_merge("acme", parse_merge_config({"adapter": checkpoint}))
 
 
 def test_inputs_of_a_training_from_the_catalogue(kit: Kit) -> None:
@@ -267,6 +270,17 @@ def test_checkpoints_of_adapters_are_named_and_those_of_whole_models_are_not(kit
     going_on = kit.training.checkpoint_model(kit.job(base_model=kit.adapter()), checkpoint)
     assert going_on is not None
     assert (going_on.base_model, going_on.lora_rank) == (BASE, 16)
+
+
+def test_a_checkpoint_of_more_than_plain_lora_says_so_before_an_engine_downloads_it(kit: Kit) -> None:
+    checkpoint = {"step": 7, "artifact_id": "thecheckpoint"}
+    tuner = {"use_dora": True, "modules_to_save": ["lm_head"]}
+    model = kit.training.checkpoint_model(kit.job(tuner=tuner), checkpoint)
+    assert model is not None
+    assert model.metadata == {"use_dora": True, "modules_to_save": ["lm_head"]}
+    plain = kit.training.checkpoint_model(kit.job(), checkpoint)
+    assert plain is not None
+    assert plain.metadata == {}
 
 
 @pytest.mark.parametrize(

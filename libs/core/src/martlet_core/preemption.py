@@ -49,7 +49,6 @@ class Preemption:
         self._clock = clock
         self._next_check = clock() + check_seconds
         self._hits = 0
-        self.favoured: Job | None = None
 
     @property
     def is_on(self) -> bool:
@@ -57,28 +56,28 @@ class Preemption:
         return self._after_seconds > 0
 
     def is_due(self) -> bool:
-        """True once the job should make room; ``favoured`` is the waiting job then. Cheap between two looks."""
+        """True once the job should make room. Cheap between two looks."""
         if not self.is_on or self._clock() < self._next_check:
             return False
         self._next_check = self._clock() + self._check_seconds
         try:
-            self.favoured = self._find()
+            is_hit = self._has_rival()
         except MartletError as error:
             logger.info("Job %s stays: the queue could not be looked at: %s", self._job.id, error)
             return False
-        self._hits = self._hits + 1 if self.favoured is not None else 0
+        self._hits = self._hits + 1 if is_hit else 0
         return self._hits >= 2
 
-    def _find(self) -> Job | None:
-        """The waiting job that this one stands against, if that one matters more."""
+    def _has_rival(self) -> bool:
+        """Whether this job stands against a waiting one, which matters more."""
         mine = self._job
         queued = self._jobs.queued(mine.stage, older_than_seconds=self._after_seconds)
         waiting = [job for job in queued if job.queue == mine.queue and job.priority > mine.priority]
         if not waiting:
-            return None
+            return False
         running = sorted(self._running(), key=lambda job: (job.priority, -job.start_time, job.id))
         place = next((number for number, job in enumerate(running) if job.id == mine.id), len(waiting))
-        return waiting[place] if place < len(waiting) else None
+        return place < len(waiting)
 
     def _running(self) -> Iterator[Job]:
         token = ""

@@ -238,10 +238,8 @@ class JobRun:
     def _look_for_preemption(self) -> None:
         if not self._makes_room and self._preemption.is_due():
             self._makes_room = True
-            favoured = self._preemption.favoured
             self._outbox.log(
-                f"Making room for a job of priority {favoured.priority if favoured else 'above this one'}; this one goes "
-                "on from its checkpoint when a worker is free.",
+                "Making room for a job of higher priority; this one goes on from its checkpoint when a worker is free.",
                 level="warn",
             )
 

@@ -79,7 +79,7 @@ class ReplicaView:
 
     def serves(self, base_model: str) -> bool:
         """Whether adapters of a base model run on its whole model."""
-        return base_model in self.whole or any(serves_base(name, base_model) for name in self.whole)
+        return any(serves_base(name, base_model) for name in self.whole)
 
     def will_serve(self, base_model: str) -> bool:
         """Whether ``serves`` will be true of it, as soon as its engine is ready."""

@@ -7,15 +7,12 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from martlet_core.artifacts.types import ArtifactStore, ModelRegistry, PublishedModel
+from martlet_core.artifacts.types import WHOLE_MODEL_KINDS, ArtifactStore, ModelRegistry, PublishedModel
 from martlet_core.errors import FailedPrecondition, NotFound
 from martlet_core.model_rules import ARTIFACT_PREFIX, PATH_PREFIX, parse_hub_id
 
 from martlet_inference.hub import HubModels
 from martlet_inference.model_cache import ModelCache
-
-#: Kinds of artifacts that an engine can be started with.
-_WHOLE_MODELS = ("model", "merged_model", "quantized_model")
 
 
 class ModelSource(Protocol):
@@ -88,7 +85,7 @@ class RegistrySource:
             artifact = self._artifacts.get(name.removeprefix(ARTIFACT_PREFIX), tenant=tenant)
         except NotFound as exc:
             raise unknown_model(name, {}) from exc
-        if artifact.kind not in _WHOLE_MODELS:
+        if artifact.kind not in WHOLE_MODEL_KINDS:
             raise FailedPrecondition(
                 f"{name} is of kind {artifact.kind}; an engine is started with a whole model. Adapters are used by the "
                 "name that they were published under.",

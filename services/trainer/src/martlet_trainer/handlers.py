@@ -13,11 +13,12 @@ from martlet_core.artifacts.types import Artifact, PublishedModel
 from martlet_core.errors import NotFound
 from martlet_core.job_handler import FinishedJob, PreparedJob
 from martlet_core.jobs import Job
+from martlet_core.model_rules import ARTIFACT_PREFIX
 from martlet_core.stores import Stores
 
-from martlet_trainer.base_models.catalog import ARTIFACT_PREFIX, Reference
+from martlet_trainer.base_models.catalog import Reference
 from martlet_trainer.config import parse_merge_config, parse_training_config
-from martlet_trainer.jobs import resolve_adapter, resolve_base_model, resolve_training_base
+from martlet_trainer.jobs import adapter_shape, resolve_adapter, resolve_base_model, resolve_training_base
 from martlet_trainer.naming import MERGE, TRAINING, checkpoint_model_name, fine_tuned_name
 
 
@@ -94,7 +95,7 @@ class TrainingHandler:
         if name is None:
             return None
         config = parse_training_config(job.spec)
-        facts: Mapping[str, Any] = {"base_model": config.base_model, "lora_rank": config.tuner.lora_rank}
+        facts: Mapping[str, Any] = {"base_model": config.base_model, **config.tuner.model_dump(mode="json")}
         try:
             base = resolve_training_base(
                 config, job.tenant, self._stores.artifacts, self._stores.models, self._dirs.roots
@@ -102,7 +103,11 @@ class TrainingHandler:
         except NotFound:
             return None  # what it was trained from was deleted meanwhile: nothing can serve it
         if base.adapter is not None:
-            facts = {"base_model": base.adapter.base_model, "lora_rank": base.adapter.lora_rank}
+            facts = {
+                "base_model": base.adapter.base_model,
+                "lora_rank": base.adapter.lora_rank,
+                **adapter_shape(base.adapter, job.tenant, self._stores.artifacts),
+            }
         return _adapter_model(job, name, checkpoint["artifact_id"], facts)
 
     def _model(self, job: Job, artifact: Artifact) -> PublishedModel:
@@ -169,7 +174,7 @@ def _adapter_model(job: Job, name: str, artifact_id: str, facts: Mapping[str, An
         lora_rank=int(facts["lora_rank"]),
         source_job=job.id,
         # What an engine must know before it tries to load the adapter.
-        metadata={key: facts[key] for key in ("use_dora", "modules_to_save") if key in facts},
+        metadata={key: facts[key] for key in ("use_dora", "modules_to_save") if facts.get(key)},
     )
 
 

@@ -16,18 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from martlet_core.artifacts.types import Artifact, ArtifactStore, ModelRegistry, PublishedModel
+from martlet_core.artifacts.types import WHOLE_MODEL_KINDS, Artifact, ArtifactStore, ModelRegistry, PublishedModel
 from martlet_core.errors import InvalidArgument, NotFound
+from martlet_core.model_rules import ARTIFACT_PREFIX, PUBLISHED_PREFIX
 
 from martlet_trainer.adapter_shape import SHAPE_FIELDS, require_shape
-from martlet_trainer.base_models.catalog import ARTIFACT_PREFIX, FINE_TUNED_PREFIX, Reference, parse_reference
+from martlet_trainer.base_models.catalog import Reference, parse_reference
 from martlet_trainer.config import MergeConfig, TrainingConfig
 from martlet_trainer.data.report import DataReport
 from martlet_trainer.data.validate import require_usable, validate_dataset
 from martlet_trainer.row_lengths import RowLengths
 
-#: Artifact kinds that hold a whole model.
-WHOLE_MODELS = ("model", "merged_model", "quantized_model")
 _REPORTS_KEPT = 256
 _CHECKS_AT_A_TIME = 4
 
@@ -180,7 +179,7 @@ def resolve_training_base(
 
 
 def _may_be_adapter(name: str, tenant: str, artifacts: ArtifactStore, models: ModelRegistry) -> bool:
-    if name.startswith(FINE_TUNED_PREFIX):
+    if name.startswith(PUBLISHED_PREFIX):
         return _get_model(models, name, tenant, "spec.base_model").kind == "adapter"
     if name.startswith(ARTIFACT_PREFIX):
         return get_artifact(artifacts, name, tenant, "spec.base_model").kind in ("adapter", "checkpoint")
@@ -211,7 +210,7 @@ def resolve_base_model(
         reference = Reference("artifact", model.artifact_id)
     if reference.kind == "artifact":
         artifact = get_artifact(artifacts, ARTIFACT_PREFIX + reference.value, tenant, field)
-        if artifact.kind not in WHOLE_MODELS:
+        if artifact.kind not in WHOLE_MODEL_KINDS:
             raise InvalidArgument.field(field, f"{base_model} is of kind {artifact.kind}; give a whole model")
     return reference
 
@@ -232,6 +231,9 @@ def resolve_adapter(
         return model
     artifact = get_artifact(artifacts, adapter, tenant, field)
     base_model = artifact.metadata.get("base_model", "")
+    if artifact.kind == "checkpoint" and not base_model:
+        text = f"{adapter} is a checkpoint; give its model's name, which the job's checkpoints list (fine_tuned_model)"
+        raise InvalidArgument.field(field, text)
     if artifact.kind not in ("adapter", "checkpoint") or not base_model:
         raise InvalidArgument.field(field, f"{adapter} is no adapter that names its base model")
     return PublishedModel(

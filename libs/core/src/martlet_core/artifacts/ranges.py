@@ -11,7 +11,8 @@ from concurrent.futures import Future, wait
 
 from martlet_core.backoff import GaveUp, stop_if
 
-_PIECE_BYTES = 256 * 1024
+#: How much of a file is read or written at once.
+PIECE_BYTES = 256 * 1024
 _POLL_SECONDS = 0.1
 
 
@@ -21,7 +22,7 @@ class RangedFile:
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
         self._digest = hashlib.sha256()
-        self._buffer = bytearray(_PIECE_BYTES)
+        self._buffer = bytearray(PIECE_BYTES)
         # Taken around each write: threads that write to one file would otherwise spin on its lock in the kernel.
         self._lock = threading.Lock()
         self._finished = False

@@ -25,7 +25,7 @@ import urllib3
 from minio import Minio
 from minio.error import S3Error
 
-from martlet_core.artifacts.ranges import RangedFile, await_range
+from martlet_core.artifacts.ranges import PIECE_BYTES, RangedFile, await_range
 from martlet_core.artifacts.s3_errors import not_found, refused, s3_errors
 from martlet_core.backoff import never
 from martlet_core.errors import FailedPrecondition, NotFound, Unavailable
@@ -40,7 +40,6 @@ PART_BYTES = 16 * 1024 * 1024
 PARALLEL_RANGES = 8
 PARALLEL_PARTS = 4
 
-_PIECE_BYTES = 256 * 1024
 _ATTEMPTS = 3
 _CONNECTIONS = 32
 
@@ -315,7 +314,7 @@ class S3ObjectStore:
         response = self._client.get_object(self.bucket, key, offset=offset, length=length)
         try:
             received = 0
-            while piece := response.read(_PIECE_BYTES):
+            while piece := response.read(PIECE_BYTES):
                 target.write(piece, offset + received)
                 received += len(piece)
             return received

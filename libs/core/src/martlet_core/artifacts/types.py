@@ -24,6 +24,8 @@ from martlet_core.backoff import never
 
 #: Kinds by the names used in manifests; the proto enum is ``ARTIFACT_KIND_<UPPER>``.
 ARTIFACT_KINDS = ("dataset", "adapter", "checkpoint", "model", "merged_model", "quantized_model", "report")
+#: Those that hold a whole model, which an engine can be started with and a job can build on.
+WHOLE_MODEL_KINDS = ("model", "merged_model", "quantized_model")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +13,10 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from martlet_core.errors import InvalidArgument, NotFound, PermissionDenied
+from martlet_core.model_rules import ARTIFACT_PREFIX, PATH_PREFIX, PUBLISHED_PREFIX, parse_hub_id
 
-ARTIFACT_PREFIX = "artifacts/"
-FINE_TUNED_PREFIX = "ft:"
 #: Written last into a prepared directory; a directory without it isn't one.
 MARKER = "martlet-base-model.txt"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[A-Za-z0-9][\w./-]{0,127})?")
 
 
 @dataclass(frozen=True)
@@ -109,11 +106,11 @@ def parse_reference(base_model: str, allowed_roots: tuple[Path, ...] = ()) -> Re
     """
     if base_model.startswith(ARTIFACT_PREFIX):
         return Reference("artifact", base_model.removeprefix(ARTIFACT_PREFIX))
-    if base_model.startswith(FINE_TUNED_PREFIX):
+    if base_model.startswith(PUBLISHED_PREFIX):
         return Reference("published", base_model)
-    if base_model.startswith("file:"):
+    if base_model.startswith(PATH_PREFIX):
         return Reference("path", str(_checked_path(base_model, allowed_roots)))
-    if _HUB_ID.fullmatch(base_model):
+    if parse_hub_id(base_model):
         return Reference("hub", base_model)
     return Reference("catalog", find(base_model).name)
 

@@ -1,7 +1,8 @@
 """Counts the tokens of rows with the model's own tokenizer, in a process of its own: the service that checks submissions
 imports no ML library.
 
-    python -m martlet_trainer.data.measure     reads a question (``LengthQuestion``) from stdin, answers in one JSON line
+    python -m martlet_trainer.data.measure     reads a question (``{base_model, datasets, data}``, as ``measure`` takes
+                                               them) from stdin, answers in one JSON line
 
 The answer is ``{}``, or ``{"error": ...}`` as ``MartletError.to_dict`` gives it. The rows go through the same code that the
 recipe reads them with, so both judge alike. No device is touched.

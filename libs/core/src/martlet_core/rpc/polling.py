@@ -1,0 +1,15 @@
+"""Import this before grpc: how gRPC waits for the network in a process on the path of a chat.
+
+gRPC's EventEngine hands each event from thread to thread once more than the poller that it replaces. Without it a call
+between two processes on one machine took 0.2 ms less (grpcio 1.85.1, 2 cores, medians of alternating runs). gRPC reads
+the variable when it is imported; a deployment that sets it itself is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault(
+    "GRPC_EXPERIMENTS",
+    "-event_engine_client,-event_engine_listener,-event_engine_for_all_other_endpoints",
+)
