@@ -7,7 +7,8 @@ engine called over HTTP on loopback, (ii) through the gateway (REST, gRPC to an 
 (iii) through LiteLLM's proxy, one worker, with the HTTP engine as its upstream. At 1, 16 and 128 connections the engine
 sends at once; at 1,000 it paces its tokens, so that all streams are open together. The load generator
 (``http_load.py``) is a process of its own. Rounds alternate between the targets and the median counts (three times as
-many rounds at 1 connection, one at 1,000); LiteLLM runs once, with fewer requests. On a machine with few cores all of them share these: read the figures beside each other.
+many rounds at 1 connection, one at 1,000); LiteLLM runs once, with fewer requests. On a machine with few cores all of
+them share these: read the figures beside each other.
 """
 
 from __future__ import annotations
