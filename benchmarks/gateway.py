@@ -20,21 +20,21 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from environment import ROOT, machine, versions, write
+from grpc_call import time_calls
 from martlet_core.local_servers import free_port
 from martlet_core.testing.servers import start_seaweedfs, start_valkey
+from processes import Processes, peak_rss_mb, rss_mb, wait_http
 
 RESULTS = ROOT / "benchmarks" / "results" / "gateway.json"
 LITELLM = "1.106.2"
+INTERNAL_TOKEN = "bench"
 LITELLM_KEY = "sk-bench-4f1c0d7a9b3e"
 MODEL = "echo"
 TOKENS = 16
@@ -72,46 +72,16 @@ SCENARIOS = (
 
 @dataclass
 class Target:
-    """Something to send load to; ``paced_url`` leads to the engine that paces its tokens."""
+    """Something to send load to; ``paced_url`` leads to the engine that paces its tokens, ``replica`` is the address of the
+    replica behind it that sends at once.
+    """
 
     name: str
     url: str
     paced_url: str
     key: str = "none"
     pids: Sequence[int] = ()
-
-
-@dataclass
-class Processes:
-    """Child processes that end with the benchmark."""
-
-    directory: Path
-    stack: ExitStack
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def start(
-        self, name: str, argv: Sequence[str], environ: Mapping[str, str] | None = None
-    ) -> subprocess.Popen[bytes]:
-        """Start a process; its output goes to a file of its name."""
-        log = self.stack.enter_context(self.log(name).open("wb"))
-        process = subprocess.Popen(argv, env={**os.environ, **(environ or {})}, stdout=log, stderr=subprocess.STDOUT)
-        self.started.append(process)
-        return process
-
-    def log(self, name: str) -> Path:
-        """Where a process writes."""
-        return self.directory / f"{name}.log"
-
-    def stop(self) -> None:
-        """SIGTERM to all, then SIGKILL to those that don't go."""
-        for process in self.started:
-            process.terminate()
-        for process in self.started:
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    replica: str = ""
 
 
 def main() -> int:
@@ -124,8 +94,10 @@ def main() -> int:
     with platform_running(with_litellm=not options.skip_litellm) as targets:
         rows = [measure(scenario, targets, options.rounds) for scenario in SCENARIOS]
         rss = peak_rss_mb(targets["gateway"].pids[0])
+        call = time_calls(targets["gateway"].replica, INTERNAL_TOKEN, MODEL, TOKENS, rounds=3 * options.rounds)
     record = {
         "rows": rows,
+        "replica_call_ms": call,
         "gateway_peak_rss_mb": rss,
         "aims": AIMS,
         "verdict": verdict(rows, rss),
@@ -155,7 +127,7 @@ def platform_running(*, with_litellm: bool) -> Iterator[dict[str, Target]]:
             "MARTLET_S3_ACCESS_KEY": "bench",
             "MARTLET_S3_SECRET_KEY": "bench-secret-key",
             "MARTLET_LOG_LEVEL": "WARNING",
-            "MARTLET_INTERNAL_TOKEN": "bench",
+            "MARTLET_INTERNAL_TOKEN": INTERNAL_TOKEN,
             "MARTLET_CACHE_DIR": f"{directory}/cache",
             "MARTLET_UPLOAD_DIR": f"{directory}/uploads",
         }
@@ -190,7 +162,8 @@ def start_gateway(processes: Processes, shared: Mapping[str, str]) -> Target:
     }
     argv = [str(python) if python.exists() else sys.executable, "-m", "martlet_gateway", "serve"]
     process = processes.start("gateway", argv, environ)
-    for rate in (0.0, HELD_RATE):
+    addresses = {rate: f"127.0.0.1:{free_port()}" for rate in (0.0, HELD_RATE)}
+    for rate, address in addresses.items():
         processes.start(
             f"replica-{rate:g}",
             [sys.executable, "-m", "martlet_inference", "serve"],
@@ -199,7 +172,7 @@ def start_gateway(processes: Processes, shared: Mapping[str, str]) -> Target:
                 "MARTLET_ENGINE": "echo",
                 "MARTLET_MODEL": f"{MODEL}-paced" if rate else MODEL,
                 "MARTLET_RESOLVE_MODELS": "false",
-                "MARTLET_GRPC_ADDRESS": f"127.0.0.1:{free_port()}",
+                "MARTLET_GRPC_ADDRESS": address,
                 "MARTLET_GATEWAY_ADDRESS": f"127.0.0.1:{grpc}",
                 "MARTLET_ECHO_TOKENS_PER_SECOND": str(rate),
                 "MARTLET_MAX_REQUESTS": "4096",
@@ -208,7 +181,8 @@ def start_gateway(processes: Processes, shared: Mapping[str, str]) -> Target:
     url = f"http://127.0.0.1:{http}"
     wait_http(f"{url}/readyz", process, lambda body: json.loads(body)["checks"]["replicas"]["ready"] == 2)
     words = processes.log("gateway").read_text().split()
-    return Target("gateway", url, url, key=next(word for word in words if word.startswith("mk-")), pids=(process.pid,))
+    key = next(word for word in words if word.startswith("mk-"))
+    return Target("gateway", url, url, key=key, pids=(process.pid,), replica=addresses[0.0])
 
 
 def start_litellm(processes: Processes, engines: Mapping[float, str]) -> Target:
@@ -349,6 +323,7 @@ def show(record: Mapping[str, Any]) -> None:
     for name, value in record["verdict"].items():
         aim = {"errors_at_1000": "0", "streams_held_at_once": "1000"}.get(name) or str(record["aims"].get(name, ""))
         print(f"{name:38}{value:>10}   {'(aim ' + aim + ')' if aim else ''}")
+    print(f"{'a bare gRPC call to the replica, p50 ms':38}{record['replica_call_ms']['p50']:>10.2f}")
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -361,35 +336,6 @@ def line(row: Mapping[str, Any]) -> str:
         errors = f" ERRORS {result['errors']}" if result["errors"] else ""
         parts.append(f"{name} {result['requests_per_second']:.0f}/s [{times} ms{more}]{errors}")
     return " | ".join(parts)
-
-
-def wait_http(url: str, process: subprocess.Popen[bytes], good: Any = lambda body: True, seconds: float = 60) -> None:
-    """Wait until a URL of a process answers as it should."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"{process.args} ended with code {process.returncode}")
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                if good(answer.read()):
-                    return
-        except (OSError, urllib.error.URLError):
-            pass  # not up yet
-        time.sleep(0.1)
-    raise TimeoutError(f"{url} didn't get ready in {seconds:g} s")
-
-
-def rss_mb(pid: int, key: str = "VmRSS") -> float:
-    """Resident set of a process in MB."""
-    for text in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if text.startswith(f"{key}:"):
-            return round(int(text.split()[1]) * 1024 / 1e6, 1)
-    return float("nan")
-
-
-def peak_rss_mb(pid: int) -> float:
-    """Largest resident set of a process so far, in MB."""
-    return rss_mb(pid, "VmHWM")
 
 
 if __name__ == "__main__":

@@ -70,15 +70,17 @@ count() { tail -n 1 "$2" | grep -oE "[0-9]+ $1" | grep -oE '^[0-9]+' || echo 0; 
 
 trap 'if [ -n "${beside_pid:-}" ]; then kill -INT -- "-$beside_pid" 2>/dev/null; wait "$beside_pid"; fi' EXIT
 
-# What computes runs beside what mostly waits: the trainer's unit tests (tiny models gain nothing from a second thread), and
-# then the replicas' tests, which share one vLLM, and the trainer's.
-OMP_NUM_THREADS=1 beside "unit, trainer" "$trainer" tests/unit/trainer -- "$@"
+# What computes runs beside what mostly waits: the trainer's unit tests, and then the replicas' tests, which share one vLLM,
+# and the trainer's. Two processes of two threads each would spend the time waiting for one another's cores.
+export OMP_NUM_THREADS=1
+beside "unit, trainer" "$trainer" tests/unit/trainer -- "$@"
 run "unit" "$dev" tests/unit/core tests/unit/gateway tests/unit/cli tests/unit/inference -- "$@"
 run "contract" "$dev" tests/contract -- "$@"
 join
 beside "integration, inference and trainer" "$dev" tests/integration/inference tests/integration/trainer -- "$@"
 run "integration" "$dev" tests/integration/core tests/integration/gateway tests/integration/platform -- "$@"
 join
+unset OMP_NUM_THREADS
 run "faults" "$dev" tests/faults -- "$@"
 run "gpu" "$trainer" tests/gpu -- "$@"
 

@@ -73,7 +73,14 @@ def test_our_settings_and_secrets_stay_out_of_the_childs_environment() -> None:
     assert env["PATH"] == "/bin"
     assert env["HF_HUB_OFFLINE"] == "1"
     assert "PYTHONDONTWRITEBYTECODE" not in env
-    assert environment(VllmOptions("cpu", threads=3), {})["OMP_NUM_THREADS"] == "3"
+
+
+def test_threads_are_those_of_the_setting_else_of_the_environment_else_one_a_core() -> None:
+    cores = str(len(os.sched_getaffinity(0)))
+    asked = (environment(VllmOptions("cpu", threads=number), {"OMP_NUM_THREADS": "5"}) for number in (3, 0))
+    assert [env["OMP_NUM_THREADS"] for env in asked] == ["3", "5"]
+    assert environment(CPU, {})["OMP_NUM_THREADS"] == cores
+    assert environment(CPU, {"OMP_NUM_THREADS": "4,2"})["OMP_NUM_THREADS"] == cores
 
 
 def test_metrics_are_read_from_the_prometheus_page() -> None:

@@ -62,7 +62,9 @@ class InferenceSettings(CoreSettings):
     kv_cache_gib: int = Field(1, ge=1, description="Memory for the KV cache on a CPU, in GiB.")
     gpu_memory_share: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that the engine takes.")
     engine_threads: int = Field(
-        0, ge=0, description="Threads the engine computes with on a CPU; 0: as many as there are cores."
+        0,
+        ge=0,
+        description="Threads the engine computes with on a CPU; 0: OMP_NUM_THREADS, or as many as there are cores.",
     )
     tool_call_parser: str = Field(
         "hermes", description="How the model writes tool calls; empty refuses tool_choice auto."

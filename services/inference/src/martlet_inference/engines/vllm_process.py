@@ -43,7 +43,7 @@ class VllmOptions:
         max_adapters: adapters held at a time.
         kv_cache_gib: KV cache on a CPU.
         gpu_memory_share: share of a GPU's memory.
-        threads: threads on a CPU; 0 takes all cores.
+        threads: threads on a CPU; 0 takes ``OMP_NUM_THREADS`` where that is set, else all cores.
         tool_call_parser: how the model writes tool calls; empty refuses ``tool_choice: auto``.
         extra_args: more arguments, as in a shell.
         python: interpreter of the environment that vLLM is in.
@@ -99,7 +99,8 @@ def environment(options: VllmOptions, base: Mapping[str, str]) -> dict[str, str]
     }
     env.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if options.device == "cpu":
-        threads = options.threads or len(os.sched_getaffinity(0))
+        wanted = base.get("OMP_NUM_THREADS", "")
+        threads = options.threads or (int(wanted) if wanted.isdigit() else 0) or len(os.sched_getaffinity(0))
         env |= {
             "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
             # Compute in the engine's own process: a worker beside it costs another import of torch at each start, and

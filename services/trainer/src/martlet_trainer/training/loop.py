@@ -33,6 +33,7 @@ from martlet_trainer.training.devices import Placement, peak_memory_bytes
 from martlet_trainer.training.optimizers import build_optimizer, build_schedule
 from martlet_trainer.training.plan import StepPlan
 from martlet_trainer.training.processes import Processes
+from martlet_trainer.training.threads import ThreadGovernor
 from martlet_trainer.tuners.base import Tuner
 
 #: Steps whose pace the estimate of the remaining time goes by.
@@ -83,6 +84,9 @@ class TrainingLoop:
         self._last_checkpoint = (0, time.monotonic())  # step, when
         self._pace: deque[float] = deque(maxlen=_PACE_STEPS)
         self._best = inputs.workdir / "best" if self._numbers.early_stopping_patience else None
+        # Ranks wait for one another anyway, and a GPU leaves the CPU's threads idle.
+        alone_on_cpu = inputs.placement.device.type == "cpu" and inputs.processes.count == 1
+        self._threads = ThreadGovernor(torch.get_num_threads() if alone_on_cpu else 1, torch.set_num_threads)
 
     def restore(self, checkpoint: Path) -> None:
         """Go on from a checkpoint. The weights are in the model already.
@@ -163,6 +167,7 @@ class TrainingLoop:
         self._optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
         self._pace.append(seconds)
+        self._threads.step_done(tokens, seconds)
         state.step += 1
         state.trained_tokens += int(tokens)
         state.train_seconds += seconds
