@@ -142,7 +142,7 @@ ROWS = (
         lambda r: r["verdict"]["added_first_byte_p50_ms_at_1_streamed"] <= 1.5,
     ),
     Row(
-        "of which a bare gRPC call to the replica, without the gateway",
+        "a bare gRPC call to the replica, no gateway between (the engine over HTTP: see below), p50",
         "gateway",
         "",
         lambda r: f"{r['replica_call_ms']['p50']:.2f} ms",
