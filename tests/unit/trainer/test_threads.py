@@ -74,3 +74,10 @@ def test_with_many_cores_one_is_left_to_a_busy_program() -> None:
     used = Machine(lambda threads: rates[threads], threads=16).run(200)
     assert used[-1] == 15
     assert set(used) == set(rates)
+
+
+def test_a_trial_ends_also_where_its_steps_are_short() -> None:
+    machine = Machine(lambda threads: {1: 9000.0, 2: 900.0}[threads])
+    assert machine.run(7)[4:] == [1, 1, 1]
+    machine.rate = lambda threads: {1: 850.0, 2: 600.0}[threads]
+    assert machine.run(20)[-1] == 1

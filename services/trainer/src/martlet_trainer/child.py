@@ -43,8 +43,9 @@ def run_merge(
 def _let_threads_sleep() -> None:
     """Make idle OpenMP threads sleep after a short spin; torch reads this when it is imported, which is later.
 
-    Beside other work a long spin keeps the threads that compute off their cores. On a quiet machine of two cores a
-    training step took 2.0 s both with libgomp's own spin of 300,000 rounds and with 30,000, and 3.3 s with none.
+    On a quiet machine of two cores a training step took 2.0 s both with libgomp's own spin of 300,000 rounds and with
+    30,000, and 3.3 s with none. Beside one busy process longer spins were faster (3,000,000: 78 and 112 tokens/s, 30,000:
+    40), beside two slower (35 against 131; single runs). ``training/threads.py`` helps more than any of them.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "30000")

@@ -54,8 +54,8 @@ class ThreadGovernor:
 
     def step_done(self, tokens: float, seconds: float) -> None:
         """Take note of a step, and set the number of threads for the next one."""
-        if len(self._choices) == 1 or seconds < _SHORTEST_SECONDS:
-            return
+        if len(self._choices) == 1 or (self._trial is None and seconds < _SHORTEST_SECONDS):
+            return  # a trial that was begun is ended, however fast the other number is
         if not self._is_warm:
             self._is_warm = True
             return
