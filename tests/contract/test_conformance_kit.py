@@ -272,7 +272,7 @@ async def test_broken_trainer_is_noticed(
 
 async def test_report_shows_what_is_broken_and_nobody_conforms_who_does_not_answer(foreign_inference: str) -> None:
     good = await run_conformance_async("inference", foreign_inference)
-    assert good.passed
+    assert good.passed, good.table()
     assert "conforms" in good.table()
     silent = await run_conformance_async("inference", "127.0.0.1:1", timeout_seconds=1.0)
     assert not silent.passed

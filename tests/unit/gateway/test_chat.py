@@ -109,7 +109,9 @@ async def test_client_that_goes_away_before_the_first_token(gateway: Any, start_
     body = {"model": tools.base, "messages": MESSAGES, "max_tokens": 1000}
     call = asyncio.create_task(gateway.http().post("/v1/chat/completions", json=body))
     view = next(iter(gateway.server.context.replicas.snapshot.replicas.values()))
-    await wait_until(lambda: view.outstanding)
+    # Not only sent: a call that is cancelled on its way never reaches the engine, and nothing would be aborted.
+    await wait_until(lambda: replica.engine.active_calls)
+    assert view.outstanding == 1
     call.cancel()
     await wait_until(lambda: replica.engine.aborted_calls and not view.outstanding)
 

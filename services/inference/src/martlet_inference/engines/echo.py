@@ -221,7 +221,7 @@ class EchoEngine:
         self._default_tokens = default_tokens
         self._model: WholeModel | None = None
         self._incarnation = 0
-        self._active = 0
+        self.active_calls = 0
         self._listeners: list[Callable[[], None]] = []
 
     @property
@@ -271,11 +271,11 @@ class EchoEngine:
                 yield item
             finished = True
 
-        self._active += 1
+        self.active_calls += 1
         try:
             yield EngineReply(200, watched())
         finally:
-            self._active -= 1
+            self.active_calls -= 1
             if not finished:
                 self.aborted_calls += 1
 
