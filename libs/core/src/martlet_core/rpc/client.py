@@ -32,6 +32,18 @@ READ_METHODS: dict[str, tuple[str, ...]] = {
         "ListBaseModels",
     ),
     "martlet.trainer.v1.MergeService": ("GetMergeJob", "ListMergeJobs"),
+    "martlet.quantizer.v1.QuantizationService": (
+        "GetQuantizationJob",
+        "ListQuantizationJobs",
+        "ListQuantizationJobEvents",
+        "ListQuantizationMethods",
+    ),
+    "martlet.evaluator.v1.EvaluationService": (
+        "GetEvaluationJob",
+        "ListEvaluationJobs",
+        "ListEvaluationJobEvents",
+        "ListEvaluationSuites",
+    ),
     "martlet.inference.v1.InferenceService": ("ListServedModels", "GetReplicaInfo"),
     "martlet.gateway.v1.ArtifactService": ("GetArtifact", "ListArtifacts"),
     "martlet.gateway.v1.ModelService": ("GetModel", "ListModels"),
