@@ -24,5 +24,5 @@ def prepare_rows() -> None:
 
 def prepare_model() -> None:
     """Fetch the base model and convert it, once."""
-    command = ["-m", "martlet_trainer.base_models", "prepare", MODEL, "--out", str(MODEL_DIRECTORY)]
+    command = ["-m", "martlet_inputs.base_models", "prepare", MODEL, "--out", str(MODEL_DIRECTORY)]
     subprocess.run([str(TRAINER_PYTHON), *command], check=True)

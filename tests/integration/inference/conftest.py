@@ -59,7 +59,7 @@ def smollm2() -> Path:
         command = [
             environment_python("trainer"),
             "-m",
-            "martlet_trainer.base_models",
+            "martlet_inputs.base_models",
             "prepare",
             BASE,
             "--out",

@@ -348,7 +348,7 @@ def world(platform: RunningPlatform, tmp_path_factory: pytest.TempPathFactory) -
         large.truncate(600 * 1000**2)
     layout = Layout.discover(platform.home)
     # The tokenizer must be at hand, as it is wherever a model was served or trained once.
-    prepare = (layout.python("trainer"), "-m", "martlet_trainer.base_models", "prepare", MODEL)
+    prepare = (layout.python("trainer"), "-m", "martlet_inputs.base_models", "prepare", MODEL)
     subprocess.run([*prepare, "--out", str(layout.models / MODEL)], check=True, timeout=280)
     s3 = {name.removeprefix("MARTLET_").lower(): value for name, value in operator_settings(layout).items()}
     models = ObjectModelRegistry(S3ObjectStore.from_settings(CoreSettings(**s3)))  # type: ignore[arg-type]

@@ -10,8 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from martlet_core.errors import InvalidArgument
-from martlet_trainer.data.report import MAX_ISSUES, DataReport
-from martlet_trainer.data.validate import check_dataset, valid_rows, validate_dataset
+from martlet_inputs.rows.report import MAX_ISSUES, DataReport
+from martlet_inputs.rows.validate import check_dataset, valid_rows, validate_dataset
 
 USER, ANSWER = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}
 GOOD = {"messages": [USER, ANSWER]}
@@ -229,5 +229,5 @@ def test_validation_needs_no_ml_library() -> None:
     import subprocess
     import sys
 
-    code = "import sys, martlet_trainer.data.validate, martlet_trainer.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, martlet_inputs.rows.validate, martlet_trainer.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

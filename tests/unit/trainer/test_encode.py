@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from martlet_inputs.rows.formats import RowError
+from martlet_inputs.rows.validate import check_conversation
 from martlet_trainer.data.encode import EncodedRow, RowEncoder
-from martlet_trainer.data.formats import RowError
-from martlet_trainer.data.validate import check_conversation
 
 
 def conversation(*turns: tuple[str, str], **values: Any) -> Any:

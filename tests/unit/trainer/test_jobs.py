@@ -13,18 +13,21 @@ from martlet.trainer.v1 import training_job_pb2, training_service_pb2
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import Artifact, PublishedModel
 from martlet_core.errors import InvalidArgument, NotFound, PermissionDenied
+from martlet_core.job_resource import spec_to_dict
 from martlet_core.job_service import JobService
 from martlet_core.jobs import Job, JobState
+from martlet_core.model_rules import published_name
 from martlet_core.models import ObjectModelRegistry
 from martlet_core.stores import Stores
 from martlet_core.testing.bell import MemoryBell
 from martlet_core.testing.job_store import MemoryJobStore
 from martlet_core.testing.object_store import MemoryObjectStore
+from martlet_inputs.base_models.locate import ModelDirs
 from martlet_trainer import convert
 from martlet_trainer.config import parse_merge_config, parse_training_config
-from martlet_trainer.handlers import MergeHandler, ModelDirs, TrainingHandler
+from martlet_trainer.handlers import MergeHandler, TrainingHandler
 from martlet_trainer.jobs import Submissions
-from martlet_trainer.naming import MERGE, TRAINING, checkpoint_model_name, fine_tuned_name
+from martlet_trainer.naming import MERGE, TRAINING, checkpoint_model_name
 
 BASE = "smollm2-135m-instruct"
 ROW = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}\n'
@@ -294,7 +297,7 @@ def test_a_checkpoint_of_more_than_plain_lora_says_so_before_an_engine_downloads
     ],
 )
 def test_fine_tuned_names(base_model: str, short: str) -> None:
-    assert fine_tuned_name(base_model, "acme", None, "0123456789abcdefghjk") == f"ft:{short}:acme::cdefghjk"
+    assert published_name(base_model, "acme", None, "0123456789abcdefghjk") == f"ft:{short}:acme::cdefghjk"
 
 
 def test_spec_survives_the_record_as_it_was_asked(kit: Kit) -> None:
@@ -307,10 +310,10 @@ def test_spec_survives_the_record_as_it_was_asked(kit: Kit) -> None:
     )
     spec.recipe_options.update({})
     request = training_service_pb2.CreateTrainingJobRequest(training_job=training_job_pb2.TrainingJob(spec=spec))
-    config = parse_training_config(convert.spec_to_dict(spec))
+    config = parse_training_config(spec_to_dict(spec))
     new = convert.new_training_job(request, config, "trainer")
     draft = JobService("trainer", kit.stores, MemoryBell()).draft("acme", new)
-    shown = convert.training_job_to_proto(draft)
+    shown = convert.TRAINING_JOBS.to_proto(draft)
     assert shown.spec == spec
     assert shown.spec.hyperparameters.HasField("weight_decay"), "a zero that was asked for became unset"
     assert (config.data.on_bad_rows, config.hyperparameters.max_steps, config.seed) == ("skip", 12345678901, 0)
@@ -326,7 +329,7 @@ def test_spec_survives_the_record_as_it_was_asked(kit: Kit) -> None:
 def test_fields_that_protobuf_would_ignore_are_refused(sent: bytes, told: str) -> None:
     numbers = training_job_pb2.Hyperparameters.FromString(sent)
     with pytest.raises(InvalidArgument) as caught:
-        convert.spec_to_dict(training_job_pb2.TrainingSpec(base_model=BASE, hyperparameters=numbers))
+        spec_to_dict(training_job_pb2.TrainingSpec(base_model=BASE, hyperparameters=numbers))
     assert caught.value.violations[0].field == "spec.hyperparameters"
     assert told in caught.value.message
 
@@ -335,7 +338,7 @@ def test_priority_and_attempts_reach_the_job(kit: Kit) -> None:
     resources = training_job_pb2.ResourceConfig(priority=8, max_attempts=2)
     spec = training_job_pb2.TrainingSpec(base_model=BASE, training_dataset=kit.dataset, resources=resources)
     request = training_service_pb2.CreateTrainingJobRequest(training_job=training_job_pb2.TrainingJob(spec=spec))
-    new = convert.new_training_job(request, parse_training_config(convert.spec_to_dict(spec)), "trainer")
+    new = convert.new_training_job(request, parse_training_config(spec_to_dict(spec)), "trainer")
     draft = JobService("trainer", kit.stores, MemoryBell()).draft("acme", new)
     assert (draft.priority, draft.max_attempts) == (8, 2)
 
@@ -358,7 +361,7 @@ def test_job_as_the_contract_shows_it(kit: Kit) -> None:
         },
         error={"code": "INVALID_ARGUMENT", "message": "no", "reason": "BAD_ROWS", "metadata": {}, "violations": []},
     )
-    shown = convert.training_job_to_proto(job)
+    shown = convert.TRAINING_JOBS.to_proto(job)
     assert shown.name == "trainingJobs/0123456789abcdefghjk"
     assert shown.error.message == "no"
     assert shown.progress.fraction == 0.5
@@ -372,7 +375,7 @@ def test_job_as_the_contract_shows_it(kit: Kit) -> None:
 @pytest.mark.parametrize("name", ["", "trainingJobs/", "mergeJobs/0123", "trainingJobs/../x", "trainingJobs/0123/x"])
 def test_malformed_job_names(name: str) -> None:
     with pytest.raises(InvalidArgument, match="trainingJobs/<id>"):
-        convert.job_id(name, TRAINING)
+        convert.TRAINING_JOBS.job_id(name)
 
 
 def test_checkpoint_name_of_a_published_base() -> None:

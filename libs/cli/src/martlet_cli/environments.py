@@ -54,7 +54,9 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         "gateway",
     ),
     "trainer": Environment(
-        ("services/trainer/requirements.{accelerator}.txt",), ("libs/core", "services/trainer"), "trainer"
+        ("services/trainer/requirements.{accelerator}.txt",),
+        ("libs/core", "libs/inputs", "services/trainer"),
+        "trainer",
     ),
     "inference": Environment(
         ("services/inference/requirements.{accelerator}.txt",),
@@ -63,12 +65,12 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     ),
     "dev": Environment(
         ("requirements.dev.txt",),
-        ("libs/core", "libs/cli", "services/gateway", "services/inference"),
+        ("libs/core", "libs/inputs", "libs/cli", "services/gateway", "services/inference"),
         "tests and linters, no ML library",
     ),
     "trainer-test": Environment(
         ("services/trainer/requirements.{accelerator}.txt", "requirements.test.txt"),
-        ("libs/core", "services/trainer"),
+        ("libs/core", "libs/inputs", "services/trainer"),
         "the trainer's environment with pytest beside",
     ),
     "protos": Environment(("scripts/requirements.protos.txt",), (), "the stub generator"),

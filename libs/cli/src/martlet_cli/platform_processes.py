@@ -126,7 +126,7 @@ def _inference(builder: _Builder, ports: Mapping[str, int]) -> list[ProcessSpec]
     if echo or prepared:
         environ["MARTLET_MODEL_DIR"] = str(model_directory)
     if prepared:
-        arguments = ("martlet_trainer.base_models", "prepare", options.model, "--out", str(model_directory))
+        arguments = ("martlet_inputs.base_models", "prepare", options.model, "--out", str(model_directory))
         specs.append(builder.service("base-model", arguments, {}, environment="trainer", once=True))
     if echo:  # it reads no weights, but a model is a directory
         write_json(model_directory / "config.json", {"model_type": "echo"})

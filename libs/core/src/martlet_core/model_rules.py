@@ -45,6 +45,25 @@ def parse_hub_id(name: str) -> HubModel | None:
     return HubModel(found[1], found[2] or "") if found else None
 
 
+def published_name(base_model: str, tenant: str, suffix: str | None, job_id: str) -> str:
+    """The name of the model that a job makes: ``ft:<base>:<tenant>:<suffix or empty>:<last 8 of the job's id>``.
+
+    Args:
+        base_model: as the job's spec names it; its short form goes into the name (``org/model@revision`` -> ``model``,
+            ``file:///a/b`` -> ``b``, ``ft:base:...`` -> ``base``, others as they are).
+        tenant: owner.
+        suffix: what the user chose; None for nothing.
+        job_id: the job.
+    """
+    return f"{PUBLISHED_PREFIX}{_short_name(base_model)}:{tenant}:{suffix or ''}:{job_id[-8:]}"
+
+
+def _short_name(base_model: str) -> str:
+    if base_model.startswith(PUBLISHED_PREFIX):
+        return base_model.split(":")[1]
+    return base_model.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
+
+
 def serves_base(served: str, base_model: str) -> bool:
     """Whether adapters of ``base_model`` run on the whole model ``served``."""
     if served == base_model:

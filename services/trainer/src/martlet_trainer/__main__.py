@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import signal
 import sys
 
 from martlet_core.errors import MartletError
@@ -28,19 +26,9 @@ def main() -> int:
 
 
 def _serve(settings: TrainerSettings) -> int:
-    from martlet_trainer.service import TrainerService  # gRPC: the worker does without it
+    from martlet_trainer.service import serve  # gRPC: the worker does without it
 
-    async def run() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        service = TrainerService(settings)
-        await service.start()
-        await stop.wait()
-        await service.stop()
-
-    asyncio.run(run())
-    return 0
+    return serve(settings)
 
 
 def _work(settings: TrainerSettings) -> int:

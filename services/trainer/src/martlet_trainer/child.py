@@ -11,10 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from martlet_core.errors import NotFound
-from martlet_core.recipe import RecipeResult, Report, StopRequested
-
-from martlet_trainer.base_models.catalog import find
+from martlet_core.recipe import RecipeResult, Report
+from martlet_inputs.base_models.locate import link_base_model
 
 
 def run_training(
@@ -22,7 +20,7 @@ def run_training(
 ) -> RecipeResult:
     """Run the recipe that the spec names."""
     _let_threads_sleep()
-    _link_base_model(config["base_model"], workdir, report, should_stop)
+    link_base_model(config["base_model"], workdir, report, should_stop)
     from martlet_trainer.recipes import load_recipe
 
     return load_recipe(config["spec"]["recipe"])(config["spec"], workdir, report, should_stop)
@@ -33,7 +31,7 @@ def run_merge(
 ) -> RecipeResult:
     """Fold the adapter into its base model."""
     _let_threads_sleep()
-    _link_base_model(config["base_model"], workdir, report, should_stop)
+    link_base_model(config["base_model"], workdir, report, should_stop)
     from martlet_trainer.recipes.merge import run
 
     values = {**config["spec"], "base_model": config["base_model_name"]}
@@ -49,29 +47,3 @@ def _let_threads_sleep() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "30000")
-
-
-def _link_base_model(where: Mapping[str, str], workdir: Path, report: Report, should_stop: Callable[[], bool]) -> None:
-    link = workdir / "inputs" / "base_model"
-    if where["kind"] == "artifact":
-        return  # downloaded by the supervisor
-    report.phase("fetching base model")
-    target = _locate(where, report)
-    if should_stop():
-        raise StopRequested
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(target, target_is_directory=True)
-
-
-def _locate(where: Mapping[str, str], report: Report) -> Path:
-    if where["kind"] == "path":
-        if not Path(where["value"]).is_dir():
-            raise NotFound(
-                f"base_model: there is no directory {where['value']} on the worker.", reason="BASE_MODEL_NOT_FOUND"
-            )
-        return Path(where["value"])
-    from martlet_trainer.base_models.prepare import download_hub_model, prepare
-
-    if where["kind"] == "hub":
-        return download_hub_model(where["value"], Path(where["cache_dir"]))
-    return prepare(find(where["value"]), Path(where["models_dir"]) / where["value"], say=report.log)

@@ -6,20 +6,27 @@ at submission. This module imports no ML library: the ``serve`` process uses it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
+from martlet_core.config import (
+    MODEL_PATTERN,
+    Config,
+    Float,
+    Int,
+    QueueConfig,
+    dataset_violations,
+    model_violations,
+    parse_config,
+    plain_enum,
+    refuse,
+    suffix_violations,
+)
 from martlet_core.errors import FieldViolation, InvalidArgument
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from martlet_trainer.config_errors import violations_of
 from martlet_trainer.config_rules import combination_violations
-
-ARTIFACT_PATTERN = re.compile(r"artifacts/[a-z0-9]{1,64}")
-SUFFIX_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
-BASE_MODEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,255}|file:///.+")
 
 #: Default peak learning rate by tuner; adapters take far larger steps than whole models.
 DEFAULT_LEARNING_RATE = {"lora": 2e-4, "qlora": 2e-4, "full": 1e-5}
@@ -27,56 +34,14 @@ DEFAULT_LEARNING_RATE = {"lora": 2e-4, "qlora": 2e-4, "full": 1e-5}
 DEFAULT_MAX_LENGTH = 2048
 
 
-def _refuse_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")  # noqa: TRY004  pydantic turns it into a violation
-    return value
-
-
-def _plain_enum(prefix: str) -> Callable[[Any], Any]:
-    """Reads ``ON_BAD_ROWS_FAIL`` as ``fail``, so that a proto enum's name is taken as well as the plain word."""
-
-    def plain(value: Any) -> Any:
-        return value.removeprefix(prefix).lower() if isinstance(value, str) else value
-
-    return plain
-
-
-Int = Annotated[int, BeforeValidator(_refuse_bool)]
-Float = Annotated[float, BeforeValidator(_refuse_bool)]
-OnBadRows = Annotated[Literal["fail", "skip"], BeforeValidator(_plain_enum("ON_BAD_ROWS_"))]
-OnLongRows = Annotated[Literal["truncate", "refuse"], BeforeValidator(_plain_enum("ON_LONG_ROWS_"))]
-Device = Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(_plain_enum("DEVICE_"))]
+OnBadRows = Annotated[Literal["fail", "skip"], BeforeValidator(plain_enum("ON_BAD_ROWS_"))]
+OnLongRows = Annotated[Literal["truncate", "refuse"], BeforeValidator(plain_enum("ON_LONG_ROWS_"))]
+Device = Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(plain_enum("DEVICE_"))]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Optimizer = Literal[
     "adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "adafactor", "sgd"
 ]
-
-
-class Config(BaseModel):
-    """Base of all configs: frozen; unknown keys, NaN and infinity are refused; a proto's "not set" reads as absent."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-    #: Fields in which an empty string says something of its own.
-    keep_empty: ClassVar[frozenset[str]] = frozenset()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_unset(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        return {key: value for key, value in values.items() if not cls._is_unset(key, value)}
-
-    @classmethod
-    def _is_unset(cls, key: str, value: Any) -> bool:
-        if isinstance(value, str):
-            return (value == "" and key not in cls.keep_empty) or value.endswith("_UNSPECIFIED")
-        return value is None
-
-
-C = TypeVar("C", bound=Config)
 
 
 class TunerConfig(Config):
@@ -138,13 +103,11 @@ class DataConfig(Config):
     system: str | None = Field(default=None, description="Default: what the model's chat template does by itself.")
 
 
-class ResourceConfig(Config):
+class ResourceConfig(QueueConfig):
     """Where a training runs."""
 
     device: Device = "auto"
     device_count: Annotated[Int, Ge(1), Le(64)] = 1
-    priority: Annotated[Int, Ge(0), Le(9)] = 5
-    max_attempts: Annotated[Int, Ge(1), Le(100)] = 5
 
 
 class CheckpointConfig(Config):
@@ -213,9 +176,8 @@ def parse_training_config(values: Mapping[str, Any], prefix: str = "spec") -> Tr
     Raises:
         InvalidArgument: with one violation for every field at fault.
     """
-    config = _parse(TrainingConfig, values, prefix)
-    violations = [*_name_violations(config), *combination_violations(config)]
-    _raise_if_any([FieldViolation(_join(prefix, v.field), v.description) for v in violations])
+    config = parse_config(TrainingConfig, values, prefix)
+    refuse([*_name_violations(config), *combination_violations(config)], prefix)
     return config
 
 
@@ -225,14 +187,13 @@ def parse_merge_config(values: Mapping[str, Any], prefix: str = "spec") -> Merge
     Raises:
         InvalidArgument: with one violation for every field at fault.
     """
-    config = _parse(MergeConfig, values, prefix)
+    config = parse_config(MergeConfig, values, prefix)
     violations = []
-    if not BASE_MODEL_PATTERN.fullmatch(config.adapter):
+    if not MODEL_PATTERN.fullmatch(config.adapter):
         violations.append(
             FieldViolation("adapter", f"is {config.adapter!r}; give a fine-tuned model's name or artifacts/<id>")
         )
-    violations += _suffix_violations(config.suffix)
-    _raise_if_any([FieldViolation(_join(prefix, v.field), v.description) for v in violations])
+    refuse([*violations, *suffix_violations(config.suffix)], prefix)
     return config
 
 
@@ -255,7 +216,7 @@ def parse_recipe_options(config: TrainingConfig) -> Config:
     Raises:
         InvalidArgument: the recipe isn't known, or doesn't know an option.
     """
-    return _parse(_options_model(config.recipe), config.recipe_options, "recipe_options")
+    return parse_config(_options_model(config.recipe), config.recipe_options, "recipe_options")
 
 
 def _options_model(recipe: str) -> type[Config]:
@@ -264,43 +225,13 @@ def _options_model(recipe: str) -> type[Config]:
     return RECIPE_OPTIONS[recipe]
 
 
-def _parse(model: type[C], values: Mapping[str, Any], prefix: str) -> C:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        _raise_if_any(violations_of(error, model, prefix))
-        raise
-
-
 def _name_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
-    found: list[FieldViolation] = []
-    if not BASE_MODEL_PATTERN.fullmatch(config.base_model):
-        forms = "a registered name, org/model@revision, artifacts/<id>, a fine-tuned model's name or file:///path"
-        found.append(FieldViolation("base_model", f"is {config.base_model!r}; give {forms}"))
+    found = model_violations("base_model", config.base_model)
     for name in ("training_dataset", "validation_dataset"):
-        value = getattr(config, name)
-        if value is not None and not ARTIFACT_PATTERN.fullmatch(value):
-            found.append(FieldViolation(name, f"is {value!r}; give artifacts/<id> of an uploaded data set"))
-    found += _suffix_violations(config.suffix)
+        found += dataset_violations(name, getattr(config, name))
+    found += suffix_violations(config.suffix)
     try:
         parse_recipe_options(config)
     except InvalidArgument as error:
         found += error.violations
     return found
-
-
-def _suffix_violations(suffix: str | None) -> list[FieldViolation]:
-    if suffix is None or SUFFIX_PATTERN.fullmatch(suffix):
-        return []
-    return [FieldViolation("suffix", f"is {suffix!r}; use 1 to 64 letters, digits, dots, underscores or hyphens")]
-
-
-def _join(prefix: str, field: str) -> str:
-    return f"{prefix}.{field}" if prefix else field
-
-
-def _raise_if_any(violations: Sequence[FieldViolation]) -> None:
-    if violations:
-        raise InvalidArgument(
-            "; ".join(f"{v.field}: {v.description}" for v in violations), violations=tuple(violations)
-        )

@@ -5,45 +5,20 @@ library.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from martlet_core.artifacts.types import Artifact, PublishedModel
 from martlet_core.errors import NotFound
 from martlet_core.job_handler import FinishedJob, PreparedJob
 from martlet_core.jobs import Job
-from martlet_core.model_rules import ARTIFACT_PREFIX
+from martlet_core.model_rules import ARTIFACT_PREFIX, published_name
 from martlet_core.stores import Stores
+from martlet_inputs.base_models.locate import ModelDirs
+from martlet_inputs.base_models.resolve import resolve_adapter, resolve_base_model
 
-from martlet_trainer.base_models.catalog import Reference
 from martlet_trainer.config import parse_merge_config, parse_training_config
-from martlet_trainer.jobs import adapter_shape, resolve_adapter, resolve_base_model, resolve_training_base
-from martlet_trainer.naming import MERGE, TRAINING, checkpoint_model_name, fine_tuned_name
-
-
-@dataclass(frozen=True)
-class ModelDirs:
-    """Where base models that are no artifacts lie on this machine.
-
-    Attributes:
-        models_dir: prepared models of the catalogue, one directory a name.
-        cache_dir: cache of models from the hub.
-        roots: directories that ``file://`` paths may lie in.
-    """
-
-    models_dir: Path
-    cache_dir: Path
-    roots: tuple[Path, ...]
-
-    def describe(self, reference: Reference) -> dict[str, str]:
-        """What the child process needs to find the model."""
-        return {
-            "kind": reference.kind,
-            "value": reference.value,
-            "models_dir": str(self.models_dir),
-            "cache_dir": str(self.cache_dir),
-        }
+from martlet_trainer.jobs import adapter_shape, resolve_training_base
+from martlet_trainer.naming import MERGE, TRAINING, checkpoint_model_name
 
 
 class TrainingHandler:
@@ -112,7 +87,7 @@ class TrainingHandler:
 
     def _model(self, job: Job, artifact: Artifact) -> PublishedModel:
         config = parse_training_config(job.spec)
-        name = fine_tuned_name(config.base_model, job.tenant, config.suffix, job.id)
+        name = published_name(config.base_model, job.tenant, config.suffix, job.id)
         if artifact.kind == "adapter":
             return _adapter_model(job, name, artifact.id, artifact.metadata)
         return _whole_model(job, name, artifact.id)
@@ -150,7 +125,7 @@ class MergeHandler:
         """See ``JobHandler.finish``."""
         artifact = artifacts["model"]
         config = parse_merge_config(job.spec)
-        name = fine_tuned_name(str(artifact.metadata.get("base_model", "merged")), job.tenant, config.suffix, job.id)
+        name = published_name(str(artifact.metadata.get("base_model", "merged")), job.tenant, config.suffix, job.id)
         result = {**values, "merged_model": name, "model_artifact": ARTIFACT_PREFIX + artifact.id}
         return FinishedJob(result, _whole_model(job, name, artifact.id))
 

@@ -7,27 +7,23 @@ Reading a data set may take long, so checks have threads of their own: other cal
 from __future__ import annotations
 
 import asyncio
-import tempfile
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from martlet_core.artifacts.types import WHOLE_MODEL_KINDS, Artifact, ArtifactStore, ModelRegistry, PublishedModel
-from martlet_core.errors import InvalidArgument, NotFound
+from martlet_core.artifacts.types import ArtifactStore, ModelRegistry, PublishedModel
+from martlet_core.errors import InvalidArgument
 from martlet_core.model_rules import ARTIFACT_PREFIX, PUBLISHED_PREFIX
+from martlet_inputs.base_models.catalog import Reference
+from martlet_inputs.base_models.resolve import get_artifact, get_model, resolve_adapter, resolve_base_model
+from martlet_inputs.datasets import DatasetChecker
 
 from martlet_trainer.adapter_shape import SHAPE_FIELDS, require_shape
-from martlet_trainer.base_models.catalog import Reference, parse_reference
 from martlet_trainer.config import MergeConfig, TrainingConfig
-from martlet_trainer.data.report import DataReport
-from martlet_trainer.data.validate import require_usable, validate_dataset
 from martlet_trainer.row_lengths import RowLengths
 
-_REPORTS_KEPT = 256
 _CHECKS_AT_A_TIME = 4
 
 
@@ -97,51 +93,6 @@ class Submissions:
         await asyncio.get_running_loop().run_in_executor(self._threads, check)
 
 
-class DatasetChecker:
-    """Validates data sets row by row. An artifact never changes, so its report is kept."""
-
-    def __init__(self, artifacts: ArtifactStore, scratch_dir: Path, max_json_bytes: int) -> None:
-        self._artifacts = artifacts
-        self._scratch_dir = scratch_dir
-        self._max_json_bytes = max_json_bytes
-        self._reports: OrderedDict[str, DataReport] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def check(self, name: str, tenant: str, on_bad_rows: str, field: str) -> DataReport:
-        """The report of a data set that can be trained on.
-
-        Raises:
-            NotFound: no such artifact, or another tenant's.
-            InvalidArgument: it is no data set, is empty, or has bad rows.
-        """
-        artifact = get_artifact(self._artifacts, name, tenant, field)
-        if artifact.kind != "dataset":
-            raise InvalidArgument.field(field, f"{name} is of kind {artifact.kind}; give a data set")
-        report = self._report(artifact, field)
-        require_usable(report, on_bad_rows, field)
-        return report
-
-    def _report(self, artifact: Artifact, field: str) -> DataReport:
-        with self._lock:
-            if artifact.id in self._reports:
-                self._reports.move_to_end(artifact.id)
-                return self._reports[artifact.id]
-        self._scratch_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._scratch_dir) as directory:
-            path = Path(directory) / "dataset"
-            self._artifacts.download(artifact.id, path)
-            try:
-                report = validate_dataset(path, self._max_json_bytes)
-            except InvalidArgument as error:
-                description = error.violations[0].description if error.violations else error.message
-                raise InvalidArgument.field(field, description, reason=error.reason) from error
-        with self._lock:
-            self._reports[artifact.id] = report
-            while len(self._reports) > _REPORTS_KEPT:
-                self._reports.popitem(last=False)
-        return report
-
-
 @dataclass(frozen=True)
 class TrainingBase:
     """What a training starts from.
@@ -180,71 +131,10 @@ def resolve_training_base(
 
 def _may_be_adapter(name: str, tenant: str, artifacts: ArtifactStore, models: ModelRegistry) -> bool:
     if name.startswith(PUBLISHED_PREFIX):
-        return _get_model(models, name, tenant, "spec.base_model").kind == "adapter"
+        return get_model(models, name, tenant, "spec.base_model").kind == "adapter"
     if name.startswith(ARTIFACT_PREFIX):
         return get_artifact(artifacts, name, tenant, "spec.base_model").kind in ("adapter", "checkpoint")
     return False
-
-
-def resolve_base_model(
-    base_model: str,
-    tenant: str,
-    artifacts: ArtifactStore,
-    models: ModelRegistry,
-    model_roots: tuple[Path, ...],
-    *,
-    field: str = "spec.base_model",
-) -> Reference:
-    """What a base model's name stands for now: a published name becomes the artifact behind it.
-
-    Raises:
-        NotFound: nothing of that name that the tenant may use; the message and metadata name close matches.
-        InvalidArgument: an adapter, or an artifact that is no model.
-        PermissionDenied: a local path outside of ``model_roots``.
-    """
-    reference = parse_reference(base_model, model_roots)
-    if reference.kind == "published":
-        model = _get_model(models, base_model, tenant, field)
-        if model.kind == "adapter":
-            raise InvalidArgument.field(field, f"{base_model} is an adapter; a whole model is needed here")
-        reference = Reference("artifact", model.artifact_id)
-    if reference.kind == "artifact":
-        artifact = get_artifact(artifacts, ARTIFACT_PREFIX + reference.value, tenant, field)
-        if artifact.kind not in WHOLE_MODEL_KINDS:
-            raise InvalidArgument.field(field, f"{base_model} is of kind {artifact.kind}; give a whole model")
-    return reference
-
-
-def resolve_adapter(
-    adapter: str, tenant: str, artifacts: ArtifactStore, models: ModelRegistry, *, field: str = "spec.adapter"
-) -> PublishedModel:
-    """The adapter that a name or ``artifacts/<id>`` stands for, with its base model.
-
-    Raises:
-        NotFound: nothing of that name that the tenant may use.
-        InvalidArgument: it is no adapter, or doesn't say what its base model is.
-    """
-    if not adapter.startswith(ARTIFACT_PREFIX):
-        model = _get_model(models, adapter, tenant, field)
-        if model.kind != "adapter":
-            raise InvalidArgument.field(field, f"{adapter} is a whole model already; there is nothing to merge")
-        return model
-    artifact = get_artifact(artifacts, adapter, tenant, field)
-    base_model = artifact.metadata.get("base_model", "")
-    if artifact.kind == "checkpoint" and not base_model:
-        text = f"{adapter} is a checkpoint; give its model's name, which the job's checkpoints list (fine_tuned_model)"
-        raise InvalidArgument.field(field, text)
-    if artifact.kind not in ("adapter", "checkpoint") or not base_model:
-        raise InvalidArgument.field(field, f"{adapter} is no adapter that names its base model")
-    return PublishedModel(
-        adapter,
-        "adapter",
-        tenant,
-        artifact.id,
-        base_model=base_model,
-        lora_rank=int(artifact.metadata.get("lora_rank", 0)),
-        source_job=artifact.source_job,
-    )
 
 
 def adapter_shape(adapter: PublishedModel, tenant: str, artifacts: ArtifactStore) -> dict[str, Any]:
@@ -252,20 +142,3 @@ def adapter_shape(adapter: PublishedModel, tenant: str, artifacts: ArtifactStore
     metadata = get_artifact(artifacts, ARTIFACT_PREFIX + adapter.artifact_id, tenant, "spec.base_model").metadata
     known = {field: metadata[field] for field in SHAPE_FIELDS if field in metadata}
     return {**known, "lora_rank": adapter.lora_rank} if adapter.lora_rank else known
-
-
-def get_artifact(artifacts: ArtifactStore, name: str, tenant: str, field: str) -> Artifact:
-    """The artifact of ``artifacts/<id>``. NotFound names the field."""
-    try:
-        return artifacts.get(name.removeprefix(ARTIFACT_PREFIX), tenant=tenant)
-    except (NotFound, InvalidArgument) as error:
-        raise NotFound(
-            f"{field}: {name} doesn't exist.", reason="ARTIFACT_NOT_FOUND", metadata={"name": name}
-        ) from error
-
-
-def _get_model(models: ModelRegistry, name: str, tenant: str, field: str) -> PublishedModel:
-    try:
-        return models.get(name, tenant=tenant)
-    except NotFound as error:
-        raise NotFound(f"{field}: {error.message}", reason=error.reason, metadata=error.metadata) from error

@@ -20,8 +20,8 @@ from typing import Any
 
 from martlet_core.artifacts.types import Artifact, ArtifactStore
 from martlet_core.errors import error_from_dict
+from martlet_inputs.base_models.catalog import Reference, find, is_prepared
 
-from martlet_trainer.base_models.catalog import Reference, find, is_prepared
 from martlet_trainer.config import TrainingConfig, resolve_max_length
 
 logger = logging.getLogger(__name__)

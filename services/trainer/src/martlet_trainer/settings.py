@@ -1,47 +1,15 @@
-"""Where the trainer is deployed, and what it may use."""
+"""Where the trainer is deployed."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from martlet_core.settings import CoreSettings
-from pydantic import Field, field_validator
+from martlet_core.stage_settings import StageSettings
+from pydantic import Field
 
 
-class TrainerSettings(CoreSettings):
+class TrainerSettings(StageSettings):
     """Settings of ``serve`` and ``work``, from ``MARTLET_*`` variables."""
 
     grpc_address: str = Field(
         "127.0.0.1:50052", description="Address this service listens on for gRPC; port 0 picks a free one."
     )
-    models_dir: Path = Field(Path(".martlet/models"), description="Prepared base models, one directory a name.")
-    model_roots: str = Field(
-        "", description="Directories, separated by ':', that file:// base models may lie in; empty allows none."
-    )
     queue: str = Field("trainer", description="Queue that jobs wait in and a worker serves.")
-    stop_grace_seconds: float = Field(
-        45.0, gt=0, description="Time a recipe gets to write its last checkpoint when it must stop."
-    )
-    preempt_after_seconds: float = Field(
-        30.0,
-        ge=0,
-        description="How long a job of higher priority waits before a running one writes a checkpoint and makes room; "
-        "0: running jobs never do.",
-    )
-    reconcile_seconds: float = Field(5.0, gt=0, description="Time between two rounds of the reconciler.")
-    max_json_bytes: int = Field(
-        256 * 1024 * 1024,
-        ge=1,
-        description="Largest .json data set, which is read into memory as a whole; .jsonl, .csv and .parquet have no limit.",
-    )
-    keep_events_days: float = Field(7.0, gt=0, description="Days that events of finished jobs stay in the job store.")
-
-    @field_validator("models_dir", "work_dir", "cache_dir")
-    @classmethod
-    def _absolute(cls, path: Path) -> Path:
-        return path.resolve()  # a recipe runs in a directory of its own
-
-    @property
-    def allowed_roots(self) -> tuple[Path, ...]:
-        """``model_roots`` as paths."""
-        return tuple(Path(root) for root in self.model_roots.split(":") if root)

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 from martlet_core.errors import InvalidArgument
+from martlet_inputs.rows.formats import Conversation, RowError
 from transformers import PreTrainedTokenizerBase
-
-from martlet_trainer.data.formats import Conversation, RowError
 
 #: Format that a base model without a chat template can be trained on: its text is taken as it is.
 PLAIN_FORMAT = "prompt_completion"

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from martlet_inputs.rows.formats import RowError
+from martlet_inputs.rows.report import DataReport, RowIssue
+from martlet_inputs.rows.validate import require_usable, valid_rows
 
 from martlet_trainer.data.encode import EncodedRow, RowEncoder
-from martlet_trainer.data.formats import RowError
-from martlet_trainer.data.report import DataReport, RowIssue
-from martlet_trainer.data.validate import require_usable, valid_rows
 
 #: Rows between two looks at whether to go on.
 _CHECK_ROWS = 256

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from martlet_core.errors import MartletError
+from martlet_inputs.rows.report import DataReport
+from martlet_inputs.rows.validate import require_usable
 from transformers.utils import logging as transformers_logging
 
 from martlet_trainer.config import DataConfig, resolve_max_length
 from martlet_trainer.data.encode import RowEncoder
 from martlet_trainer.data.load import encoded_rows
-from martlet_trainer.data.report import DataReport
-from martlet_trainer.data.validate import require_usable
 from martlet_trainer.training.models import context_length, load_tokenizer
 
 

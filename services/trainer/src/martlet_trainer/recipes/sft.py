@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from martlet_core.errors import FailedPrecondition, InvalidArgument
 from martlet_core.recipe import OutputArtifact, RecipeResult, Report, ShouldStop, StopRequested
+from martlet_inputs.rows.report import DataReport
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from martlet_trainer.config import TrainingConfig, parse_training_config, resolve_max_length
 from martlet_trainer.data.encode import EncodedRow, RowEncoder
 from martlet_trainer.data.load import load_rows, split_rows
-from martlet_trainer.data.report import DataReport
 from martlet_trainer.training import launch
 from martlet_trainer.training.checkpoint import TrainingState
 from martlet_trainer.training.computation import Computation, choose_computation

@@ -64,7 +64,7 @@ class Reference:
 @cache
 def catalog() -> Mapping[str, BaseModel]:
     """The base models by name."""
-    text = resources.files("martlet_trainer.base_models").joinpath("catalog.toml").read_text(encoding="utf-8")
+    text = resources.files("martlet_inputs.base_models").joinpath("catalog.toml").read_text(encoding="utf-8")
     return {name: BaseModel(name=name, **fields) for name, fields in tomllib.loads(text).items()}
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from martlet_core.errors import FailedPrecondition, NotFound, Unavailable
 
-from martlet_trainer.base_models.catalog import MARKER, BaseModel, is_prepared
+from martlet_inputs.base_models.catalog import MARKER, BaseModel, is_prepared
 
 
 def prepare(model: BaseModel, directory: Path, say: Callable[[str], None] = lambda line: None) -> Path:

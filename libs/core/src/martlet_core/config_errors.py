@@ -6,9 +6,10 @@ import difflib
 from typing import Any, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
-from martlet_core.errors import FieldViolation
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+
+from martlet_core.errors import FieldViolation
 
 _WORDS = {
     "int": "a whole number",

@@ -10,7 +10,7 @@ from typing import Any
 
 from martlet_core.errors import FieldViolation, InvalidArgument
 
-from martlet_trainer.data.formats import (
+from martlet_inputs.rows.formats import (
     FOREIGN_FIELDS,
     Conversation,
     RowError,
@@ -19,8 +19,8 @@ from martlet_trainer.data.formats import (
     recognise,
     to_messages,
 )
-from martlet_trainer.data.read import Row, read_rows
-from martlet_trainer.data.report import DataReport, RowIssue
+from martlet_inputs.rows.read import Row, read_rows
+from martlet_inputs.rows.report import DataReport, RowIssue
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _TURN_FIELDS = frozenset(

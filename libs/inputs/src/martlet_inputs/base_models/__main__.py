@@ -1,4 +1,4 @@
-"""``python -m martlet_trainer.base_models``: list the catalogue, or prepare a model."""
+"""``python -m martlet_inputs.base_models``: list the catalogue, or prepare a model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from martlet_core.errors import MartletError
 
-from martlet_trainer.base_models.catalog import catalog, find
+from martlet_inputs.base_models.catalog import catalog, find
 
 
 def main() -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m martlet_trainer.base_models", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m martlet_inputs.base_models", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the base models known by name")
     prepare_parser = commands.add_parser("prepare", help="fetch and convert a model; does nothing when it is there")
@@ -33,7 +33,7 @@ def main() -> int:
 
 def _prepare(name: str, directory: Path) -> int:
     model = find(name)  # before torch is imported: a wrong name is answered at once
-    from martlet_trainer.base_models.prepare import prepare
+    from martlet_inputs.base_models.prepare import prepare
 
     prepare(model, directory.resolve(), say=print)
     print(f"{name} is at {directory}")

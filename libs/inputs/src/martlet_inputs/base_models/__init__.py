@@ -2,6 +2,6 @@
 
 ``catalog`` is data and light to import; ``prepare`` fetches and converts, and needs the ML libraries.
 
-    python -m martlet_trainer.base_models list
-    python -m martlet_trainer.base_models prepare NAME --out DIRECTORY
+    python -m martlet_inputs.base_models list
+    python -m martlet_inputs.base_models prepare NAME --out DIRECTORY
 """

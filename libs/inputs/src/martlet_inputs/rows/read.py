@@ -15,7 +15,7 @@ from typing import Any
 
 from martlet_core.errors import InvalidArgument
 
-from martlet_trainer.data.report import RowIssue
+from martlet_inputs.rows.report import RowIssue
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 MAX_LINE_BYTES = 64 * 1024 * 1024

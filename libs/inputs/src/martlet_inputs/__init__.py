@@ -1,0 +1,1 @@
+"""What jobs are given: base models by name, and rows of data sets. Light to import; what needs an ML library says so."""

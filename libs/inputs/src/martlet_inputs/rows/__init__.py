@@ -1,0 +1,1 @@
+"""Rows of data sets: read from files, recognised, validated, counted."""
