@@ -273,7 +273,7 @@ def _let_expire(gateway: Any, file_id: str) -> str:
 def _sweep(gateway: Any) -> None:
     """Do the gateway's chores."""
     context = gateway.server.context
-    chores = gateway_chores(gateway.stores.jobs, context.files, context.uploads, context.artifact_uploads)
+    chores = gateway_chores(gateway.stores.jobs, ["trainer"], context.files, context.uploads, context.artifact_uploads)
     for chore in chores:
         chore.run(lambda: False)
 

@@ -17,7 +17,7 @@ from martlet_gateway.edge import Edge
 from martlet_gateway.openapi import describe
 from martlet_gateway.routes import artifacts, files, fine_tuning, health, models, replicas, uploads
 from martlet_gateway.routes.chat import Chat
-from martlet_gateway.routes.jobs import MERGE, job_router, training_router
+from martlet_gateway.routes.jobs import job_routers
 
 _ROUTERS = (files, uploads, fine_tuning, models, artifacts, replicas, health)
 
@@ -40,8 +40,8 @@ def build_app(context: GatewayContext, auth: Authenticator) -> Edge:
     app.state.gateway = context
     for module in _ROUTERS:
         app.include_router(module.router)
-    app.include_router(training_router())
-    app.include_router(job_router(MERGE))
+    for router in job_routers():
+        app.include_router(router)
     describe(app)
     lingering_seconds = context.settings.lingering_seconds
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from martlet_core.housekeeping import Chore
 from martlet_core.job_archive import specs_in_use
@@ -15,17 +15,14 @@ from martlet_gateway.upload_store import UploadStore
 
 log = logging.getLogger(__name__)
 
-#: Stages whose jobs may need a file.
-_STAGES = ("trainer",)
-
 
 def gateway_chores(
-    jobs: JobStore, files: FileStore, uploads: UploadStore, artifact_uploads: ArtifactUploads
+    jobs: JobStore, stages: Sequence[str], files: FileStore, uploads: UploadStore, artifact_uploads: ArtifactUploads
 ) -> list[Chore]:
-    """Chores for ``Housekeeper``."""
+    """Chores for ``Housekeeper``. ``stages`` are those whose jobs may need a file."""
 
     def sweep_files(give_up: Callable[[], bool]) -> None:
-        deleted = files.sweep(specs_in_use(jobs, _STAGES), give_up=give_up)
+        deleted = files.sweep(specs_in_use(jobs, stages), give_up=give_up)
         log.info("swept expired files", extra={"files": deleted})
 
     def sweep_uploads(give_up: Callable[[], bool]) -> None:

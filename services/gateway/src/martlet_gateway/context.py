@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from martlet_gateway.artifact_uploads import ArtifactUploads
 from martlet_gateway.auth import Caller
-from martlet_gateway.clients import TrainerClient
+from martlet_gateway.clients import Stages
 from martlet_gateway.file_store import FileStore
 from martlet_gateway.idempotency import RetryMemory
 from martlet_gateway.metrics import Metrics
@@ -37,7 +37,7 @@ class GatewayContext:
     files: FileStore
     uploads: UploadStore
     artifact_uploads: ArtifactUploads
-    trainer: TrainerClient
+    stages: Stages
     replica_store: ReplicaStore
     replicas: ReplicaRegistry
     names: ModelNames

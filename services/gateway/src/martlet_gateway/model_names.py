@@ -15,7 +15,7 @@ from martlet_core.artifacts.types import ModelRegistry, PublishedModel
 from martlet_core.errors import MartletError, NotFound
 from martlet_core.model_rules import ARTIFACT_PREFIX, PUBLISHED_PREFIX
 
-from martlet_gateway.clients import TrainerClient
+from martlet_gateway.clients import StageClient
 from martlet_gateway.lookups import Lookups, LookupThreads
 from martlet_gateway.replicas import ReplicaRegistry
 
@@ -54,7 +54,7 @@ class ModelNames:
         self,
         registry: ModelRegistry,
         replicas: ReplicaRegistry,
-        trainer: TrainerClient,
+        trainer: StageClient,
         threads: LookupThreads,
         *,
         cache_seconds: float = 15.0,
@@ -102,7 +102,7 @@ class ModelNames:
                 return self._bases
             try:
                 request = training_service_pb2.ListBaseModelsRequest(page_size=1000)
-                response = await self._trainer.training("ListBaseModels", request)
+                response = await self._trainer.call("training", "ListBaseModels", request)
                 self._bases = {
                     m.name: KnownBase(m.name, m.source, m.parameter_count, m.context_length, m.license)
                     for m in response.base_models

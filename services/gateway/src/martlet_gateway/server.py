@@ -24,7 +24,7 @@ from martlet_gateway.app import build_app
 from martlet_gateway.artifact_uploads import ArtifactUploads
 from martlet_gateway.auth import Authenticator, caller_finder
 from martlet_gateway.chores import gateway_chores
-from martlet_gateway.clients import InferenceChannels, TrainerClient
+from martlet_gateway.clients import InferenceChannels, Stages
 from martlet_gateway.context import GatewayContext
 from martlet_gateway.file_store import FileStore
 from martlet_gateway.idempotency import RedisRetryMemory, RetryMemory
@@ -104,7 +104,9 @@ class GatewayServer:
         )
         self._http = _HttpServer(config)
         self._grpc = GrpcServer(settings.grpc_address, grpc_services(self.context), authenticate=auth.grpc_tenant)
-        chores = gateway_chores(stores.jobs, self.context.files, self.context.uploads, self.context.artifact_uploads)
+        parts = self.context
+        stages = [stage.stage for stage in parts.stages.all()]
+        chores = gateway_chores(stores.jobs, stages, parts.files, parts.uploads, parts.artifact_uploads)
         self._housekeeper = Housekeeper(stores.jobs, chores, settings.housekeeping_hours * 3600)
         self._serving: asyncio.Task[None] | None = None
         self.http_port = 0
@@ -140,7 +142,7 @@ class GatewayServer:
         await self.context.replicas.stop()
         await self.context.router.close()
         await self._channels.close()
-        await self.context.trainer.close()
+        await self.context.stages.close()
         self._lookup_threads.close()
 
 
@@ -181,9 +183,7 @@ def _assemble(
     threads: LookupThreads,
 ) -> GatewayContext:
     metrics = Metrics()
-    trainer = TrainerClient(
-        settings.trainer_address, internal_token=settings.internal_token, timeout=settings.trainer_timeout_seconds
-    )
+    stages = Stages.connect(settings)
     replicas = ReplicaRegistry(
         shared.replicas,
         channels,
@@ -191,7 +191,7 @@ def _assemble(
         lease_seconds=settings.replica_lease_seconds,
         refresh_seconds=settings.replica_refresh_seconds,
     )
-    names = ModelNames(stores.models, replicas, trainer, threads, cache_seconds=settings.name_cache_seconds)
+    names = ModelNames(stores.models, replicas, stages.trainer, threads, cache_seconds=settings.name_cache_seconds)
     artifacts = cast(ContentAddressedStore, stores.artifacts)
     return GatewayContext(
         settings=settings,
@@ -206,7 +206,7 @@ def _assemble(
             ttl_seconds=settings.upload_ttl_seconds,
             max_bytes=settings.max_upload_bytes,
         ),
-        trainer=trainer,
+        stages=stages,
         replica_store=shared.replicas,
         replicas=replicas,
         names=names,
@@ -219,7 +219,7 @@ def _assemble(
             placement_timeout_seconds=settings.placement_timeout_seconds,
         ),
         retries=shared.retries,
-        use=ArtifactUse(trainer, stores.models),
+        use=ArtifactUse(stages, stores.models),
         metrics=metrics,
     )
 

@@ -16,6 +16,8 @@ class GatewaySettings(CoreSettings):
     http_host: str = Field("127.0.0.1", description="Address that REST listens on.")
     http_port: int = Field(8000, ge=0, le=65535, description="Port that REST listens on; 0 picks a free one.")
     trainer_address: str = Field("127.0.0.1:50052", description="Address of the trainer's gRPC API.")
+    quantizer_address: str = Field("", description="Address of the quantizer's gRPC API; empty: there is none.")
+    evaluator_address: str = Field("", description="Address of the evaluator's gRPC API; empty: there is none.")
     upload_dir: Path = Field(Path(".martlet/work/uploads"), description="Where bodies are kept until they are stored.")
     max_file_bytes: int = Field(512 * MIB, ge=1, description="Largest file of POST /v1/files.")
     max_upload_bytes: int = Field(
@@ -42,7 +44,7 @@ class GatewaySettings(CoreSettings):
     placement_timeout_seconds: float = Field(
         240.0, gt=0, description="Longest a request waits for a model to be placed on a replica before it gets 503."
     )
-    trainer_timeout_seconds: float = Field(30.0, gt=0, description="Deadline of a call to the trainer.")
+    stage_timeout_seconds: float = Field(30.0, gt=0, description="Deadline of a call to a job stage.")
     lingering_seconds: float = Field(
         2.0,
         ge=0,

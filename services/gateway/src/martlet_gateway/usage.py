@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
+from google.protobuf.message import Message
 from martlet.common.v1 import job_pb2
-from martlet.trainer.v1 import merge_service_pb2, training_service_pb2
 from martlet_core.artifacts.types import ModelRegistry
 from martlet_core.errors import FailedPrecondition
 from martlet_core.rpc.context import call_context
 
-from martlet_gateway.clients import TrainerClient
+from martlet_gateway.clients import Stages
+from martlet_gateway.job_kinds import JOB_KINDS, JobKind
 
 _OVER = {job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED}
 _ACTIVE: Any = tuple(state for state in job_pb2.JobState.values() if state and state not in _OVER)
@@ -22,40 +24,25 @@ _PAGE = 1000
 class ArtifactUse:
     """Finds the jobs and published models of the calling tenant that need an artifact."""
 
-    def __init__(self, trainer: TrainerClient, models: ModelRegistry) -> None:
-        self._trainer = trainer
+    def __init__(self, stages: Stages, models: ModelRegistry) -> None:
+        self._stages = stages
         self._models = models
 
     async def refuse_if_needed(self, artifact_id: str) -> None:
         """FailedPrecondition if a job that isn't over, or a published model, needs the artifact."""
         name = f"artifacts/{artifact_id}"
-        for user in (
-            await self._training_user(name),
-            await self._merge_user(name),
-            await self._model_user(artifact_id),
-        ):
+        users = [await self._job_user(kind, name) for kind in JOB_KINDS if kind.client(self._stages).deployed]
+        for user in (*users, await self._model_user(artifact_id)):
             if user:
                 raise FailedPrecondition(f"{name} is needed by {user}.", reason="ARTIFACT_IN_USE")
 
-    async def _training_user(self, name: str) -> str | None:
+    async def _job_user(self, kind: JobKind, name: str) -> str | None:
         token = ""
         while True:
-            request = training_service_pb2.ListTrainingJobsRequest(page_size=_PAGE, page_token=token, states=_ACTIVE)
-            page = await self._trainer.training("ListTrainingJobs", request)
-            for job in page.training_jobs:
-                if name in (job.spec.training_dataset, job.spec.validation_dataset, job.spec.base_model):
-                    return f"{job.name}, {_NOT_OVER}"
-            token = page.next_page_token
-            if not token:
-                return None
-
-    async def _merge_user(self, name: str) -> str | None:
-        token = ""
-        while True:
-            request = merge_service_pb2.ListMergeJobsRequest(page_size=_PAGE, page_token=token, states=_ACTIVE)
-            page = await self._trainer.merging("ListMergeJobs", request)
-            for job in page.merge_jobs:
-                if job.spec.adapter == name:
+            request = kind.request("List", plural=True, page_size=_PAGE, page_token=token, states=_ACTIVE)
+            page = await kind.call(self._stages, f"List{kind.noun}s", request)
+            for job in getattr(page, kind.jobs):
+                if _names(job.spec, name):
                     return f"{job.name}, {_NOT_OVER}"
             token = page.next_page_token
             if not token:
@@ -65,3 +52,13 @@ class ArtifactUse:
         models = await asyncio.to_thread(self._models.list, tenant=call_context().tenant)
         users = [model.name for model in models if model.artifact_id == artifact_id]
         return f"the model `{users[0]}`. Delete the model first" if users else None
+
+
+def _names(spec: Message, name: str) -> bool:
+    """Whether a spec names the artifact in any field, however deep."""
+    for field, value in spec.ListFields():
+        values = value.values() if isinstance(value, Mapping) else value if field.is_repeated else (value,)
+        for item in values:
+            if item == name or (isinstance(item, Message) and _names(item, name)):
+                return True
+    return False

@@ -37,7 +37,7 @@ async def create_job(body: CreateFineTuningJob, request: Request, gateway: Gatew
     request_id = await idempotency.request_id_for(gateway.retries, request.headers, tenant(), _JOB_ROUTE, raw)
     message = job_request.build(body, request_id)
     with job_request.rest_names(body):
-        job = await gateway.trainer.training("CreateTrainingJob", message)
+        job = await gateway.stages.trainer.call("training", "CreateTrainingJob", message)
     return _answer(job)
 
 
@@ -83,7 +83,7 @@ async def list_jobs(request: Request, gateway: Gateway, after: str | None = None
         message = training_service_pb2.ListTrainingJobsRequest(
             page_size=min(limit + 1, _PAGE), page_token=token, labels=labels
         )
-        response = await gateway.trainer.training("ListTrainingJobs", message)
+        response = await gateway.stages.trainer.call("training", "ListTrainingJobs", message)
         found += [convert.to_job(job, tenant()) for job in response.training_jobs if not (without and job.labels)]
         token = response.next_page_token
         if not token or len(found) > limit:
@@ -160,7 +160,7 @@ async def _newest_events(gateway: GatewayContext, name: str, before: str, count:
 async def _event_stream(gateway: GatewayContext, name: str, bare: str, cursor: str) -> AsyncIterator[bytes]:
     message = training_service_pb2.WatchTrainingJobRequest(name=name, after_cursor=cursor)
     try:
-        async for event in gateway.trainer.watch("training", "WatchTrainingJob", message):
+        async for event in gateway.stages.trainer.watch("training", "WatchTrainingJob", message):
             item = convert.to_event(event, bare)
             yield b"id: %s\ndata: %s\n\n" % (item["id"].encode(), orjson.dumps(item))
     except MartletError as error:
@@ -195,7 +195,7 @@ async def _get(gateway: GatewayContext, openai_id: str) -> training_job_pb2.Trai
 async def _call(gateway: GatewayContext, method: str, message: Any) -> Any:
     """Call the trainer about one job; a job that isn't there is reported under the id the client knows."""
     try:
-        return await gateway.trainer.training(method, message)
+        return await gateway.stages.trainer.call("training", method, message)
     except NotFound as error:
         raise convert.no_such_job(convert.job_id(message.name)) from error
 

@@ -12,7 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from martlet_core.errors import MartletError, Unavailable
 from starlette.responses import Response
 
-from martlet_gateway.context import Gateway, GatewayContext, Json, in_thread
+from martlet_gateway.clients import StageClient
+from martlet_gateway.context import Gateway, Json, in_thread
 from martlet_gateway.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["health"])
@@ -29,14 +30,15 @@ async def healthz() -> Json:
 
 @router.get("/readyz")
 async def readyz(gateway: Gateway) -> Json:
-    """The stores answer (else 503). Trainer and replicas are reported too, but chats don't wait for the one, nor
-    uploads for the other.
+    """The stores answer (else 503). Job stages and replicas are reported too, but chats don't wait for the ones,
+    nor uploads for the others.
     """
-    names = ("redis", "object_store", "trainer")
+    stages = gateway.stages.all()
+    names = ("redis", "object_store", *(stage.stage for stage in stages))
     outcomes = await asyncio.gather(
         _probe(gateway.replica_store.all()),
         _probe(in_thread(gateway.stores.objects.list, "keys/", limit=1)),
-        _probe(_trainer(gateway)),
+        *(_probe(_serving(stage)) for stage in stages),
     )
     checks: dict[str, Any] = dict(zip(names, outcomes, strict=True))
     ready = all(checks[name] == "ok" for name in _NEEDED)
@@ -64,8 +66,8 @@ async def _probe(check: Awaitable[Any]) -> str:
     return "ok"
 
 
-async def _trainer(gateway: GatewayContext) -> None:
-    stub: Any = health_pb2_grpc.HealthStub(gateway.trainer.channel)
+async def _serving(stage: StageClient) -> None:
+    stub: Any = health_pb2_grpc.HealthStub(stage.channel)
     answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=_PROBE_SECONDS)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise Unavailable("not serving")

@@ -1,23 +1,24 @@
-"""/v1/martlet/jobs and /v1/martlet/merge/jobs: the trainer's own resources as JSON, field by field as in the protos."""
+"""/v1/martlet/jobs, /v1/martlet/merge/jobs, /v1/martlet/quantization/jobs and /v1/martlet/evaluation/jobs: the stages' own
+resources as JSON, field by field as in the protos.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request
 from google.protobuf.message import Message
 from martlet.common.v1 import job_pb2
-from martlet.trainer.v1 import merge_job_pb2, merge_service_pb2, training_job_pb2, training_service_pb2
+from martlet.trainer.v1 import training_service_pb2
 from martlet_core.errors import InvalidArgument, MartletError, NotFound
-from martlet_core.ids import ID_PATTERN
 from starlette.responses import StreamingResponse
 
 from martlet_gateway import idempotency, proto_json
 from martlet_gateway.context import Gateway, GatewayContext, Json, tenant
 from martlet_gateway.errors import envelope_bytes
+from martlet_gateway.job_kinds import JOB_KINDS, TRAINING, JobKind
 from martlet_gateway.routes.files import page
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -31,7 +32,7 @@ _BODY = {
                     "properties": {
                         "spec": {
                             "type": "object",
-                            "description": "TrainingSpec or MergeSpec of martlet.trainer.v1, field by field.",
+                            "description": "The stage's spec (TrainingSpec, MergeSpec, QuantizationSpec, EvaluationSpec), field by field.",
                         },
                         "display_name": {"type": "string"},
                         "labels": {"type": "object", "additionalProperties": {"type": "string"}},
@@ -43,83 +44,6 @@ _BODY = {
         },
     }
 }
-
-
-@dataclass(frozen=True)
-class JobKind:
-    """A kind of job that the trainer keeps.
-
-    Attributes:
-        path: of its routes.
-        service: name by which ``TrainerClient`` knows the service.
-        collection: first part of the resource name.
-        noun: as in the methods (``CreateTrainingJob``).
-        field: of the job in the create request.
-        jobs: of the jobs in the list response.
-        spec: message of what is asked for.
-        prefixes: that ids may carry beside none.
-    """
-
-    path: str
-    service: str
-    collection: str
-    noun: str
-    field: str
-    jobs: str
-    spec: type[Message]
-    messages: Any
-    prefixes: tuple[str, ...]
-
-    def request(self, verb: str, plural: bool = False, **fields: Any) -> Any:
-        """A request message (``Get`` -> ``GetTrainingJobRequest``)."""
-        return getattr(self.messages, f"{verb}{self.noun}{'s' if plural else ''}Request")(**fields)
-
-    def name(self, job_id: str) -> str:
-        """Resource name of an id as users write it. NotFound for what can't be one."""
-        bare = job_id
-        for prefix in self.prefixes:
-            bare = bare.removeprefix(prefix)
-        if not ID_PATTERN.fullmatch(bare):
-            raise self.no_such_job(job_id)
-        return f"{self.collection}/{bare}"
-
-    def no_such_job(self, job_id: str) -> NotFound:
-        """The error for ids that aren't there."""
-        return NotFound(
-            f"There is no job {job_id:.100} in /v1/martlet/{self.path}.",
-            reason="JOB_NOT_FOUND",
-            metadata={"param": "id"},
-        )
-
-    async def call(self, gateway: GatewayContext, method: str, request: Message) -> Any:
-        """Call the trainer."""
-        return await (gateway.trainer.training if self.service == "training" else gateway.trainer.merging)(
-            method, request
-        )
-
-
-TRAINING = JobKind(
-    "jobs",
-    "training",
-    "trainingJobs",
-    "TrainingJob",
-    "training_job",
-    "training_jobs",
-    training_job_pb2.TrainingSpec,
-    training_service_pb2,
-    ("trainingJobs/", "ftjob-"),
-)
-MERGE = JobKind(
-    "merge/jobs",
-    "merge",
-    "mergeJobs",
-    "MergeJob",
-    "merge_job",
-    "merge_jobs",
-    merge_job_pb2.MergeSpec,
-    merge_service_pb2,
-    ("mergeJobs/",),
-)
 
 
 def job_router(kind: JobKind) -> APIRouter:
@@ -136,7 +60,7 @@ def job_router(kind: JobKind) -> APIRouter:
             message.request_id = await idempotency.request_id_for(
                 gateway.retries, request.headers, tenant(), route, raw
             )
-        return Json(_to_json(await kind.call(gateway, f"Create{kind.noun}", message)))
+        return Json(_to_json(await kind.call(gateway.stages, f"Create{kind.noun}", message)))
 
     @router.get("")
     async def list_jobs(
@@ -150,7 +74,7 @@ def job_router(kind: JobKind) -> APIRouter:
         request = kind.request(
             "List", plural=True, page_size=limit, page_token=token, states=[_state(s) for s in state or ()]
         )
-        response = await kind.call(gateway, f"List{kind.noun}s", request)
+        response = await kind.call(gateway.stages, f"List{kind.noun}s", request)
         jobs = [_to_json(job) for job in getattr(response, kind.jobs)]
         return Json(page(jobs, bool(response.next_page_token)))
 
@@ -174,39 +98,47 @@ def job_router(kind: JobKind) -> APIRouter:
         stream = _events(gateway, kind, kind.name(job_id), cursor)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
+    if kind.can_pause:
+        _add_pause_and_events(router, kind)
     return router
 
 
-def training_router() -> APIRouter:
-    """Routes of training jobs: those of every job, and those that only training has."""
-    router = job_router(TRAINING)
-
+def _add_pause_and_events(router: APIRouter, kind: JobKind) -> None:
     @router.post("/{job_id}/pause")
     async def pause(job_id: str, gateway: Gateway) -> Json:
-        """Have a job write a checkpoint and give its worker back. 409 when it is over."""
-        return Json(await _verb(gateway, TRAINING, "Pause", job_id))
+        """Have a job keep what it can of its work and give its worker back. 409 when it is over."""
+        return Json(await _verb(gateway, kind, "Pause", job_id))
 
     @router.post("/{job_id}/resume")
     async def resume(job_id: str, gateway: Gateway) -> Json:
         """Queue a paused job again. 409 unless it is paused."""
-        return Json(await _verb(gateway, TRAINING, "Resume", job_id))
+        return Json(await _verb(gateway, kind, "Resume", job_id))
 
     @router.get("/{job_id}/events")
     async def events(
         job_id: str, gateway: Gateway, after: str = "", limit: Limit = 100, order: Literal["asc", "desc"] = "asc"
     ) -> Json:
         """Past events behind the cursor ``after``, oldest first unless asked otherwise."""
-        request = training_service_pb2.ListTrainingJobEventsRequest(
-            name=TRAINING.name(job_id), page_size=limit, page_token=after, newest_first=order == "desc"
-        )
-        response = await _known(TRAINING, job_id, TRAINING.call(gateway, "ListTrainingJobEvents", request))
+        make_request = getattr(kind.messages, f"List{kind.noun}EventsRequest")
+        request = make_request(name=kind.name(job_id), page_size=limit, page_token=after, newest_first=order == "desc")
+        response = await _known(kind, job_id, kind.call(gateway.stages, f"List{kind.noun}Events", request))
         return Json(page([_event_json(event) for event in response.events], bool(response.next_page_token)))
+
+
+def job_routers() -> list[APIRouter]:
+    """The routes of every kind of job."""
+    return [training_router(), *(job_router(kind) for kind in JOB_KINDS if kind is not TRAINING)]
+
+
+def training_router() -> APIRouter:
+    """Routes of training jobs: those of every job, and those that only training has."""
+    router = job_router(TRAINING)
 
     @router.get("/{job_id}/checkpoints")
     async def checkpoints(job_id: str, gateway: Gateway) -> Json:
         """The checkpoints that are kept, newest first."""
         request = training_service_pb2.ListTrainingCheckpointsRequest(name=TRAINING.name(job_id), page_size=1000)
-        response = await _known(TRAINING, job_id, TRAINING.call(gateway, "ListTrainingCheckpoints", request))
+        response = await _known(TRAINING, job_id, TRAINING.call(gateway.stages, "ListTrainingCheckpoints", request))
         items = [{"id": c.artifact.removeprefix("artifacts/"), **proto_json.to_json(c)} for c in response.checkpoints]
         return Json(page(items, bool(response.next_page_token)))
 
@@ -233,7 +165,7 @@ def _create_message(kind: JobKind, raw: bytes) -> Any:
 
 async def _verb(gateway: GatewayContext, kind: JobKind, verb: str, job_id: str) -> dict[str, Any]:
     request = kind.request(verb, name=kind.name(job_id))
-    return _to_json(await _known(kind, job_id, kind.call(gateway, f"{verb}{kind.noun}", request)))
+    return _to_json(await _known(kind, job_id, kind.call(gateway.stages, f"{verb}{kind.noun}", request)))
 
 
 async def _known(kind: JobKind, job_id: str, call: Any) -> Any:
@@ -246,7 +178,7 @@ async def _known(kind: JobKind, job_id: str, call: Any) -> Any:
 async def _events(gateway: GatewayContext, kind: JobKind, name: str, cursor: str) -> AsyncIterator[bytes]:
     request = kind.request("Watch", name=name, after_cursor=cursor)
     try:
-        async for event in gateway.trainer.watch(kind.service, f"Watch{kind.noun}", request):
+        async for event in kind.client(gateway.stages).watch(kind.service, f"Watch{kind.noun}", request):
             yield b"id: %s\ndata: %s\n\n" % (event.cursor.encode(), orjson.dumps(_event_json(event)))
     except MartletError as error:
         yield b"data: %s\n\n" % envelope_bytes(error)

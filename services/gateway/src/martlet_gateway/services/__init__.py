@@ -9,6 +9,7 @@ from martlet.inference.v1 import inference_service_pb2_grpc
 from martlet_core.rpc.server import Service
 
 from martlet_gateway.auth import REPLICA_SERVICE
+from martlet_gateway.clients import StageClient
 from martlet_gateway.context import GatewayContext
 from martlet_gateway.services.artifacts import ArtifactServicer
 from martlet_gateway.services.inference import InferenceServicer
@@ -20,10 +21,9 @@ from martlet_gateway.services.replicas import ReplicaServicer
 def grpc_services(context: GatewayContext) -> Sequence[Service]:
     """All services that a client of the gateway finds at its gRPC address."""
     return (
-        Service(add_proxy_to_server, context.trainer, "martlet.trainer.v1.TrainingService"),
-        Service(
-            lambda _servicer, _server: None, None, "martlet.trainer.v1.MergeService"
-        ),  # the proxy serves the whole package
+        *_proxied(context.stages.trainer, "TrainingService", "MergeService"),
+        *_proxied(context.stages.quantizer, "QuantizationService"),
+        *_proxied(context.stages.evaluator, "EvaluationService"),
         Service(
             inference_service_pb2_grpc.add_InferenceServiceServicer_to_server,
             InferenceServicer(context.router, context.names),
@@ -45,3 +45,12 @@ def grpc_services(context: GatewayContext) -> Sequence[Service]:
             REPLICA_SERVICE,
         ),
     )
+
+
+def _proxied(stage: StageClient, first: str, *more: str) -> Sequence[Service]:
+    """The services of a stage's package; one proxy serves them all. None where the deployment has no such stage."""
+    if not stage.deployed:
+        return ()
+    names = [f"martlet.{stage.stage}.v1.{service}" for service in (first, *more)]
+    others = [Service(lambda _servicer, _server: None, None, name) for name in names[1:]]
+    return [Service(add_proxy_to_server, stage, names[0]), *others]
