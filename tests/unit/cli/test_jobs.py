@@ -97,7 +97,7 @@ def test_merge_is_made(gateway: Any, martlet: Callable[..., Any], argv: list[str
 def test_merge_is_followed(
     gateway: Any, martlet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, end: dict[str, Any], code: int
 ) -> None:
-    monkeypatch.setattr("martlet_cli.commands.merge.POLL_SECONDS", 0)
+    monkeypatch.setattr("martlet_cli.stage_jobs.POLL_SECONDS", 0)
     running = {**MERGE, "state": "RUNNING", "progress": {"phase": "merging"}}
     gateway.answers = {
         "POST /v1/martlet/merge/jobs": MERGE,

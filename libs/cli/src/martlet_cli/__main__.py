@@ -12,18 +12,21 @@ from types import FrameType
 
 from martlet_core.errors import InvalidArgument, MartletError
 
+from martlet_cli import stage_jobs
 from martlet_cli.commands import (
     artifacts,
     chat,
     demo,
     doctor,
     environment,
+    evaluate,
     files,
     jobs,
     keys,
     merge,
     models,
     platform,
+    quantize,
     train,
 )
 from martlet_cli.context import Context, Parser
@@ -31,7 +34,22 @@ from martlet_cli.layout import Layout
 from martlet_cli.output import Output
 from martlet_cli.swift_arguments import NOT_NEEDED
 
-_GROUPS = (platform, demo, doctor, keys, files, train, jobs, merge, models, chat, artifacts, environment)
+_GROUPS = (
+    platform,
+    demo,
+    doctor,
+    keys,
+    files,
+    train,
+    jobs,
+    merge,
+    quantize,
+    evaluate,
+    models,
+    chat,
+    artifacts,
+    environment,
+)
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -79,15 +97,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
+#: Groups whose ``create`` may be left out: ``merge MODEL`` is ``merge create MODEL``.
+_CREATING = ("merge", "quantize", "evaluate")
+
+
 def _spelled_out(argv: list[str]) -> list[str]:
     """``merge MODEL`` as ``merge create MODEL``."""
     place = 2 if argv[:1] == ["--home"] else 1 if argv and argv[0].startswith("--home=") else 0
-    if argv[place : place + 1] != ["merge"] or len(argv) < place + 2:
+    if len(argv) < place + 2 or argv[place] not in _CREATING:
         return argv
-    word = argv[place + 1]
-    return (
-        argv if word in merge.COMMANDS or word.startswith("-") else [*argv[: place + 1], "create", *argv[place + 1 :]]
-    )
+    if argv[place + 1] in (*stage_jobs.COMMANDS, "report", "-h", "--help"):
+        return argv
+    return [*argv[: place + 1], "create", *argv[place + 1 :]]
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:

@@ -62,8 +62,21 @@ def _show(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def _download(context: Context, arguments: argparse.Namespace) -> int:
-    artifact = _get(context, arguments.id)
     directory = arguments.out or Path(_bare(arguments.id))
+    count, total = download_files(context, arguments.id, directory)
+    context.output.result({"directory": str(directory), "files": count, "size_bytes": total},
+                          f"{directory}: {count} files, {size(total)}")  # fmt: skip
+    return 0
+
+
+def download_files(context: Context, identifier: str, directory: Path) -> tuple[int, int]:
+    """Download an artifact's files, each checked against its sha256; returns how many, and their bytes.
+
+    Raises:
+        InvalidArgument: the directory isn't empty.
+        FailedPrecondition: a file isn't what the manifest says.
+    """
+    artifact = _get(context, identifier)
     if directory.exists() and any(directory.iterdir()):
         raise InvalidArgument.field("--out", f"{directory} isn't empty; name another directory")
     total = sum(int(file["size_bytes"]) for file in artifact["files"])
@@ -79,12 +92,10 @@ def _download(context: Context, arguments: argparse.Namespace) -> int:
         task = bar.add_task("downloading", total=total)
         for file in artifact["files"]:
             target = _inside(directory, file["path"])
-            url = f"/artifacts/{_bare(arguments.id)}/files/{quote(file['path'])}"
+            url = f"/artifacts/{_bare(identifier)}/files/{quote(file['path'])}"
             bar.advance(task, context.gateway.download(url, target))
             _check(target, file["sha256"])
-    context.output.result({"directory": str(directory), "files": len(artifact["files"]), "size_bytes": total},
-                          f"{directory}: {len(artifact['files'])} files, {size(total)}")  # fmt: skip
-    return 0
+    return len(artifact["files"]), total
 
 
 def _get(context: Context, identifier: str) -> dict[str, Any]:

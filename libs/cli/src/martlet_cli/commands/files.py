@@ -61,6 +61,36 @@ def upload(context: Context, path: Path, *, bad_rows_are_left_out: bool = False)
     return made.model_dump()
 
 
+def file_id(context: Context, flag: str, value: str, *, lenient: bool = False) -> str:
+    """The id of a data set: of a local file after uploading it, or as it was given.
+
+    Args:
+        context: of the command.
+        flag: the argument that named it.
+        value: a path, or an id.
+        lenient: rows that can't be read are left out by whoever uses the file.
+
+    Raises:
+        InvalidArgument: there is no such file, and it can't be an id.
+    """
+    if Path(value).exists():
+        made = upload(context, Path(value), bad_rows_are_left_out=lenient)
+        context.output.say(f"uploaded {escape(value)} as {made['id']}")
+        return made["id"]
+    if ("/" in value and not value.startswith("artifacts/")) or "." in value:
+        raise InvalidArgument.field(
+            flag, f"{value}: there is no such file here, and it isn't the id of an uploaded one"
+        )
+    return value
+
+
+def dataset_artifact(context: Context, flag: str, value: str | None) -> str | None:
+    """The data set's artifact, for specifications of Martlet's own; see ``file_id``. None for None."""
+    if value is None:
+        return None
+    return f"artifacts/{file_id(context, flag, value).removeprefix('artifacts/').removeprefix('file-')}"
+
+
 def _upload(context: Context, arguments: argparse.Namespace) -> int:
     rows = [upload(context, path) for path in arguments.paths]
     context.output.table(rows, ("id", "filename", "bytes", "status"))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from martlet_core.errors import InvalidArgument
 from rich.markup import escape
 
 from martlet_cli import swift_arguments
-from martlet_cli.commands.files import upload
+from martlet_cli.commands.files import file_id
 from martlet_cli.context import Context, Subparsers, command
 from martlet_cli.gateway import translated
 from martlet_cli.watch import conclude, follow
@@ -49,14 +48,5 @@ def _train(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def _file_id(context: Context, flag: str, values: list[str], lenient: bool) -> str:
-    """The id of the data set: of a local file after uploading it, or as it was given. ``lenient``: bad rows are left out."""
-    value = swift_arguments.one_dataset(flag, values)
-    if Path(value).exists():
-        made = upload(context, Path(value), bad_rows_are_left_out=lenient)
-        context.output.say(f"uploaded {escape(value)} as {made['id']}")
-        return made["id"]
-    if "/" in value or "." in value:
-        raise InvalidArgument.field(
-            flag, f"{value}: there is no such file here, and it isn't the id of an uploaded one"
-        )
-    return value
+    """The id of the one data set that was named."""
+    return file_id(context, flag, swift_arguments.one_dataset(flag, values), lenient=lenient)

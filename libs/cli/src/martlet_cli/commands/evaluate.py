@@ -1,0 +1,161 @@
+"""``evaluate create|list|show|watch|cancel|pause|resume|report``: models measured on rows, and compared."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+from martlet_core.errors import FailedPrecondition, InvalidArgument
+from rich.markup import escape
+
+from martlet_cli.commands.artifacts import download_files
+from martlet_cli.commands.files import dataset_artifact
+from martlet_cli.context import Context, Subparsers, command, group
+from martlet_cli.output import Output
+from martlet_cli.stage_jobs import StageJobs, asked
+
+_EXAMPLE = """example:
+  martlet evaluate smollm2-135m-instruct ft:smollm2-135m-instruct:default::0a1b2c3d --dataset test.jsonl \\
+      --suite classification --options '{"labels": ["yes", "no"]}' --watch"""
+
+
+def _outcome(job: dict[str, Any]) -> str:
+    result = job.get("result") or {}
+    first = [f"{target['name']} {_first(target)}" for target in result.get("targets") or []]
+    return "; ".join(first)
+
+
+def _first(target: dict[str, Any]) -> str:
+    name, metric = next(iter(target["metrics"].items()), ("", None))
+    return f"{name.partition('.')[2] or name} {_shown(metric)}" if metric else "no metric"
+
+
+def _shown(metric: dict[str, Any]) -> str:
+    text = f"{metric['value']:.4g}"
+    return f"{text} ({metric['low']:.4g} to {metric['high']:.4g})" if metric.get("low") is not None else text
+
+
+def _describe(output: Output, job: dict[str, Any]) -> None:
+    result = job.get("result") or {}
+    targets = result.get("targets") or []
+    if not targets:
+        return
+    output.console.print("\n[bold]metrics[/], with 95 % intervals")
+    names = list(dict.fromkeys(name for target in targets for name in target["metrics"]))
+    rows = [
+        {"metric": name} | {t["name"]: _shown(t["metrics"][name]) if name in t["metrics"] else None for t in targets}
+        for name in names
+    ]
+    output.table(rows, ("metric", *(target["name"] for target in targets)))
+    if result.get("comparisons"):
+        output.console.print("\n[bold]differences[/], paired by row")
+        rows = [
+            {
+                "target": f"{c['target']} - {c['baseline']}",
+                "metric": c["metric"],
+                "difference": f"{c['difference']:+.4g} ({c['low']:+.4g} to {c['high']:+.4g})",
+                "p": c["p_value"],
+                "gained": c["flips_gained"],
+                "lost": c["flips_lost"],
+            }
+            for c in result["comparisons"]
+        ]
+        output.table(rows, rows[0])
+
+
+_JOBS = StageJobs(
+    verb="evaluate",
+    noun="evaluation",
+    path="evaluation/jobs",
+    collection="evaluationJobs",
+    columns={
+        "targets": lambda job: ", ".join(t.get("name") or t["model"] for t in job["spec"]["targets"]),
+        "suites": lambda job: ", ".join(suite["suite"] for suite in job["spec"]["suites"]),
+        "outcome": _outcome,
+    },
+    outcome=_outcome,
+    describe=_describe,
+)
+
+
+def add(subparsers: Subparsers) -> None:
+    """Add the commands."""
+    commands = group(
+        subparsers, "evaluate", "measure models and compare them (`martlet evaluate MODEL ...` is short for create)"
+    )
+    create = command(
+        commands, "create", _create, "ask models about rows and compare the answers with theirs", epilog=_EXAMPLE
+    )
+    create.add_argument("models", nargs="*", metavar="MODEL", help="who is asked; the first is the baseline")
+    create.add_argument("--dataset", "--eval_dataset", help="rows: a local file or the id of an uploaded one")
+    create.add_argument("--suite", nargs="+", default=["exact_match"], help="what is measured (default exact_match)")
+    create.add_argument("--options", metavar="JSON", help="options of the suite, as a JSON object")
+    create.add_argument("--max_rows", "--eval_limit", type=int, metavar="N", help="most rows to use (default: all)")
+    create.add_argument(
+        "--concurrency", "--eval_num_proc", type=int, metavar="N", help="requests at a time (default 8)"
+    )
+    create.add_argument("--max_failed_rows", type=int, metavar="N", help="rows without an answer that are borne (0)")
+    create.add_argument("--max_tokens", type=int, metavar="N", help="longest answer in tokens (default 256)")
+    create.add_argument("--temperature", type=float, metavar="X", help="0 (default): the most likely token each time")
+    create.add_argument("--category_field", help="field of the rows that tables are divided by")
+    create.add_argument("--seed", type=int, metavar="N", help="random seed (default 42)")
+    create.add_argument("--priority", type=int, metavar="N", help="place in the queue, 0 (low) to 9 (high)")
+    create.add_argument("--engine", choices=("gateway", "transformers"), help="where models run (default: as served)")
+    create.add_argument("--model", dest="swift_models", nargs="+", metavar="MODEL", help="as MODEL (SWIFT's name)")
+    create.add_argument("--watch", action="store_true", help="follow the job until it is over")
+    report = command(commands, "report", _report, "download a job's report and open it in the browser")
+    report.add_argument("id", help="the job's id")
+    report.add_argument("--out", type=Path, help="directory to put it into (default: report-<id>)")
+    report.add_argument("--no-open", action="store_true", help="only download it")
+    _JOBS.add(commands)
+
+
+def _create(context: Context, arguments: argparse.Namespace) -> int:
+    models = [*arguments.models, *(arguments.swift_models or ())]
+    if not models:
+        raise InvalidArgument.field("MODEL", "is required: one model or several")
+    spec = asked(
+        targets=[asked(model=model, engine=arguments.engine) for model in models],
+        dataset=dataset_artifact(context, "--dataset", arguments.dataset),
+        suites=[asked(suite=suite, options=_options(arguments)) for suite in arguments.suite],
+        max_rows=arguments.max_rows,
+        concurrency=arguments.concurrency,
+        max_failed_rows=arguments.max_failed_rows,
+        sampling={"max_tokens": arguments.max_tokens, "temperature": arguments.temperature},
+        category_field=arguments.category_field,
+        seed=arguments.seed,
+        resources={"priority": arguments.priority},
+    )
+    return _JOBS.create(context, {"spec": spec}, watch=arguments.watch)
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    if arguments.options is None:
+        return None
+    if len(arguments.suite) > 1:
+        raise InvalidArgument.field("--options", "belongs to one suite; several were given. Submit them one by one")
+    try:
+        options = json.loads(arguments.options)
+    except ValueError as error:
+        raise InvalidArgument.field("--options", f"is not valid JSON: {error}") from None
+    if not isinstance(options, dict):
+        raise InvalidArgument.field("--options", "must be a JSON object")
+    return options
+
+
+def _report(context: Context, arguments: argparse.Namespace) -> int:
+    job_id = arguments.id.removeprefix("evaluationJobs/")
+    job = context.gateway.call("GET", f"/evaluation/jobs/{job_id}")
+    artifact = (job.get("result") or {}).get("report_artifact")
+    if not artifact:
+        raise FailedPrecondition(f"{job_id} is {job['state'].lower()} and has no report yet")
+    directory = arguments.out or Path(f"report-{job_id}")
+    download_files(context, artifact, directory)
+    page = directory / "report.html"
+    context.output.result({"report": str(page)}, escape(str(page)))
+    if page.is_file() and not arguments.no_open and context.output.live:
+        webbrowser.open(page.resolve().as_uri())
+    return 0
