@@ -16,7 +16,7 @@ from martlet_cli.commands.platform import add_up_arguments, up_options
 from martlet_cli.credentials import load_or_make
 from martlet_cli.gateway import Connection
 from martlet_cli.layout import Layout, read_json, write_json
-from martlet_cli.platform_options import PORTS, PlatformOptions
+from martlet_cli.platform_options import PORTS, STAGES, PlatformOptions
 from martlet_cli.platform_processes import plan
 from martlet_cli.ports import choose_ports
 from martlet_cli.processes import start_ticks
@@ -141,17 +141,46 @@ def test_existing_servers_are_used_instead(layout: Layout, monkeypatch: pytest.M
     assert platform.settings["MARTLET_S3_ACCESS_KEY"] == "theirs"
 
 
+def test_stages_and_families_have_processes_of_their_own(layout: Layout) -> None:
+    options = PlatformOptions(engine="echo", stages=STAGES, families=("bnb", "gguf"))
+    options.check()
+    ports = choose_ports({"http": 0, "grpc": 0}, {})
+    specs = {s.name: s for s in plan(layout, options, load_or_make(layout.secrets_file), ports).specs}
+    assert {"quantizer", "quantizer-bnb-worker", "quantizer-gguf-worker", "evaluator", "evaluator-worker"} < set(specs)
+    assert specs["quantizer-gguf-worker"].argv[0] == str(layout.python("quantizer-gguf"))
+    assert specs["quantizer-gguf-worker"].environ["MARTLET_QUANTIZER_FAMILY"] == "gguf"
+    assert specs["gateway"].environ["MARTLET_EVALUATOR_ADDRESS"] == f"127.0.0.1:{ports['evaluator']}"
+    assert options.services == (
+        "gateway", "trainer", "quantizer", "evaluator", "quantizer-bnb", "quantizer-gguf", "inference"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        (PlatformOptions(stages=("trainer", "quantiser")), "--stages"),
+        (PlatformOptions(stages=("evaluator",)), "--stages"),
+        (PlatformOptions(families=("bnb", "exl2")), "--quantizer-families"),
+    ],
+)
+def test_stages_that_are_not_known_are_refused(options: PlatformOptions, flag: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        options.check()
+    assert caught.value.violations[0].field == flag
+
+
 @pytest.mark.parametrize("engine", ["vllm", "echo"])
 def test_what_the_launcher_sets_itself_is_on_the_page(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
     ports = choose_ports({"http": 0, "grpc": 0}, {})
-    platform = plan(layout, PlatformOptions(engine=engine), load_or_make(layout.secrets_file), ports)
+    options = PlatformOptions(engine=engine, stages=STAGES)
+    platform = plan(layout, options, load_or_make(layout.secrets_file), ports)
     names = {name for spec in platform.specs for name in spec.environ if name.startswith("MARTLET_")}
     for name in names:
         monkeypatch.setenv(name, "mine")
-    platform = plan(layout, PlatformOptions(engine=engine), load_or_make(layout.secrets_file), ports)
+    platform = plan(layout, options, load_or_make(layout.secrets_file), ports)
     services = [spec for spec in platform.specs if spec.needs or spec.once]
     changed = {name for spec in services for name in names if spec.environ.get(name) != "mine"}
     assert changed, "the test looks at nothing"

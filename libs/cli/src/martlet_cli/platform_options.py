@@ -12,7 +12,22 @@ from martlet_core.model_rules import parse_hub_id
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _CATALOGUE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 #: Every port of a platform and its usual number; 0: any free one. The usual one is taken when it is free.
-PORTS: Mapping[str, int] = {"http": 8000, "grpc": 50051, "valkey": 0, "s3": 0, "trainer": 0, "inference": 0}
+PORTS: Mapping[str, int] = {
+    "http": 8000,
+    "grpc": 50051,
+    "valkey": 0,
+    "s3": 0,
+    "trainer": 0,
+    "quantizer": 0,
+    "evaluator": 0,
+    "inference": 0,
+}
+#: Job stages that can be started, and those that are unless the user says otherwise.
+STAGES = ("trainer", "quantizer", "evaluator")
+DEFAULT_STAGES = ("trainer",)
+#: Families of quantization methods: each has an environment and a worker of its own.
+FAMILIES = ("bnb", "llmcompressor", "gguf", "awq", "gptqmodel")
+DEFAULT_FAMILIES = ("bnb", "llmcompressor", "gguf")
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,8 @@ class PlatformOptions:
         redis_url: a Valkey or Redis that runs already; empty: start one.
         s3_endpoint: an S3 endpoint that runs already (keys in MARTLET_S3_ACCESS_KEY, ..._SECRET_KEY); empty: start one.
         ports: ports by name (see ``PORTS``); 0 asks for any free one.
+        stages: job stages to start (see ``STAGES``).
+        families: families of quantization methods that get a worker (see ``FAMILIES``).
     """
 
     engine: str = "vllm"
@@ -36,9 +53,26 @@ class PlatformOptions:
     redis_url: str = ""
     s3_endpoint: str = ""
     ports: Mapping[str, int] = field(default_factory=dict)
+    stages: tuple[str, ...] = DEFAULT_STAGES
+    families: tuple[str, ...] = DEFAULT_FAMILIES
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """What is started of ours, by the names of the environments: gateway, stages, families, inference."""
+        families = [f"quantizer-{family}" for family in self.families] if "quantizer" in self.stages else []
+        return ("gateway", *self.stages, *families, "inference")
 
     def check(self) -> None:
         """Refuse what could never come up. InvalidArgument names the argument."""
+        for flag, named, known in (
+            ("--stages", self.stages, STAGES),
+            ("--quantizer-families", self.families, FAMILIES),
+        ):
+            for name in named:
+                if name not in known:
+                    raise InvalidArgument.field(flag, f"{name!r} isn't known; known are {', '.join(known)}")
+        if "trainer" not in self.stages:
+            raise InvalidArgument.field("--stages", "must hold trainer, which knows the base models by name")
         hub = parse_hub_id(self.model)
         if hub is not None and not hub.revision:
             raise InvalidArgument.field(

@@ -64,47 +64,65 @@ def plan(layout: Layout, options: PlatformOptions, credentials: Credentials, por
         )
         specs.append(_server(layout, "seaweedfs", command, ports["s3"], ready))
     builder = _Builder(layout, options, settings)
-    specs += _training_and_gateway(builder, ports, needs=tuple(spec.name for spec in specs))
+    needs = tuple(spec.name for spec in specs)
+    specs += [*_stages(builder, ports, needs), _gateway(builder, ports, needs)]
     specs += _inference(builder, ports)
     return Platform(settings, tuple(specs))
 
 
-def _training_and_gateway(builder: _Builder, ports: Mapping[str, int], needs: tuple[str, ...]) -> list[ProcessSpec]:
-    trainer = f"127.0.0.1:{ports['trainer']}"
+def _stages(builder: _Builder, ports: Mapping[str, int], needs: tuple[str, ...]) -> list[ProcessSpec]:
+    """``serve`` and ``work`` of each job stage; the quantizer has a worker for each family of methods."""
+    specs: list[ProcessSpec] = []
+    for stage in builder.options.stages:
+        address = f"127.0.0.1:{ports[stage]}"
+        specs.append(
+            builder.service(
+                stage,
+                (f"martlet_{stage}", "serve"),
+                {"MARTLET_GRPC_ADDRESS": address, **_gateway_url(stage, ports)},
+                needs=needs,
+                port=ports[stage],
+                ready=probes.grpc_health(address),
+            )
+        )
+        families = builder.options.families if stage == "quantizer" else ("",)
+        for family in families:
+            specs.append(
+                builder.service(
+                    f"{stage}-{family}-worker" if family else f"{stage}-worker",
+                    (f"martlet_{stage}", "work"),
+                    ({"MARTLET_QUANTIZER_FAMILY": family} if family else {}) | _gateway_url(stage, ports),
+                    needs=needs,
+                    settle_seconds=1.0,
+                    stop_seconds=WORKER_STOP_SECONDS,
+                )
+            )
+    return specs
+
+
+def _gateway_url(stage: str, ports: Mapping[str, int]) -> dict[str, str]:
+    """Where a stage that asks models finds them."""
+    return {} if stage == "trainer" else {"MARTLET_GATEWAY_URL": f"http://127.0.0.1:{ports['http']}/v1"}
+
+
+def _gateway(builder: _Builder, ports: Mapping[str, int], needs: tuple[str, ...]) -> ProcessSpec:
     host = builder.options.host
     local_host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    return [
-        builder.service(
-            "trainer",
-            ("martlet_trainer", "serve"),
-            {"MARTLET_GRPC_ADDRESS": trainer},
-            needs=needs,
-            port=ports["trainer"],
-            ready=probes.grpc_health(trainer),
-        ),
-        builder.service(
-            "trainer-worker",
-            ("martlet_trainer", "work"),
-            {},
-            needs=needs,
-            settle_seconds=1.0,
-            stop_seconds=WORKER_STOP_SECONDS,
-        ),
-        builder.service(
-            "gateway",
-            ("martlet_gateway", "serve"),
-            {
-                "MARTLET_GRPC_ADDRESS": f"{host}:{ports['grpc']}",
-                "MARTLET_HTTP_HOST": host,
-                "MARTLET_HTTP_PORT": str(ports["http"]),
-                "MARTLET_TRAINER_ADDRESS": trainer,
-                "MARTLET_UPLOAD_DIR": str(builder.layout.home / "work" / "uploads"),
-            },
-            needs=needs,
-            port=ports["http"],
-            ready=probes.http(f"http://{local_host}:{ports['http']}/healthz"),
-        ),
-    ]
+    stages = {f"MARTLET_{stage.upper()}_ADDRESS": f"127.0.0.1:{ports[stage]}" for stage in builder.options.stages}
+    return builder.service(
+        "gateway",
+        ("martlet_gateway", "serve"),
+        {
+            "MARTLET_GRPC_ADDRESS": f"{host}:{ports['grpc']}",
+            "MARTLET_HTTP_HOST": host,
+            "MARTLET_HTTP_PORT": str(ports["http"]),
+            "MARTLET_UPLOAD_DIR": str(builder.layout.home / "work" / "uploads"),
+            **stages,
+        },
+        needs=needs,
+        port=ports["http"],
+        ready=probes.http(f"http://{local_host}:{ports['http']}/healthz"),
+    )
 
 
 def _inference(builder: _Builder, ports: Mapping[str, int]) -> list[ProcessSpec]:

@@ -13,7 +13,15 @@ from rich.markup import escape
 from martlet_cli import platform_state
 from martlet_cli.context import Context, Subparsers, command
 from martlet_cli.output import duration, size
-from martlet_cli.platform_options import DEFAULT_MODEL, PORTS, PlatformOptions
+from martlet_cli.platform_options import (
+    DEFAULT_FAMILIES,
+    DEFAULT_MODEL,
+    DEFAULT_STAGES,
+    FAMILIES,
+    PORTS,
+    STAGES,
+    PlatformOptions,
+)
 
 
 def add(subparsers: Subparsers) -> None:
@@ -34,7 +42,7 @@ def add(subparsers: Subparsers) -> None:
         "process",
         nargs="?",
         default="launcher",
-        help="gateway, trainer, trainer-worker, inference, valkey, seaweedfs, launcher",
+        help="a process of `martlet status`, or launcher",
     )
     logs.add_argument("-n", "--lines", type=int, default=50, help="how many of the last lines (default 50)")
     logs.add_argument("-f", "--follow", action="store_true", help="go on printing until Ctrl-C")
@@ -60,6 +68,19 @@ def add_up_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{name}-port", type=int, metavar="PORT", help=f"port of {name} (default {default}; 0: any free one)"
         )
     parser.add_argument(
+        "--stages",
+        default=",".join(DEFAULT_STAGES),
+        metavar="NAME,…",
+        help=f"job stages to start, of {', '.join(STAGES)} (default {','.join(DEFAULT_STAGES)})",
+    )
+    parser.add_argument(
+        "--quantizer-families",
+        default=",".join(DEFAULT_FAMILIES),
+        metavar="NAME,…",
+        help=f"families of quantization methods that get a worker, of {', '.join(FAMILIES)} "
+        f"(default {','.join(DEFAULT_FAMILIES)})",
+    )
+    parser.add_argument(
         "--environment",
         action="append",
         default=[],
@@ -84,6 +105,8 @@ def up_options(arguments: argparse.Namespace) -> PlatformOptions:
         redis_url=os.environ.get("MARTLET_REDIS_URL", ""),
         s3_endpoint=os.environ.get("MARTLET_S3_ENDPOINT", ""),
         ports={name: value for name in PORTS if (value := getattr(arguments, f"{name}_port")) is not None},
+        stages=_names(arguments.stages),
+        families=_names(arguments.quantizer_families),
     )
     options.check()
     return options
@@ -92,12 +115,17 @@ def up_options(arguments: argparse.Namespace) -> PlatformOptions:
 def up_arguments(arguments: argparse.Namespace) -> list[str]:
     """The arguments of ``up`` again as text, for a launcher in the background."""
     texts = ["--engine", arguments.engine, "--model", arguments.model, "--host", arguments.host]
+    texts += ["--stages", arguments.stages, "--quantizer-families", arguments.quantizer_families]
     for name in PORTS:
         value = getattr(arguments, f"{name}_port")
         texts += [] if value is None else [f"--{name}-port", str(value)]
     for pair in arguments.environment:
         texts += ["--environment", pair]
     return texts
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _up(context: Context, arguments: argparse.Namespace) -> int:
