@@ -53,7 +53,7 @@ async def call_one_by_one(address: str, token: str, model: str, max_tokens: int)
 def main() -> None:
     """Be the process that calls."""
     import uvloop
-    from martlet_core.rpc import polling  # noqa: F401  # before grpc, as in the gateway
+    from martlet_core.rpc import grpc_environment  # noqa: F401  # before grpc, as in the gateway
 
     address, token, model, max_tokens = sys.argv[1:]
     print(json.dumps(uvloop.run(call_one_by_one(address, token, model, int(max_tokens)))))

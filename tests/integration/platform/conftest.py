@@ -293,7 +293,7 @@ class Command:
         return self._run("jobs", "list", home="stranger")
 
     def upload_over_the_limit(self) -> int:
-        return self._run("files", "upload", str(self.world.paths["large"]))
+        return self._run("files", "upload", str(self.world.paths["huge"]))
 
     def job_that_does_not_exist(self) -> int:
         return self._run("jobs", "show", "ftjob-doesnotexist")
@@ -341,11 +341,13 @@ def world(platform: RunningPlatform, tmp_path_factory: pytest.TempPathFactory) -
     key, other_key = (platform.martlet("keys", "create", name)["secret"] for name in (TENANT, "neighbour"))
     for name, shown in (("", {"api_key": key}), ("keyless", {}), ("stranger", {"api_key": "mk-" + "x" * 43})):
         write_json(home / name / "client.json", {"base_url": platform.base_url, **shown})
-    paths = {name: home / f"{name}.jsonl" for name in (*FILES, "large")}
+    paths = {name: home / f"{name}.jsonl" for name in (*FILES, "large", "huge")}
     for name, text in FILES.items():
         paths[name].write_text(text)
     with paths["large"].open("wb") as large:
         large.truncate(600 * 1000**2)
+    with paths["huge"].open("wb") as huge:  # the command sends what is too large for one request in parts: up to 8 GiB
+        huge.truncate(9 * 1024**3)
     layout = Layout.discover(platform.home)
     # The tokenizer must be at hand, as it is wherever a model was served or trained once.
     prepare = (layout.python("trainer"), "-m", "martlet_inputs.base_models", "prepare", MODEL)

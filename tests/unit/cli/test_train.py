@@ -60,3 +60,27 @@ def test_bad_rows_are_left_out_on_request(gateway: Any, martlet: Callable[..., A
 def test_what_the_gateway_refuses_keeps_its_reason(gateway: Any, martlet: Callable[..., Any]) -> None:
     error = martlet("train", "--model", "m", "--dataset", "file-1", "--json").json["error"]
     assert (error["code"], error["reason"]) == ("NOT_FOUND", "NOT_FOUND")
+
+
+def test_a_file_too_large_for_one_request_goes_in_parts(
+    gateway: Any, martlet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("martlet_cli.commands.files.LARGEST_WHOLE_BYTES", 4)
+    monkeypatch.setattr("martlet_cli.commands.files.PART_BYTES", 4)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("0123456789")
+    upload = {"id": "upload_1", "object": "upload", "bytes": 10, "created_at": 1, "expires_at": 2, "status": "pending"}
+    upload |= {"filename": "rows.jsonl", "purpose": "fine-tune"}
+    numbers = iter(range(3))
+    gateway.answers = {
+        "POST /v1/uploads": upload,
+        "POST /v1/uploads/upload_1/parts": lambda _: {
+            "id": f"part_{next(numbers)}", "object": "upload.part", "created_at": 1, "upload_id": "upload_1"
+        },
+        "POST /v1/uploads/upload_1/complete": {**upload, "status": "completed", "file": FILE},
+    }  # fmt: skip
+    done = martlet("files", "upload", str(path), "--json")
+    assert (done.code, done.json[0]["id"]) == (0, "file-1"), done.err
+    sent = gateway.bodies("/v1/uploads/upload_1/parts")
+    assert [chunk for chunk in (b"0123", b"4567", b"89") if not any(chunk in body for body in sent)] == []
+    assert gateway.bodies("/v1/uploads/upload_1/complete") == [{"part_ids": ["part_0", "part_1", "part_2"]}]

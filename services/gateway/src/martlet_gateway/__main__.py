@@ -13,7 +13,7 @@ import uvloop
 from martlet_core import logs
 from martlet_core.api_keys import OPERATOR, ApiKeyStore
 from martlet_core.errors import MartletError
-from martlet_core.rpc import polling  # noqa: F401  # before anything that imports grpc
+from martlet_core.rpc import grpc_environment  # noqa: F401  # before anything that imports grpc
 from martlet_core.rpc.context import DEFAULT_TENANT
 from martlet_core.settings import PREFIX
 from martlet_core.stores import Stores, open_stores

@@ -10,7 +10,7 @@ import sys
 import uvloop
 from martlet_core.errors import MartletError
 from martlet_core.logs import configure
-from martlet_core.rpc import polling  # noqa: F401  # before anything that imports grpc
+from martlet_core.rpc import grpc_environment  # noqa: F401  # before anything that imports grpc
 from martlet_core.settings import PREFIX
 from pydantic import ValidationError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from martlet_core.errors import InvalidArgument
 from rich.markup import escape
@@ -13,6 +13,15 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from martlet_cli.context import Context, Subparsers, command, group
 from martlet_cli.gateway import translated
+
+if TYPE_CHECKING:  # slow to import
+    from openai import OpenAI
+    from openai.types import FileObject
+
+#: Larger files are uploaded in parts; a gateway takes 512 MiB in one request unless its settings say otherwise.
+LARGEST_WHOLE_BYTES = 256 * 1024 * 1024
+#: The API's largest part.
+PART_BYTES = 64 * 1024 * 1024
 
 
 def add(subparsers: Subparsers) -> None:
@@ -51,14 +60,29 @@ def upload(context: Context, path: Path, *, bad_rows_are_left_out: bool = False)
         disable=not context.output.live,
     )
     with translated(), bar, open(path, "rb") as stream:
-        task = bar.add_task(path.name, total=path.stat().st_size)
+        size = path.stat().st_size
+        task = bar.add_task(path.name, total=size)
         reader = bar.wrap_file(stream, task_id=task) if context.output.live else stream
-        made = context.gateway.openai.files.create(file=(path.name, reader), purpose="fine-tune")  # type: ignore[arg-type]
+        if size > LARGEST_WHOLE_BYTES:
+            made = _upload_in_parts(context.gateway.openai, path.name, size, reader)
+        else:
+            made = context.gateway.openai.files.create(file=(path.name, reader), purpose="fine-tune")  # type: ignore[arg-type]
     if made.status == "error" and not bad_rows_are_left_out:
         raise InvalidArgument(f"{path}: {made.status_details} (stored as {made.id})", reason="INVALID_FILE_FORMAT")
     if made.status == "error":
         context.output.say(f"[yellow]{escape(f'{path}: {made.status_details}')}[/]")
     return made.model_dump()
+
+
+def _upload_in_parts(client: OpenAI, name: str, size: int, stream: IO[bytes]) -> FileObject:
+    """Upload a file that is too large for one request (``POST /v1/uploads``)."""
+    upload = client.uploads.create(bytes=size, filename=name, mime_type="application/jsonl", purpose="fine-tune")
+    parts = []
+    while chunk := stream.read(PART_BYTES):
+        parts.append(client.uploads.parts.create(upload.id, data=(name, chunk)).id)
+    made = client.uploads.complete(upload.id, part_ids=parts).file
+    assert made is not None  # OpenAI's type allows for uploads that aren't complete
+    return made
 
 
 def file_id(context: Context, flag: str, value: str, *, lenient: bool = False) -> str:

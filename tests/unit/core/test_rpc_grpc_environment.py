@@ -1,4 +1,4 @@
-"""The services on a chat's path choose how gRPC polls before gRPC is imported: later has no effect."""
+"""The services on a chat's path choose how gRPC polls and what it does at a fork before it is imported: later has no effect."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sys
 
 import pytest
 
+CHOSEN = ("GRPC_EXPERIMENTS", "GRPC_ENABLE_FORK_SUPPORT")
 MODULES = ("martlet_gateway.__main__", "martlet_inference.__main__")
 
 
 def run(module: str, code: str, **environ: str) -> str:
-    clean = {key: value for key, value in os.environ.items() if key != "GRPC_EXPERIMENTS"}
+    clean = {key: value for key, value in os.environ.items() if key not in CHOSEN}
     code = f"import os, sys, {module}\n{code}"
     done = subprocess.run(
         [sys.executable, "-c", code], env=clean | environ, capture_output=True, text=True, check=False
@@ -23,9 +24,11 @@ def run(module: str, code: str, **environ: str) -> str:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_polling_is_chosen_before_grpc_is_imported(module: str) -> None:
-    order = "names = list(sys.modules); print(names.index('martlet_core.rpc.polling') < names.index('grpc'))"
+    order = "names = list(sys.modules); print(names.index('martlet_core.rpc.grpc_environment') < names.index('grpc'))"
     assert run(module, order) == "True"
     assert run(module, "print(os.environ['GRPC_EXPERIMENTS'])").startswith("-event_engine_client,")
+    enabled = "from grpc._cython import cygrpc; print(cygrpc.is_fork_support_enabled())"
+    assert run(module, enabled) == "False"
 
 
 def test_grpc_knows_the_names_that_are_switched_off() -> None:
@@ -39,7 +42,7 @@ def test_grpc_knows_the_names_that_are_switched_off() -> None:
             check=True,
         ).stderr
         for code in (
-            "import martlet_core.rpc.polling; ",
+            "import martlet_core.rpc.grpc_environment; ",
             "import os; os.environ['GRPC_EXPERIMENTS'] = 'no_such_thing'; ",
         )
     ]
