@@ -86,7 +86,7 @@ CASES = {
     "upload_over_the_limit": Told(
         rest=(413, "payload_too_large", ("512 MiB", "/v1/uploads")),
         grpc=("RESOURCE_EXHAUSTED", "PAYLOAD_TOO_LARGE", ("8192 MiB", "MARTLET_MAX_UPLOAD_BYTES")),
-        command=(1, "payload_too_large", ("8192 MiB",)),
+        command=(2, "invalid_argument", ("8589934592",)),
     ),
     "job_that_does_not_exist": Told(
         rest=(404, "fine_tune_not_found", ("ftjob-doesnotexist",)),
