@@ -7,7 +7,7 @@ A kind either has a job at some stage (``JobStep``), or is done by the run's wor
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,9 +18,11 @@ from martlet_core.artifacts.types import ModelRegistry
 from martlet_core.rpc.status import from_status
 
 from martlet_gateway import proto_json
+from martlet_gateway.aliases import AliasStore
+from martlet_gateway.clients import Stages
+from martlet_gateway.job_kinds import JobKind
 from martlet_gateway.runs.marks import Mistakes
 from martlet_gateway.runs.references import references
-from martlet_gateway.runs.stages import Stages
 from martlet_gateway.runs.status import StepState, StepStatus
 
 _STATES = {
@@ -44,13 +46,14 @@ class StepWorld:
     Attributes:
         stages: the stages' services.
         models: published model names.
-        aliases: names that move; an ``AliasStore``.
-        check_alias: refuses names that are taken by models; may be left out where no deployment is done.
+        aliases: names that move.
+        check_alias: given a name and a tenant, refuses what can't be an alias because a base model is called so.
     """
 
     stages: Stages
     models: ModelRegistry
-    aliases: Any
+    aliases: AliasStore
+    check_alias: Callable[[str, str], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,6 @@ class StepKind(ABC):
         title: what it does, for the JSON Schema.
         outputs: what references may ask of it, with a description.
         known_metrics: the metrics that it can have; None where that isn't known before it has run.
-        options: fields of ``with`` and what they are, for kinds without a contract of their own.
     """
 
     kind: ClassVar[str]
@@ -101,8 +103,8 @@ class StepKind(ABC):
         """Steps that ``with`` needs otherwise than by references."""
         return []
 
-    def metrics_of(self, options: Mapping[str, Any]) -> frozenset[str] | None:
-        """The metrics that a step with these options can have; None where that can't be known."""
+    async def metrics_known(self, world: StepWorld, options: Mapping[str, Any]) -> frozenset[str] | None:
+        """The metrics that a step with these options can have, asking its stage if need be; None where it can't be known."""
         return self.known_metrics
 
 
@@ -127,24 +129,17 @@ class JobStep(StepKind):
     """A step with a job.
 
     Attributes:
-        stage: whose job.
-        stub: generated class of the stage's service.
-        messages: module of its request messages.
-        spec: message of what is asked for.
-        noun: as in the methods (``CreateTrainingJob``).
-        field: of the job in the create request.
-        can_pause: whether the stage can pause such jobs.
+        jobs: the kind of its job.
         required: fields that a specification must have.
     """
 
-    stage: ClassVar[str]
-    stub: ClassVar[Any]
-    messages: ClassVar[Any]
-    spec: ClassVar[type[Message]]
-    noun: ClassVar[str]
-    field: ClassVar[str]
-    can_pause: ClassVar[bool] = True
+    jobs: ClassVar[JobKind]
     required: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether the stage can pause such jobs."""
+        return self.jobs.can_pause
 
     @abstractmethod
     def outputs_of(self, job: Any) -> dict[str, str]:
@@ -161,9 +156,9 @@ class JobStep(StepKind):
     def check(self, options: Mapping[str, Any], path: str, mistakes: Mistakes) -> None:
         """Read the options as the stage's specification."""
         kept = {where for where, _, _ in references(dict(options), path)}
-        for where, text in faults(self.spec(), options, path, kept):
+        for where, text in faults(self.jobs.spec(), options, path, kept):
             unknown = "is not known here" in text
-            mistakes.add(where, text.removeprefix("is not known here. ") if unknown else text, of_key=unknown)
+            mistakes.add(where, f"`{where.rpartition('.')[2]}` {text}" if unknown else text, of_key=unknown)
         for name in self.required:
             if options.get(name) in (None, "", []):
                 mistakes.add(path, f"`{name}` is missing; a step of kind {self.kind} needs it.")
@@ -172,16 +167,16 @@ class JobStep(StepKind):
         """The specification, field by field."""
         from martlet_gateway.runs.schema import of_message
 
-        return of_message(self.spec.DESCRIPTOR, self.required)
+        return of_message(self.jobs.spec.DESCRIPTOR, self.required)
 
     # The job
 
     def draft(self, place: StepPlace, options: Mapping[str, Any], *, validate_only: bool = False) -> Any:
         """The request that creates the job. InvalidArgument if the options don't fit the contract."""
-        request = self._request("Create")
+        request = self.jobs.request("Create")
         request.request_id = "" if validate_only else place.request_id
         request.validate_only = validate_only
-        job = getattr(request, self.field)
+        job = getattr(request, self.jobs.field)
         proto_json.fill(job.spec, options, "with")
         job.labels.update({RUN_LABEL: place.run, STEP_LABEL: place.step} if place.run else {})
         job.display_name = f"{place.step} of run {place.run}"[:128] if place.run else ""
@@ -189,20 +184,20 @@ class JobStep(StepKind):
 
     async def create(self, world: StepWorld, request: Any) -> str:
         """Create the job, or find it; returns its resource name."""
-        return (await self._call(world, f"Create{self.noun}", request)).name
+        return (await self._call(world, f"Create{self.jobs.noun}", request)).name
 
     async def look(self, world: StepWorld, job: str) -> StepStatus:
         """The step as its job has it; ``attempt`` and ``reused`` are the caller's."""
-        return self.read(await self._call(world, f"Get{self.noun}", self._request("Get", name=job)))
+        return self.read(await self._call(world, f"Get{self.jobs.noun}", self.jobs.request("Get", name=job)))
 
     async def steer(self, world: StepWorld, verb: str, job: str) -> None:
         """``Cancel``, ``Pause`` or ``Resume`` the job."""
-        await self._call(world, f"{verb}{self.noun}", self._request(verb, name=job))
+        await self._call(world, f"{verb}{self.jobs.noun}", self.jobs.request(verb, name=job))
 
     def watch(self, world: StepWorld, job: str, cursor: str) -> AsyncIterator[job_pb2.JobEvent]:
         """The job's events behind a cursor."""
-        request = self._request("Watch", name=job, after_cursor=cursor)
-        return world.stages.watch(self.stage, self.stub, f"Watch{self.noun}", request)
+        request = self.jobs.request("Watch", name=job, after_cursor=cursor)
+        return self.jobs.client(world.stages).watch(self.jobs.service, f"Watch{self.jobs.noun}", request)
 
     def read(self, job: Any) -> StepStatus:
         """A job's message as a step's status."""
@@ -223,10 +218,7 @@ class JobStep(StepKind):
         )
 
     async def _call(self, world: StepWorld, method: str, request: Message) -> Any:
-        return await world.stages.call(self.stage, self.stub, method, request)
-
-    def _request(self, verb: str, **fields: Any) -> Any:
-        return getattr(self.messages, f"{verb}{self.noun}Request")(**fields)
+        return await self.jobs.call(world.stages, method, request)
 
 
 def faults(message: Message, options: Any, path: str, kept: set[str]) -> list[tuple[str, str]]:
@@ -236,9 +228,7 @@ def faults(message: Message, options: Any, path: str, kept: set[str]) -> list[tu
     try:
         proto_json.fill(message, options, path)
     except InvalidArgument as error:
-        return [
-            (v.field, _of_reference(v.description) if v.field in kept else v.description) for v in error.violations
-        ]
+        return [(v.field, _of_reference(v.description) if v.field in kept else v.description) for v in error.violations]
     return []
 
 

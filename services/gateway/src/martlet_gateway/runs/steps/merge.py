@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from martlet.trainer.v1 import merge_job_pb2, merge_service_pb2, merge_service_pb2_grpc
 
+from martlet_gateway.job_kinds import MERGE
 from martlet_gateway.runs.steps.base import JobStep
+
+_NUMBERS = ("mean_logprob_difference", "max_logprob_difference", "top1_agreement", "positions")
 
 
 class MergeStep(JobStep):
@@ -15,18 +17,13 @@ class MergeStep(JobStep):
 
     kind = "merge"
     title = "Fold an adapter into its base model."
-    stage = "trainer"
-    stub = merge_service_pb2_grpc.MergeServiceStub
-    messages = merge_service_pb2
-    spec = merge_job_pb2.MergeSpec
-    noun, field = "MergeJob", "merge_job"
-    can_pause = False
+    jobs = MERGE
     required = ("adapter",)
-    outputs = {
+    outputs: ClassVar[Mapping[str, str]] = {
         "model": "Name of the merged model, for inference and for other steps.",
         "artifact": "The merged model, as artifacts/{id}.",
     }
-    known_metrics = frozenset({"mean_logprob_difference", "max_logprob_difference", "top1_agreement", "positions"})
+    known_metrics = frozenset(_NUMBERS)
 
     def outputs_of(self, job: Any) -> dict[str, str]:
         """See JobStep."""
@@ -34,7 +31,7 @@ class MergeStep(JobStep):
 
     def numbers_of(self, job: Any) -> dict[str, float]:
         """See JobStep."""
-        return {name: float(getattr(job.result, name)) for name in sorted(self.known_metrics)}
+        return {name: float(getattr(job.result, name)) for name in _NUMBERS}
 
     def summary_of(self, job: Any, metrics: Mapping[str, float]) -> str:
         """How far merged and unmerged model differ."""

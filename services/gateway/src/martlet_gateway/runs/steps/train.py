@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from martlet.trainer.v1 import training_job_pb2, training_service_pb2, training_service_pb2_grpc
 
+from martlet_gateway.job_kinds import TRAINING
 from martlet_gateway.runs.steps.base import JobStep
 
 _SHOWN = ("valid_loss", "train_loss", "loss")
@@ -17,13 +17,9 @@ class TrainStep(JobStep):
 
     kind = "train"
     title = "Train a model, or an adapter on it."
-    stage = "trainer"
-    stub = training_service_pb2_grpc.TrainingServiceStub
-    messages = training_service_pb2
-    spec = training_job_pb2.TrainingSpec
-    noun, field = "TrainingJob", "training_job"
+    jobs = TRAINING
     required = ("base_model", "training_dataset")
-    outputs = {
+    outputs: ClassVar[Mapping[str, str]] = {
         "model": "Name of the fine-tuned model, for inference and for other steps.",
         "adapter": "The adapter, or the whole model if all weights were trained, as artifacts/{id}.",
         "artifact": "The same as `adapter`.",
