@@ -23,6 +23,7 @@ ALIAS_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PREFIX = "aliases/"
 _TOP = 9_999_999_999
 MOVES_KEPT = 50
+_ROLLBACK = "rollback to "
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class AliasStore:
             )
         if ":" in before.model or "/" in before.model:
             self._models.get(before.model, tenant=tenant)
-        moved = AliasMove(_next(alias.moves), before.model, time.time(), reason=f"rollback to {before.version}")
+        moved = AliasMove(_next(alias.moves), before.model, time.time(), reason=f"{_ROLLBACK}{before.version}")
         return self._move(tenant, name, self._moves(tenant, name), moved)
 
     def delete(self, tenant: str, name: str) -> None:
@@ -198,13 +199,18 @@ def check_name(name: str) -> None:
 
 def _before(moves: Sequence[AliasMove]) -> AliasMove | None:
     """The move that a rollback goes back to. A move that was itself a rollback stands for the one that it went to."""
-    place = moves[0].version
     by_version = {move.version: move for move in moves}
-    while (move := by_version.get(place)) and move.reason.startswith("rollback to "):
-        place = int(move.reason.removeprefix("rollback to "))
-    current = moves[0].model
-    older = [m for m in moves if m.version < place and not m.reason.startswith("rollback") and m.model != current]
-    return older[0] if older else None
+
+    def meant(version: int) -> AliasMove | None:
+        move = by_version.get(version)
+        while move is not None and move.reason.startswith(_ROLLBACK):
+            move = by_version.get(int(move.reason.removeprefix(_ROLLBACK)))
+        return move
+
+    place = meant(moves[0].version)
+    while place is not None and place.model == moves[0].model:
+        place = meant(place.version - 1)
+    return place
 
 
 def _since_birth(moves: Sequence[AliasMove]) -> Sequence[AliasMove]:

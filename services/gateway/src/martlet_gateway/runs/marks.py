@@ -21,7 +21,11 @@ _NULL = re.compile(r"~|null|Null|NULL|")
 _TRUE, _FALSE = re.compile(r"true|True|TRUE"), re.compile(r"false|False|FALSE")
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,3})?")
-_PLAIN_TAGS = ("tag:yaml.org,2002:", "!")
+_CORE = "tag:yaml.org,2002:"
+#: Tags that plain text gets by itself; an explicit tag of another kind asks for something that isn't done here.
+_TAGS = frozenset(
+    _CORE + n for n in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -97,7 +101,10 @@ def read(text: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise _refused(f"{where}this isn't YAML: {error.problem or error.context}.") from error
+        lines = text.splitlines()
+        quotes = bool(mark and mark.line < len(lines) and "${" in lines[mark.line])
+        hint = ' Between { } and [ ], a reference stands in quotes: "${step.output}".' if quotes else ""
+        raise _refused(f"{where}this isn't YAML: {error.problem or error.context}.{hint}") from error
     except yaml.YAMLError as error:  # characters that YAML doesn't allow
         raise _refused(f"this isn't YAML: {' '.join(str(error).split())}.") from error
     if node is None:
@@ -111,9 +118,8 @@ def read(text: str) -> Document:
 
 def _check_events(text: str) -> None:
     """Refuse what would be costly or surprising, before nodes are made of it."""
-    depth = count = documents = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        count += 1
+    depth = documents = 0
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         if isinstance(event, yaml.AliasEvent):
             raise _at(event, f"`*{event.anchor}`: aliases aren't taken; write it out, or make it an input.")
         if isinstance(event, yaml.DocumentStartEvent):
@@ -132,14 +138,14 @@ def _check_events(text: str) -> None:
 
 def _value(node: yaml.Node, path: str, document: Document, mistakes: Mistakes) -> Any:
     document.marks[path] = _mark(node)
+    if node.tag not in _TAGS:
+        mistakes.add(path, f"the tag `{node.tag.replace(_CORE, '!!')}` isn't taken.")
+        return None
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, path, document, mistakes)
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, f"{path}[{i}]", document, mistakes) for i, item in enumerate(node.value)]
     assert isinstance(node, yaml.ScalarNode)
-    if not node.tag.startswith(_PLAIN_TAGS[0]):
-        mistakes.add(path, f"the tag {node.tag} isn't taken.")
-        return None
     return node.value if node.style in ("'", '"', "|", ">") else _scalar(node.value)
 
 

@@ -103,8 +103,11 @@ class RunWorker:
         finally:
             sweeper.cancel()
             tasks = [task for _, task in self._attempts.values()]
-            for attempt, _ in self._attempts.values():
-                attempt.wake()
+            for attempt, task in self._attempts.values():
+                if self._stopping.is_set():
+                    attempt.wake()
+                else:
+                    task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _from_outside(self, call: object) -> None:
