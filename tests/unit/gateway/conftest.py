@@ -28,12 +28,12 @@ from martlet_core.stores import Stores
 from martlet_core.testing.bell import MemoryBell
 from martlet_core.testing.job_store import MemoryJobStore
 from martlet_core.testing.object_store import MemoryObjectStore
+from martlet_gateway.clients import Stages
 from martlet_gateway.idempotency import LocalRetryMemory
 from martlet_gateway.replica_store import LocalReplicaStore
 from martlet_gateway.runs.advance import AdvanceOptions
-from martlet_gateway.runs.stages import Stages
 from martlet_gateway.runs.worker import RunWorker, RunWorkerOptions
-from martlet_gateway.runs.world import make_world, open_stages
+from martlet_gateway.runs.world import make_world
 from martlet_gateway.server import GatewayServer, SharedMemory
 from martlet_gateway.settings import GatewaySettings
 from martlet_gateway.testing.stages import StagesDouble
@@ -165,7 +165,7 @@ class RunsUnderTest:
 
     async def start(self, lease_seconds: float = 30.0) -> RunWorker:
         """Start a worker."""
-        channels = open_stages(self.gateway.settings)
+        channels = Stages.connect(self.gateway.settings)
         options = RunWorkerOptions(
             lease_seconds=lease_seconds,
             idle_poll_seconds=0.02,

@@ -16,6 +16,7 @@ from martlet_core.errors import FieldViolation, InvalidArgument
 
 MAX_BYTES = 256 * 1024
 _MAX_DEPTH = 32
+_MOST_SHOWN = 30
 _MAX_NODES = 20_000
 _NULL = re.compile(r"~|null|Null|NULL|")
 _TRUE, _FALSE = re.compile(r"true|True|TRUE"), re.compile(r"false|False|FALSE")
@@ -82,8 +83,9 @@ class Mistakes:
         if not self._found:
             return
         violations = [FieldViolation(path, f"{mark}: {text}") for mark, path, text in sorted(self._found)]
-        text = "; ".join(f"{v.description} ({v.field})" if v.field else v.description for v in violations[:20])
-        more = f"; and {len(violations) - 20} more" if len(violations) > 20 else ""
+        lines = [f"{v.description} ({v.field})" if v.field else v.description for v in violations]
+        text = lines[0] if len(lines) == 1 else "\n".join([f"{len(lines)} mistakes:", *lines[:_MOST_SHOWN]])
+        more = f"\nand {len(lines) - _MOST_SHOWN} more" if len(lines) > _MOST_SHOWN else ""
         raise InvalidArgument(text + more, reason="INVALID_RUN", violations=violations)
 
 

@@ -123,7 +123,7 @@ class StagesDouble:
         job.state = job_pb2.JobState.Value(f"JOB_STATE_{move.to.value}")
         if move.to.is_final:
             job.end_time.GetCurrentTime()
-        event = job_pb2.JobEvent(message=f"{before.value} -> {move.to.value}", level=job_pb2.EVENT_LEVEL_INFO)
+        event: Any = job_pb2.JobEvent(message=f"{before.value} -> {move.to.value}", level=job_pb2.EVENT_LEVEL_INFO)
         event.state_change.to_state = job.state
         async with self._news:
             events = self._events.setdefault(job.name, [])

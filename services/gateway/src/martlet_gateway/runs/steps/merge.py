@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-
 from martlet_gateway.job_kinds import MERGE
 from martlet_gateway.runs.steps.base import JobStep
 
