@@ -14,7 +14,7 @@ import pytest
 from martlet_cli.testing import RunningPlatform
 
 MODEL = "smollm2-135m-instruct"
-PROCESSES = {"valkey", "seaweedfs", "trainer", "trainer-worker", "gateway", "inference"}
+PROCESSES = {"valkey", "seaweedfs", "trainer", "trainer-worker", "gateway", "gateway-worker", "inference"}
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,16 @@ def test_the_plan_of_a_platform(layout: Layout) -> None:
     ports = choose_ports({"http": 0, "grpc": 0}, {})
     platform = plan(layout, PlatformOptions(), load_or_make(layout.secrets_file), ports)
     specs = {spec.name: spec for spec in platform.specs}
-    assert list(specs) == ["valkey", "seaweedfs", "trainer", "trainer-worker", "gateway", "base-model", "inference"]
+    assert list(specs) == [
+        "valkey",
+        "seaweedfs",
+        "trainer",
+        "trainer-worker",
+        "gateway",
+        "gateway-worker",
+        "base-model",
+        "inference",
+    ]
     assert specs["inference"].needs == ("gateway", "base-model")
     assert specs["trainer"].argv[0] == str(layout.python("trainer"))
     told = specs["inference"].environ
@@ -136,7 +145,13 @@ def test_existing_servers_are_used_instead(layout: Layout, monkeypatch: pytest.M
     monkeypatch.setenv("MARTLET_S3_ACCESS_KEY", "theirs")
     options = PlatformOptions(redis_url="redis://elsewhere:1/0", s3_endpoint="http://elsewhere:2", engine="echo")
     platform = plan(layout, options, load_or_make(layout.secrets_file), choose_ports({"http": 0, "grpc": 0}, {}))
-    assert [spec.name for spec in platform.specs] == ["trainer", "trainer-worker", "gateway", "inference"]
+    assert [spec.name for spec in platform.specs] == [
+        "trainer",
+        "trainer-worker",
+        "gateway",
+        "gateway-worker",
+        "inference",
+    ]
     assert platform.settings["MARTLET_REDIS_URL"] == "redis://elsewhere:1/0"
     assert platform.settings["MARTLET_S3_ACCESS_KEY"] == "theirs"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -17,16 +19,24 @@ from martlet.trainer.v1 import merge_service_pb2_grpc, training_service_pb2_grpc
 from martlet_core.api_keys import OPERATOR, ApiKeyStore
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import PublishedModel
+from martlet_core.job_archive import mark_whole
 from martlet_core.models import ObjectModelRegistry
+from martlet_core.reconciler import Reconciler, ReconcilerOptions
 from martlet_core.rpc.client import open_channel
 from martlet_core.rpc.server import GrpcServer, Service
 from martlet_core.stores import Stores
+from martlet_core.testing.bell import MemoryBell
 from martlet_core.testing.job_store import MemoryJobStore
 from martlet_core.testing.object_store import MemoryObjectStore
+from martlet_gateway.clients import Stages
 from martlet_gateway.idempotency import LocalRetryMemory
 from martlet_gateway.replica_store import LocalReplicaStore
+from martlet_gateway.runs.advance import AdvanceOptions
+from martlet_gateway.runs.worker import RunWorker, RunWorkerOptions
+from martlet_gateway.runs.world import make_world
 from martlet_gateway.server import GatewayServer, SharedMemory
 from martlet_gateway.settings import GatewaySettings
+from martlet_gateway.testing.stages import StagesDouble
 from martlet_gateway.testing.trainer import BASE, TrainerDouble
 from martlet_inference.engines.echo import EchoEngine
 from martlet_inference.replica import Replica
@@ -142,6 +152,116 @@ async def gateway(
     await server.start()
     async with AsyncExitStack() as clients:
         yield GatewayUnderTest(server, stores, trainer[0], settings, key, other_key, clients)
+    await server.stop()
+
+
+@dataclass
+class RunsUnderTest:
+    """A gateway, all stages behind it, and as many workers of runs as a test starts."""
+
+    gateway: GatewayUnderTest
+    stages: StagesDouble
+    workers: list[tuple[RunWorker, asyncio.Task[None], Stages]]
+
+    async def start(self, lease_seconds: float = 30.0) -> RunWorker:
+        """Start a worker."""
+        channels = Stages.connect(self.gateway.settings)
+        options = RunWorkerOptions(
+            lease_seconds=lease_seconds,
+            idle_poll_seconds=0.02,
+            sweep_seconds=0.05,
+            advance=AdvanceOptions(poll_seconds=0.3, progress_seconds=0.05, rewatch_seconds=0.05, missing_seconds=5.0),
+        )
+        stores = self.gateway.stores
+        worker = RunWorker(stores, MemoryBell(), make_world(stores, channels), options)
+        self.workers.append((worker, asyncio.create_task(worker.serve()), channels))
+        return worker
+
+    async def kill(self) -> None:
+        """End the newest worker where it stands, as SIGKILL would: nothing is given back."""
+        _, task, channels = self.workers.pop()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await channels.close()
+
+    def reconciler(self) -> Reconciler:
+        """The runs' reconciler, to be run by hand."""
+        return Reconciler("runs", self.gateway.stores, MemoryBell(), [], "test", ReconcilerOptions())
+
+    async def submit(self, source: str, key: str | None = None, **body: Any) -> dict[str, Any]:
+        """Submit a run over REST; its JSON."""
+        answer = await self.gateway.http(key).post("/v1/martlet/runs", json={"source": source, **body})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def show(self, run: dict[str, Any]) -> dict[str, Any]:
+        """A run as it is now, with its steps by id."""
+        answer = await self.gateway.http().get(f"/v1/martlet/runs/{run['id']}")
+        assert answer.status_code == 200, answer.text
+        shown = answer.json()
+        return shown | {"step": {step["id"]: step for step in shown["steps"]}}
+
+    async def verb(self, run: dict[str, Any], verb: str) -> dict[str, Any]:
+        """Cancel, pause or resume."""
+        answer = await self.gateway.http().post(f"/v1/martlet/runs/{run['id']}/{verb}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def until(self, run: dict[str, Any], seconds: float = 10.0, **expected: str) -> dict[str, Any]:
+        """The run once its state, or the states of the steps named, are as expected."""
+        async with asyncio.timeout(seconds):
+            while True:
+                shown = await self.show(run)
+                states = {"state": shown["state"]} | {name: step["state"] for name, step in shown["step"].items()}
+                if all(states[name] == state for name, state in expected.items()):
+                    return shown
+                await asyncio.sleep(0.02)
+
+    async def eventually(self, condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
+        """Wait until a condition holds."""
+        async with asyncio.timeout(seconds):
+            while not await condition():  # noqa: ASYNC110  # it is asked of others
+                await asyncio.sleep(0.02)
+
+    async def until_job(self, step: str, attempt: int = -1, seconds: float = 10.0) -> Any:
+        """The job of a step, once there is one."""
+        async with asyncio.timeout(seconds):
+            while True:
+                try:
+                    return self.stages.job_of(step, attempt)
+                except (KeyError, IndexError):
+                    await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def stages() -> AsyncIterator[tuple[StagesDouble, str]]:
+    """Trainer, quantizer and evaluator as one double, and its address."""
+    double = StagesDouble()
+    server = GrpcServer("127.0.0.1:0", double.services(), internal_token=TOKEN)
+    yield double, f"127.0.0.1:{await server.start()}"
+    await server.stop(0)
+
+
+@pytest.fixture
+async def runs(
+    stores: Stores, stages: tuple[StagesDouble, str], trainer: tuple[TrainerDouble, str], settings: GatewaySettings
+) -> AsyncIterator[RunsUnderTest]:
+    """A running gateway before all stages; workers of runs are started by the test."""
+    double, address = stages
+    names = ("trainer_address", "quantizer_address", "evaluator_address")
+    settings = settings.model_copy(update=dict.fromkeys(names, address))
+    key, _ = ApiKeyStore(stores.objects).create("acme", scope=OPERATOR)
+    other_key, _ = ApiKeyStore(stores.objects).create("globex")
+    mark_whole(stores.jobs, "runs")
+    server = GatewayServer(settings, stores, SharedMemory(LocalReplicaStore(), LocalRetryMemory()))
+    await server.start()
+    async with AsyncExitStack() as clients:
+        gateway = GatewayUnderTest(server, stores, trainer[0], settings, key, other_key, clients)
+        under_test = RunsUnderTest(gateway, double, [])
+        yield under_test
+        while under_test.workers:
+            await under_test.kill()
     await server.stop()
 
 

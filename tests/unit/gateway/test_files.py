@@ -286,6 +286,7 @@ async def test_expired_file_is_gone_and_the_sweep_deletes_its_bytes(gateway: Any
     with pytest.raises(openai.NotFoundError):
         await client.files.content(made.id)
     mark_whole(gateway.stores.jobs, "trainer")
+    mark_whole(gateway.stores.jobs, "runs")
     _sweep(gateway)
     assert gateway.stores.objects.list("files/") == [f"files/acme/{kept.id.removeprefix('file-')}.json"]
     assert len(gateway.stores.objects.list("blobs/")) == 1
@@ -298,6 +299,7 @@ async def test_expired_file_that_a_job_needs_stays_until_it_is_over(gateway: Any
     with pytest.raises(Unavailable):  # the trainer hasn't said yet that all jobs are there
         _sweep(gateway)
     mark_whole(jobs, "trainer")
+    mark_whole(jobs, "runs")
     job, _ = jobs.create(
         Job(new_id(), "trainer", "training", "acme", {"training_dataset": f"artifacts/{artifact_id}"}, "trainer")
     )
@@ -317,6 +319,7 @@ async def test_sweep_ends_abandoned_uploads(gateway: Any, monkeypatch: pytest.Mo
     announced, _ = gateway.server.context.artifact_uploads.announce("acme", artifact)
     objects.put(f"artifact-uploads/acme/{announced.id}/000000", b"abcd")
     mark_whole(gateway.stores.jobs, "trainer")
+    mark_whole(gateway.stores.jobs, "runs")
     before = set(objects.list("uploads/")) | set(objects.list("artifact-uploads/"))
     assert len(before) == 4
     _sweep(gateway)

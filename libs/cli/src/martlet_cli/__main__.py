@@ -14,6 +14,7 @@ from martlet_core.errors import InvalidArgument, MartletError
 
 from martlet_cli import stage_jobs
 from martlet_cli.commands import (
+    alias,
     artifacts,
     chat,
     demo,
@@ -27,6 +28,7 @@ from martlet_cli.commands import (
     models,
     platform,
     quantize,
+    run,
     train,
 )
 from martlet_cli.context import Context, Parser
@@ -45,7 +47,9 @@ _GROUPS = (
     merge,
     quantize,
     evaluate,
+    run,
     models,
+    alias,
     chat,
     artifacts,
     environment,

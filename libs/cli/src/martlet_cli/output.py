@@ -24,6 +24,7 @@ _STATE_STYLES = {
     "restarting": "red",
     "failed": "red",
     "missing": "red",
+    "skipped": "dim",
     "cancelled": "dim",
     "stopped": "dim",
 }

@@ -65,7 +65,7 @@ def plan(layout: Layout, options: PlatformOptions, credentials: Credentials, por
         specs.append(_server(layout, "seaweedfs", command, ports["s3"], ready))
     builder = _Builder(layout, options, settings)
     needs = tuple(spec.name for spec in specs)
-    specs += [*_stages(builder, ports, needs), _gateway(builder, ports, needs)]
+    specs += [*_stages(builder, ports, needs), *_gateway(builder, ports, needs)]
     specs += _inference(builder, ports)
     return Platform(settings, tuple(specs))
 
@@ -105,11 +105,12 @@ def _gateway_url(stage: str, ports: Mapping[str, int]) -> dict[str, str]:
     return {} if stage == "trainer" else {"MARTLET_GATEWAY_URL": f"http://127.0.0.1:{ports['http']}/v1"}
 
 
-def _gateway(builder: _Builder, ports: Mapping[str, int], needs: tuple[str, ...]) -> ProcessSpec:
+def _gateway(builder: _Builder, ports: Mapping[str, int], needs: tuple[str, ...]) -> list[ProcessSpec]:
+    """``serve``, and ``work``, which carries out runs."""
     host = builder.options.host
     local_host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     stages = {f"MARTLET_{stage.upper()}_ADDRESS": f"127.0.0.1:{ports[stage]}" for stage in builder.options.stages}
-    return builder.service(
+    serve = builder.service(
         "gateway",
         ("martlet_gateway", "serve"),
         {
@@ -123,6 +124,8 @@ def _gateway(builder: _Builder, ports: Mapping[str, int], needs: tuple[str, ...]
         port=ports["http"],
         ready=probes.http(f"http://{local_host}:{ports['http']}/healthz"),
     )
+    work = builder.service("gateway-worker", ("martlet_gateway", "work"), stages, needs=needs, settle_seconds=1.0)
+    return [serve, work]
 
 
 def _inference(builder: _Builder, ports: Mapping[str, int]) -> list[ProcessSpec]:

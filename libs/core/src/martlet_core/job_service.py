@@ -41,6 +41,7 @@ class NewJob:
         queue: queue it waits in.
         spec: JSON-ready.
         display_name, labels, request_id, priority, max_attempts: as in ``Job``.
+        id: of the job, for a stage that derives it from another's; empty: a new one.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class NewJob:
     request_id: str = ""
     priority: int = 5
     max_attempts: int = 5
+    id: str = ""
 
 
 class JobService:
@@ -73,7 +75,7 @@ class JobService:
         """The job as it would be created, for ``validate_only``. InvalidArgument names every field at fault."""
         _check_new(new)
         return Job(
-            id=new_id(),
+            id=new.id or new_id(),
             stage=self._stage,
             kind=new.kind,
             tenant=tenant,

@@ -1,4 +1,4 @@
-"""``python -m martlet_gateway serve``: REST and gRPC until SIGTERM or SIGINT."""
+"""``python -m martlet_gateway serve | work``: REST and gRPC, or the runs, until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from martlet_core.settings import PREFIX
 from martlet_core.stores import Stores, open_stores
 from pydantic import ValidationError
 
+from martlet_gateway.runs.worker import work
 from martlet_gateway.server import GatewayServer, open_shared_memory
 from martlet_gateway.settings import GatewaySettings
 
@@ -32,8 +33,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="martlet_gateway", description="Martlet's gateway; settings are MARTLET_* variables."
     )
-    parser.add_argument("command", choices=("serve",), help="serve: answer REST and gRPC until SIGTERM")
-    parser.parse_args()
+    parser.add_argument(
+        "command", choices=("serve", "work"), help="serve: answer REST and gRPC until SIGTERM; work: carry out runs"
+    )
+    command = parser.parse_args().command
     try:
         settings = GatewaySettings()  # type: ignore[call-arg]  # its values come from the environment
     except ValidationError as error:
@@ -42,7 +45,9 @@ def main() -> int:
             print(f"martlet_gateway: {name}: {fault['msg']}", file=sys.stderr)
         return 2
     try:
-        logs.configure("gateway", settings.log_level, settings.log_format)
+        logs.configure("gateway" if command == "serve" else "gateway-worker", settings.log_level, settings.log_format)
+        if command == "work":
+            return work(settings)
         _raise_file_limit()
         uvloop.run(_serve(settings))
     except MartletError as error:

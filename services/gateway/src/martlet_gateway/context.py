@@ -23,6 +23,7 @@ from martlet_gateway.model_names import ModelNames
 from martlet_gateway.replica_store import ReplicaStore
 from martlet_gateway.replicas import ReplicaRegistry
 from martlet_gateway.router import Router
+from martlet_gateway.runs.service import RunService
 from martlet_gateway.settings import GatewaySettings
 from martlet_gateway.upload_store import UploadStore
 from martlet_gateway.usage import ArtifactUse
@@ -42,6 +43,7 @@ class GatewayContext:
     replicas: ReplicaRegistry
     names: ModelNames
     router: Router
+    runs: RunService
     retries: RetryMemory
     use: ArtifactUse
     metrics: Metrics

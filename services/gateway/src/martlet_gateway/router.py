@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc.aio
+import orjson
 from google.protobuf.message import Message
 from martlet.inference.v1 import inference_pb2, inference_service_pb2
+from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import MartletError, Unavailable
 from martlet_core.model_rules import check_plain_lora
 from martlet_core.rpc.client import error_from_rpc
@@ -101,15 +103,14 @@ class Router:
     async def open(
         self,
         method: str,
-        request: Message,
-        model: str,
+        request: Any,
         *,
         tenant: str,
         request_id: str,
         wait_seconds: float | None = None,
         timeout_seconds: float | None = None,
     ) -> ReplicaStream:
-        """Start a streaming call (``CallOpenAI`` or ``Generate``) on a replica that answers for ``model``.
+        """Start a streaming call (``CallOpenAI`` or ``Generate``) on a replica that answers for ``request.model``.
 
         Another replica is tried while nothing was received yet and the failure is one that another may not have.
 
@@ -125,6 +126,7 @@ class Router:
             MartletError: what the replica said.
         """
         metadata = self.metadata(tenant, request_id)
+        known, request = await self._resolved(request, tenant)
 
         async def start(view: ReplicaView, _: float) -> ReplicaStream:
             call = getattr(self._channels.stub(view.address).service, method)(
@@ -141,7 +143,7 @@ class Router:
                 raise
             return ReplicaStream(call, view, first)
 
-        return await self._on_some(model, tenant, request_id, wait_seconds, start)
+        return await self._on_some(known, tenant, request_id, wait_seconds, start)
 
     async def whole(
         self,
@@ -153,6 +155,7 @@ class Router:
     ) -> inference_pb2.CallOpenAIResponse:
         """Make a call that isn't streamed and return its one message; otherwise as ``open``."""
         metadata = self.metadata(tenant, request_id)
+        known, request = await self._resolved(request, tenant)
 
         async def start(view: ReplicaView, _: float) -> inference_pb2.CallOpenAIResponse:
             view.outstanding += 1
@@ -161,11 +164,17 @@ class Router:
             finally:
                 view.outstanding -= 1
 
-        return await self._on_some(request.model, tenant, request_id, wait_seconds, start)
+        return await self._on_some(known, tenant, request_id, wait_seconds, start)
+
+    async def _resolved(self, request: Any, tenant: str) -> tuple[PublishedModel, Any]:
+        """The model that a request names, and the request naming it: where it named an alias, the model's own name."""
+        model: str = request.model
+        known = self._names.cached(model, tenant) or await self._names.resolve(model, tenant)
+        return known, request if known.name == model else _renamed(request, known.name)
 
     async def _on_some(
         self,
-        model: str,
+        known: PublishedModel,
         tenant: str,
         request_id: str,
         wait_seconds: float | None,
@@ -176,7 +185,6 @@ class Router:
         ``start`` is given the replica and the moment (``time.monotonic()``) until which the caller waits.
         """
         deadline = self._deadline(wait_seconds)
-        known = self._names.cached(model, tenant) or await self._names.resolve(model, tenant)
         if known.metadata:
             check_plain_lora(known, known.metadata)
         tried: set[str] = set()
@@ -220,7 +228,7 @@ class Router:
         self, model: str, *, tenant: str, request_id: str, pin: bool, wait_seconds: float | None
     ) -> inference_pb2.ServedModel:
         """Load a model on a replica on request: an adapter where its base is, a whole model by placement."""
-        request = inference_service_pb2.LoadModelRequest(model=model, pin=pin)
+        known, request = await self._resolved(inference_service_pb2.LoadModelRequest(model=model, pin=pin), tenant)
 
         async def start(view: ReplicaView, deadline: float) -> inference_pb2.ServedModel:
             timeout = max(1.0, deadline - time.monotonic())
@@ -228,7 +236,7 @@ class Router:
             self._replicas.note_loaded(view, served)
             return served
 
-        return await self._on_some(model, tenant, request_id, wait_seconds, start)
+        return await self._on_some(known, tenant, request_id, wait_seconds, start)
 
     async def on_holders(
         self, method: str, request: Any, *, tenant: str, request_id: str, timeout_seconds: float = 60.0
@@ -236,7 +244,7 @@ class Router:
         """Make a unary call (``UnloadModel``, ``PinModel``) on every replica that holds ``request.model``; an empty
         list if none does.
         """
-        await self._names.resolve(request.model, tenant)
+        _, request = await self._resolved(request, tenant)
         holders = [
             v
             for v in self._replicas.snapshot.replicas.values()
@@ -270,3 +278,16 @@ class Router:
     async def close(self) -> None:
         """Stop waiting for placements."""
         await self._placement.close()
+
+
+def _renamed(request: Any, model: str) -> Any:
+    """A copy of a request that names another model, in its body as well."""
+    copy = type(request)()
+    copy.CopyFrom(request)
+    copy.model = model
+    if body := getattr(request, "body", b""):
+        try:
+            copy.body = orjson.dumps({**orjson.loads(body), "model": model})
+        except (orjson.JSONDecodeError, TypeError):
+            return copy  # the replica says what is wrong with it
+    return copy

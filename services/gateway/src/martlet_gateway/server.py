@@ -8,7 +8,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import redis.asyncio as redis
@@ -17,6 +17,7 @@ from martlet_core.api_keys import ApiKeyStore
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.errors import FailedPrecondition
 from martlet_core.housekeeping import Housekeeper
+from martlet_core.job_bus import Bell, CeleryBell
 from martlet_core.rpc.server import GrpcServer
 from martlet_core.stores import Stores
 
@@ -34,6 +35,9 @@ from martlet_gateway.model_names import ModelNames
 from martlet_gateway.replica_store import RedisReplicaStore, ReplicaStore
 from martlet_gateway.replicas import ReplicaRegistry
 from martlet_gateway.router import Router
+from martlet_gateway.runs.records import STAGE as RUNS_STAGE
+from martlet_gateway.runs.service import RunService
+from martlet_gateway.runs.world import make_world
 from martlet_gateway.services import grpc_services
 from martlet_gateway.settings import GatewaySettings
 from martlet_gateway.upload_store import UploadStore
@@ -52,6 +56,14 @@ class SharedMemory:
 
     replicas: ReplicaStore
     retries: RetryMemory
+    bell: Bell = field(default_factory=lambda: _NoBell())
+
+
+class _NoBell:
+    """For deployments whose workers look by themselves."""
+
+    def ring(self, queue: str, job_id: str) -> None:
+        """See ``Bell.ring``."""
 
 
 def open_shared_memory(settings: GatewaySettings) -> tuple[SharedMemory, redis.Redis]:
@@ -59,7 +71,8 @@ def open_shared_memory(settings: GatewaySettings) -> tuple[SharedMemory, redis.R
     client = redis.from_url(
         settings.redis_url, socket_timeout=5.0, socket_connect_timeout=2.0, health_check_interval=25
     )
-    return SharedMemory(RedisReplicaStore(client), RedisRetryMemory(client, settings.retry_window_seconds)), client
+    retries = RedisRetryMemory(client, settings.retry_window_seconds)
+    return SharedMemory(RedisReplicaStore(client), retries, CeleryBell(settings.redis_url)), client
 
 
 class GatewayServer:
@@ -105,7 +118,7 @@ class GatewayServer:
         self._http = _HttpServer(config)
         self._grpc = GrpcServer(settings.grpc_address, grpc_services(self.context), authenticate=auth.grpc_tenant)
         parts = self.context
-        stages = [stage.stage for stage in parts.stages.all()]
+        stages = [*(stage.stage for stage in parts.stages.all()), RUNS_STAGE]
         chores = gateway_chores(stores.jobs, stages, parts.files, parts.uploads, parts.artifact_uploads)
         self._housekeeper = Housekeeper(stores.jobs, chores, settings.housekeeping_hours * 3600)
         self._serving: asyncio.Task[None] | None = None
@@ -191,7 +204,10 @@ def _assemble(
         lease_seconds=settings.replica_lease_seconds,
         refresh_seconds=settings.replica_refresh_seconds,
     )
-    names = ModelNames(stores.models, replicas, stages.trainer, threads, cache_seconds=settings.name_cache_seconds)
+    world = make_world(stores, stages)
+    names = ModelNames(
+        stores.models, replicas, stages.trainer, threads, world.aliases, cache_seconds=settings.name_cache_seconds
+    )
     artifacts = cast(ContentAddressedStore, stores.artifacts)
     return GatewayContext(
         settings=settings,
@@ -218,6 +234,7 @@ def _assemble(
             internal_token=settings.internal_token,
             placement_timeout_seconds=settings.placement_timeout_seconds,
         ),
+        runs=RunService(stores, shared.bell, world),
         retries=shared.retries,
         use=ArtifactUse(stages, stores.models),
         metrics=metrics,

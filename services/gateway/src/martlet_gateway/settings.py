@@ -45,6 +45,7 @@ class GatewaySettings(CoreSettings):
         240.0, gt=0, description="Longest a request waits for a model to be placed on a replica before it gets 503."
     )
     stage_timeout_seconds: float = Field(30.0, gt=0, description="Deadline of a call to a job stage.")
+    reconcile_seconds: float = Field(5.0, gt=0, description="Time between two rounds of the runs' reconciler.")
     lingering_seconds: float = Field(
         2.0,
         ge=0,

@@ -48,6 +48,8 @@ READ_METHODS: dict[str, tuple[str, ...]] = {
     "martlet.gateway.v1.ArtifactService": ("GetArtifact", "ListArtifacts"),
     "martlet.gateway.v1.ModelService": ("GetModel", "ListModels"),
     "martlet.gateway.v1.ReplicaService": ("ListReplicas",),
+    "martlet.gateway.v1.RunService": ("GetRun", "ListRuns", "ListRunEvents"),
+    "martlet.gateway.v1.AliasService": ("GetAlias", "ListAliases"),
 }
 
 #: Options both ends share.

@@ -109,7 +109,6 @@ class Chat:
         stream = await self._router.open(
             "CallOpenAI",
             request,
-            request.model,
             tenant=caller.tenant,
             request_id=caller.request_id,
             wait_seconds=wait_seconds,

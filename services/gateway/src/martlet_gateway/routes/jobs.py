@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from martlet.common.v1 import job_pb2
 from martlet.trainer.v1 import training_service_pb2
 from martlet_core.errors import InvalidArgument, MartletError, NotFound
+from martlet_core.jobs import JobState
 from starlette.responses import StreamingResponse
 
 from martlet_gateway import idempotency, proto_json
@@ -193,6 +194,11 @@ def _to_json(job: Message) -> dict[str, Any]:
 
 def _event_json(event: job_pb2.JobEvent) -> dict[str, Any]:
     return {"id": event.cursor, **proto_json.to_json(event)}
+
+
+def state_of(text: str) -> JobState:
+    """A state as it is written in a query. InvalidArgument for what is none."""
+    return JobState(job_pb2.JobState.Name(_state(text)).removeprefix("JOB_STATE_"))  # type: ignore[arg-type]
 
 
 def _state(text: str) -> int:

@@ -44,6 +44,7 @@ async def _model(gateway: GatewayContext, model: PublishedModel) -> dict[str, An
         "owned_by": model.tenant or "martlet",
         "martlet": {
             "kind": model.kind,
+            "alias_of": model.metadata.get("alias_of"),
             "base_model": model.base_model or None,
             "artifact": f"artifacts/{model.artifact_id}" if model.artifact_id else None,
             "lora_rank": model.lora_rank or None,

@@ -98,10 +98,10 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     async def _forward(self, method: str, request: Any, context: Any) -> AsyncIterator[Any]:
         caller = call_context()
         remaining = context.time_remaining()
+        _named(request.model)
         stream = await self._router.open(
             method,
             request,
-            _named(request.model),
             tenant=caller.tenant,
             request_id=caller.request_id,
             wait_seconds=remaining,

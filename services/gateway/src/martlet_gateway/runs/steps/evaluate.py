@@ -1,0 +1,63 @@
+"""``evaluate``: models measured on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from martlet.evaluator.v1 import evaluation_service_pb2
+
+from martlet_gateway.job_kinds import EVALUATION
+from martlet_gateway.runs.steps.base import JobStep, StepWorld
+
+
+class EvaluateStep(JobStep):
+    """``with`` is a ``martlet.evaluator.v1.EvaluationSpec``.
+
+    Its metrics are called ``<target>.<suite>.<metric>``, and ``<suite>.<metric>`` as well where there is one target.
+    """
+
+    kind = "evaluate"
+    title = "Measure models on the same rows."
+    jobs = EVALUATION
+    required = ("targets", "suites")
+    outputs: ClassVar[Mapping[str, str]] = {
+        "report": "The report, as artifacts/{id}.",
+        "records": "A record for each row, target and suite, as artifacts/{id}.",
+    }
+
+    def outputs_of(self, job: Any) -> dict[str, str]:
+        """See JobStep."""
+        return {"report": job.result.report_artifact, "records": job.result.records_artifact}
+
+    def numbers_of(self, job: Any) -> dict[str, float]:
+        """See JobStep."""
+        targets = job.result.targets
+        numbers = {f"{t.name}.{name}": metric.value for t in targets for name, metric in sorted(t.metrics.items())}
+        return {
+            **numbers,
+            "rows_used": float(job.result.rows_used),
+            "rows_failed": float(job.result.rows_failed),
+        }
+
+    def summary_of(self, job: Any, metrics: Mapping[str, float]) -> str:
+        """The first metric of each target."""
+        words = []
+        for target in list(job.result.targets)[:4]:
+            for name, metric in sorted(target.metrics.items())[:1]:
+                words.append(f"{target.name} {name.rpartition('.')[2]} {metric.value:.4g}")
+        return ", ".join(words)
+
+    async def metrics_known(self, world: StepWorld, options: Mapping[str, Any]) -> frozenset[str] | None:
+        """The metrics that the suites say they give; None if one doesn't say, or there is no such suite."""
+        request = evaluation_service_pb2.ListEvaluationSuitesRequest(page_size=1000)
+        answer = await self._call(world, "ListEvaluationSuites", request)
+        given = {suite.name: list(suite.metrics) for suite in answer.suites}
+        targets = [target.get("name") or target.get("model") for target in options.get("targets") or []]
+        names = {"rows_used", "rows_failed"}
+        for suite in options.get("suites") or []:
+            metrics = given.get(suite.get("suite"))
+            if not metrics:
+                return None
+            names |= {f"{target}.{suite['suite']}.{metric}" for target in targets for metric in metrics}
+        return frozenset(names)
