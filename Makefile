@@ -1,16 +1,20 @@
 # Every target makes what it needs: the command's environment first (scripts/bootstrap.sh), then the others from their locks.
 # ARGS goes to the command: make up ARGS="--http-port 9000", make test ARGS="-k gateway".
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint up down status protos locks bench
+.PHONY: help demo demo-lifecycle test lint up down status protos locks bench
 
 CLI := .martlet/envs/cli/bin/martlet
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Fine-tune a real model on real data, see that it got better, chat with it
 	@scripts/bootstrap.sh
 	@$(CLI) demo $(ARGS)
+
+demo-lifecycle: ## Train, merge, quantize, measure every variant on the same rows, serve the one that is good enough
+	@scripts/bootstrap.sh
+	@$(CLI) demo-lifecycle $(ARGS)
 
 test: ## All tests this machine can run
 	@scripts/test.sh $(ARGS)

@@ -98,10 +98,10 @@ def run(layout: Layout, output: Output, up_arguments: list[str], *, keep: bool) 
     """
     begun = time.monotonic()
     say = output.say
-    with _background(lambda: prepare(layout, say)) as example_of:
+    with background(lambda: prepare(layout, say)) as example_of:
         for name in environments.PLATFORM:
             environments.sync(layout, name, say=lambda line: say(f"[dim]{escape(line)}[/]"))
-        with _platform(layout, up_arguments, say, keep):
+        with demo_platform(layout, up_arguments, say, keep):
             example = example_of()
             setup_seconds = time.monotonic() - begun
             gateway = Gateway(Connection.discover(layout))
@@ -285,7 +285,7 @@ def _require_gain(gain: Gain) -> None:
 
 
 @contextmanager
-def _platform(layout: Layout, up_arguments: list[str], say: Callable[[str], None], keep: bool) -> Iterator[None]:
+def demo_platform(layout: Layout, up_arguments: list[str], say: Callable[[str], None], keep: bool) -> Iterator[None]:
     """The platform, with inference ready: the one that runs already, or one of our own."""
     if platform_state.running_launcher(layout):
         say("[dim]the platform is up already; it stays up[/]")
@@ -302,7 +302,7 @@ def _platform(layout: Layout, up_arguments: list[str], say: Callable[[str], None
 
 
 @contextmanager
-def _background(work: Callable[[], Example]) -> Iterator[Callable[[], Example]]:
+def background(work: Callable[[], Example]) -> Iterator[Callable[[], Example]]:
     """Do the work in a thread; yields a function that waits for it and gives its result or its error."""
     outcome: list[Example | BaseException] = []
 
