@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from martlet.trainer.v1 import training_service_pb2
+from martlet_core.errors import AlreadyExists
 from martlet_core.stores import Stores
 
 from martlet_gateway.aliases import AliasStore
