@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -385,6 +386,15 @@ async def test_runs_are_their_tenants_and_repeated_posts_make_one(runs: Any) -> 
     assert (await other.get("/v1/martlet/runs")).json()["data"] == []
     for verb in ("cancel", "pause", "resume"):
         assert (await other.post(f"/v1/martlet/runs/{run['id']}/{verb}")).status_code == 404
+
+
+async def test_an_artifact_that_a_run_needs_is_not_deleted(runs: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}")
+    artifact = runs.gateway.stores.artifacts.put_directory(tmp_path, kind="dataset", tenant="acme")
+    run = await runs.submit(PAIR.replace("artifacts/d1", f"artifacts/{artifact.id}"))
+    refused = await runs.gateway.http().delete(f"/v1/martlet/artifacts/{artifact.id}")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "artifact_in_use")
+    assert f"runs/{run['id']}" in refused.json()["error"]["message"]
 
 
 async def test_runs_over_grpc(runs: Any) -> None:

@@ -11,6 +11,7 @@ from martlet.quantizer.v1 import quantization_job_pb2
 from martlet.trainer.v1 import merge_job_pb2, training_job_pb2
 from martlet_core.errors import FailedPrecondition
 from martlet_core.models import ObjectModelRegistry
+from martlet_core.testing.job_store import MemoryJobStore
 from martlet_core.testing.object_store import MemoryObjectStore
 from martlet_gateway.clients import Stages
 from martlet_gateway.job_kinds import JOB_KINDS
@@ -73,7 +74,7 @@ class TwoPages:
 )
 async def test_jobs_that_are_not_over_keep_what_they_need(state: str, artifact: str, user: str) -> None:
     stage: Any = TwoPages(state)
-    use = ArtifactUse(Stages(stage, stage, stage), ObjectModelRegistry(MemoryObjectStore()))
+    use = ArtifactUse(Stages(stage, stage, stage), ObjectModelRegistry(MemoryObjectStore()), MemoryJobStore())
     if state in FINAL:
         await use.refuse_if_needed(artifact)
         return

@@ -236,7 +236,7 @@ def _assemble(
         ),
         runs=RunService(stores, shared.bell, world),
         retries=shared.retries,
-        use=ArtifactUse(stages, stores.models),
+        use=ArtifactUse(stages, stores.models, stores.jobs),
         metrics=metrics,
     )
 

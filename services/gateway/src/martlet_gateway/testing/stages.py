@@ -12,9 +12,10 @@ from typing import Any
 from google.protobuf.message import Message
 from martlet.common.v1 import job_pb2
 from martlet.evaluator.v1 import evaluation_job_pb2, evaluation_service_pb2, evaluation_service_pb2_grpc
-from martlet.quantizer.v1 import quantization_job_pb2, quantization_service_pb2_grpc
+from martlet.quantizer.v1 import quantization_job_pb2, quantization_service_pb2, quantization_service_pb2_grpc
 from martlet.trainer.v1 import (
     merge_job_pb2,
+    merge_service_pb2,
     merge_service_pb2_grpc,
     training_job_pb2,
     training_service_pb2,
@@ -38,6 +39,7 @@ class _Kind:
     field: str
     collection: str
     job: type[Message]
+    messages: Any
     servicer: Any
     add: Any
     service: str
@@ -49,6 +51,7 @@ _KINDS = (
         "training_job",
         "trainingJobs",
         training_job_pb2.TrainingJob,
+        training_service_pb2,
         training_service_pb2_grpc.TrainingServiceServicer,
         training_service_pb2_grpc.add_TrainingServiceServicer_to_server,
         "martlet.trainer.v1.TrainingService",
@@ -58,6 +61,7 @@ _KINDS = (
         "merge_job",
         "mergeJobs",
         merge_job_pb2.MergeJob,
+        merge_service_pb2,
         merge_service_pb2_grpc.MergeServiceServicer,
         merge_service_pb2_grpc.add_MergeServiceServicer_to_server,
         "martlet.trainer.v1.MergeService",
@@ -67,6 +71,7 @@ _KINDS = (
         "quantization_job",
         "quantizationJobs",
         quantization_job_pb2.QuantizationJob,
+        quantization_service_pb2,
         quantization_service_pb2_grpc.QuantizationServiceServicer,
         quantization_service_pb2_grpc.add_QuantizationServiceServicer_to_server,
         "martlet.quantizer.v1.QuantizationService",
@@ -76,6 +81,7 @@ _KINDS = (
         "evaluation_job",
         "evaluationJobs",
         evaluation_job_pb2.EvaluationJob,
+        evaluation_service_pb2,
         evaluation_service_pb2_grpc.EvaluationServiceServicer,
         evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server,
         "martlet.evaluator.v1.EvaluationService",
@@ -217,6 +223,13 @@ def _servicer(kind: _Kind, double: StagesDouble) -> type:
             async with double._news:
                 await double._news.wait()
 
+    async def list_jobs(self: Any, request: Any, context: Any) -> Any:
+        tenant, states = call_context().tenant, list(request.states)
+        names = [name for name, owner in double.owners.items() if owner == tenant and name.startswith(kind.collection)]
+        mine: list[Any] = [double.jobs[name] for name in names]
+        found = [job for job in mine if not states or job.state in states]
+        return getattr(kind.messages, f"List{kind.noun}sResponse")(**{f"{kind.field}s": found})
+
     async def suites(self: Any, request: Any, context: Any) -> Any:
         enter("ListEvaluationSuites")
         known = [
@@ -231,6 +244,7 @@ def _servicer(kind: _Kind, double: StagesDouble) -> type:
     methods = {
         f"Create{kind.noun}": create,
         f"Get{kind.noun}": get,
+        f"List{kind.noun}s": list_jobs,
         f"Watch{kind.noun}": watch,
         f"Cancel{kind.noun}": steer("Cancel", "cancel"),
         f"Pause{kind.noun}": steer("Pause", "pause"),
