@@ -65,12 +65,12 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     ),
     "evaluator": Environment(
         ("services/evaluator/requirements.cpu.txt",),  # targets are asked over HTTP: the same everywhere
-        ("libs/core", "services/evaluator"),
+        ("libs/core", "libs/inputs", "services/evaluator"),
         "evaluator, with targets behind the gateway",
     ),
     "evaluator-transformers": Environment(
         ("services/evaluator/envs/transformers/requirements.{accelerator}.txt",),
-        ("libs/core", "services/evaluator"),
+        ("libs/core", "libs/inputs", "services/evaluator"),
         "evaluator, with targets in its own process",
     ),
     "dev": Environment(
@@ -85,7 +85,7 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     ),
     "evaluator-test": Environment(
         ("services/evaluator/requirements.cpu.txt", "requirements.test.txt"),
-        ("libs/core", "services/evaluator"),
+        ("libs/core", "libs/inputs", "services/evaluator"),
         "the evaluator's environment with pytest beside",
     ),
     "protos": Environment(("scripts/requirements.protos.txt",), (), "the stub generator"),

@@ -6,28 +6,36 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, MaxLen, MinLen
+from martlet_core.config import ARTIFACT_PATTERN, Config, parse_config
 from martlet_core.errors import FieldViolation, InvalidArgument
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from martlet_evaluator.config import (
-    ARTIFACT_PATTERN,
-    Config,
-    EvaluationConfig,
-    Int,
-    SuiteConfig,
-    close_to,
-    parse,
-)
+from martlet_evaluator.config import EvaluationConfig, SuiteConfig, close_to
 from martlet_evaluator.graders import grader_violations
 
 
+def _whole(value: Any) -> Any:
+    """A Struct has only doubles: 5.0 is read as 5 where a whole number is asked for."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004  pydantic turns it into a violation
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, BeforeValidator(_whole)]
+
+
 class SuiteOptions(Config):
-    """Base of all suites' options."""
+    """Base of all suites' options: what a suite needs, and what it can't be asked for."""
 
     @property
     def needs_rows(self) -> bool:
         """Whether the suite reads the job's data set."""
         return True
+
+    @property
+    def needs_conversations(self) -> bool:
+        """Whether each row must be a conversation with an answer at its end."""
+        return self.needs_rows
 
     def check(self, config: EvaluationConfig) -> list[FieldViolation]:
         """What is wrong with these options in this job; fields relative to the options."""
@@ -57,11 +65,13 @@ class ExactMatchOptions(SuiteOptions):
 class ClassificationOptions(SuiteOptions):
     """Labels, and whether a target may answer anything else."""
 
-    labels: Annotated[tuple[str, ...], MaxLen(1000)] = Field(
+    labels: Annotated[tuple[str, ...], MaxLen(200)] = Field(
         default=(), description="Default: the answers that the rows expect."
     )
     constrained: bool = True
-    max_tokens: Annotated[Int, Ge(1), Le(4096)] = Field(default=8, description="Room for a label.")
+    max_tokens: Annotated[Int, Ge(1), Le(4096)] | None = Field(
+        default=None, description="Room for a label. Default: the longest label in bytes, at most 64."
+    )
 
 
 class GenerationOptions(SuiteOptions):
@@ -100,14 +110,16 @@ class JudgeOptions(SuiteOptions):
         """A range, and somebody to compare with."""
         found = []
         if self.max_score <= self.min_score:
-            found.append(FieldViolation("max_score", f"is {self.max_score}; must be more than min_score {self.min_score}"))
+            found.append(
+                FieldViolation("max_score", f"is {self.max_score}; must be more than min_score {self.min_score}")
+            )
         if self.mode == "pairwise" and len(config.targets) < 2:
             found.append(FieldViolation("mode", "is 'pairwise'; that takes at least two targets"))
         return found
 
 
 class LatencyOptions(SuiteOptions):
-    """How much load, and how long the answers."""
+    """How much load, and how long the answers. Prompts are the job's rows where it has any, else built-in ones."""
 
     concurrency: Annotated[tuple[Annotated[Int, Ge(1), Le(1024)], ...], MinLen(1), MaxLen(16)] = (1, 4, 16)
     requests: Annotated[Int, Ge(1), Le(100_000)] = Field(default=32, description="Of each level.")
@@ -115,6 +127,11 @@ class LatencyOptions(SuiteOptions):
     max_tokens: Annotated[Int, Ge(1), Le(1 << 16)] = 64
     #: vLLM's option that makes all answers as long as ``max_tokens``; other engines may refuse it.
     ignore_eos: bool = False
+
+    @property
+    def needs_rows(self) -> bool:
+        """There are prompts of its own."""
+        return False
 
 
 class LmEvalTask(Config):
@@ -158,6 +175,11 @@ class GradersOptions(SuiteOptions):
     )
     sample: bool = Field(default=True, description="Ask the targets. Off: the rows hold answers already.")
 
+    @property
+    def needs_conversations(self) -> bool:
+        """A template makes messages of any row."""
+        return self.sample and not self.input_messages
+
     def check(self, config: EvaluationConfig) -> list[FieldViolation]:
         """Every grader must be known and whole."""
         found: list[FieldViolation] = []
@@ -187,4 +209,4 @@ def parse_suite_options(entry: SuiteConfig) -> SuiteOptions:
     """
     if entry.suite not in SUITE_OPTIONS:
         raise InvalidArgument.field("suite", f"is {entry.suite!r}; {close_to(entry.suite, list(SUITE_OPTIONS))}")
-    return parse(SUITE_OPTIONS[entry.suite], entry.options, "options")
+    return parse_config(SUITE_OPTIONS[entry.suite], entry.options, "options")
