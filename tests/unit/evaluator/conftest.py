@@ -193,8 +193,8 @@ def sums() -> list[dict[str, Any]]:
     return [
         {
             "messages": [
-                {"role": "user", "content": f"{i} + {i % 4}"},
-                {"role": "assistant", "content": "even" if (i + i % 4) % 2 == 0 else "odd"},
+                {"role": "user", "content": f"{i} + {i // 3}"},
+                {"role": "assistant", "content": "even" if (i + i // 3) % 2 == 0 else "odd"},
             ],
             "size": "small" if i < 20 else "large",
         }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 
-_WIDTH, _LEFT, _RIGHT, _LINE = 720, 190, 90, 30
+_WIDTH, _LEFT, _RIGHT, _LINE = 460, 128, 74, 27
 COLOURS = 6
 
 
@@ -68,7 +69,7 @@ def signed(value: float) -> str:
 
 
 def _short(label: str) -> str:
-    return label if len(label) <= 26 else label[:12] + "…" + label[-13:]
+    return label if len(label) <= 18 else label[:8] + "…" + label[-9:]
 
 
 def _range(low: float, high: float) -> tuple[float, float]:
@@ -86,13 +87,27 @@ def _x(value: float, begin: float, end: float) -> float:
 
 def _axis(begin: float, end: float, height: int, unit: str) -> str:
     parts = []
-    for step in range(5):
-        value = begin + (end - begin) * step / 4
+    ticks = _ticks(begin, end)
+    for value in ticks:
         x = _x(value, begin, end)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{height - 24}"/>')
-        text = f"{number(value)} {unit}" if unit and step == 4 else number(value)
+        text = f"{_tick(value, ticks)} {unit}" if unit and value == ticks[-1] else _tick(value, ticks)
         parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 8}" text-anchor="middle">{escape(text)}</text>')
     return "".join(parts)
+
+
+def _ticks(begin: float, end: float) -> list[float]:
+    """Three to six round numbers."""
+    rough = (end - begin) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    return [step * k for k in range(math.ceil(begin / step), math.floor(end / step) + 1)]
+
+
+def _tick(value: float, ticks: Sequence[float]) -> str:
+    step = ticks[1] - ticks[0] if len(ticks) > 1 else abs(value) or 1.0
+    places = max(0, -math.floor(math.log10(step) + 1e-9))
+    return f"{value:.{places}f}".replace("-", "\u2212") if places < 7 else f"{value:.1e}"
 
 
 def _svg(height: int, parts: Sequence[str], what: str) -> str:

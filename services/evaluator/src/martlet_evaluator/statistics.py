@@ -91,11 +91,13 @@ def mean_measure(
     higher_is_better: bool = True,
     unit: str = "",
     compared: bool = True,
+    is_binary: bool | None = None,
 ) -> Measure:
-    """A metric that is the mean of its rows' values."""
+    """A metric that is the mean of its rows' values; it is taken for a yes or no where all of them are 0 or 1, unless said."""
     numbers = np.asarray(values, dtype=float)
     stats = np.stack([numbers, np.ones_like(numbers)], axis=1)
-    is_binary = bool(np.isin(numbers, (0.0, 1.0)).all())
+    if is_binary is None:
+        is_binary = bool(np.isin(numbers, (0.0, 1.0)).all())
     return Measure(
         name,
         tuple(rows),

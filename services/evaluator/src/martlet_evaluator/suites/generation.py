@@ -33,7 +33,7 @@ class Generation(Suite):
         """Means of the rows', and the corpus's."""
         rows = [record.row for record in records]
         measures = [
-            mean_measure(name, rows, [record.scores[name] for record in records])
+            mean_measure(name, rows, [record.scores[name] for record in records], is_binary=False)
             for name in self.options.metrics
             if name.startswith("rouge")
         ]

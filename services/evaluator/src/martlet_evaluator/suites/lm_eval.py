@@ -284,7 +284,9 @@ def _averaged(samples: Sequence[Any], totals: Mapping[str, Any], name: str) -> l
         values = [sample.get(metric) for sample in group]
         total = totals.get(f"{metric},{name}")
         are_numbers = all(isinstance(value, (int, float, np.number)) for value in (*values, total))
-        if are_numbers and math.isclose(float(np.mean(np.array(values, dtype=float))), total, rel_tol=1e-6, abs_tol=1e-9):
+        if are_numbers and math.isclose(
+            float(np.mean(np.array(values, dtype=float))), total, rel_tol=1e-6, abs_tol=1e-9
+        ):
             found.append(metric)
     return found
 
