@@ -16,7 +16,7 @@ from martlet_evaluator.suite_options import LmEvalTask
 
 #: ``inputs/`` directory of a task's own data set, before the task's name.
 INPUT_PREFIX = "benchmark-"
-_TASK = re.compile(rb"^task:[ \t]*([\w.-]+)[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+_TASK = re.compile(rb"""^["']?task["']?:[ \t]*["']?([\w.-]+)["']?[ \t]*(?:#.*)?\r?$""", re.MULTILINE)
 _SPLITS = {
     "train": "train",
     "training": "train",

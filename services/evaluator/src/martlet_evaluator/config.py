@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from annotated_types import Ge, Le, MaxLen, MinLen
+from annotated_types import Ge, Le
 from martlet_core.config import (
     Config,
     Float,
@@ -32,6 +32,8 @@ from pydantic import BeforeValidator, Field, model_validator
 KEY_PREFIX = "MARTLET_EVALUATION_KEY_"
 KEY_PATTERN = re.compile(KEY_PREFIX + r"[A-Z0-9_]{1,64}")
 MAX_CONCURRENCY = 512
+#: Targets, and suites, of a job.
+MAX_ITEMS = 16
 
 Engine = Annotated[Literal["gateway", "transformers", "external"], BeforeValidator(plain_enum("TARGET_ENGINE_"))]
 
@@ -71,9 +73,9 @@ class SamplingConfig(Config):
 class EvaluationConfig(Config):
     """One evaluation, as asked for; mirrors ``martlet.evaluator.v1.EvaluationSpec``."""
 
-    targets: Annotated[tuple[TargetConfig, ...], MinLen(1), MaxLen(16)]
+    targets: tuple[TargetConfig, ...] = ()
     dataset: str | None = Field(default=None, description="Not needed where every suite brings its own data.")
-    suites: Annotated[tuple[SuiteConfig, ...], MinLen(1), MaxLen(16)]
+    suites: tuple[SuiteConfig, ...] = ()
     max_rows: Annotated[Int, Ge(1)] | None = Field(default=None, description="From the start. Default: all.")
     concurrency: Annotated[Int, Ge(1), Le(MAX_CONCURRENCY)] = 8
     max_failed_rows: Annotated[Int, Ge(0)] = 0
@@ -125,6 +127,14 @@ def close_to(word: str, known: Sequence[str]) -> str:
 
 
 def _violations(config: EvaluationConfig) -> list[FieldViolation]:
+    # Not the field's own bounds: pydantic would count only the items that are right.
+    found = [
+        FieldViolation(name, f"has {len(values)}; give 1 to {MAX_ITEMS}")
+        for name, values in (("targets", config.targets), ("suites", config.suites))
+        if not 1 <= len(values) <= MAX_ITEMS
+    ]
+    if found:
+        return found
     found = [*_target_violations(config), *_suite_violations(config)]
     names = [target.name for target in config.targets]
     if config.baseline is not None and config.baseline not in names:

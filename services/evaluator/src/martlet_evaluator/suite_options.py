@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le, MaxLen, MinLen
 from martlet_core.config import ARTIFACT_PATTERN, Config, parse_config
@@ -25,7 +25,15 @@ Int = Annotated[int, BeforeValidator(_whole)]
 
 
 class SuiteOptions(Config):
-    """Base of all suites' options: what a suite needs, and what it can't be asked for."""
+    """Base of all suites' options: what a suite needs, and what it can't be asked for.
+
+    Attributes:
+        description: of the suite, for people.
+        metrics: that it gives.
+    """
+
+    description: ClassVar[str] = ""
+    metrics: ClassVar[tuple[str, ...]] = ()
 
     @property
     def needs_rows(self) -> bool:
@@ -44,6 +52,9 @@ class SuiteOptions(Config):
 
 class ExactMatchOptions(SuiteOptions):
     """How an answer is compared with the expected one."""
+
+    description: ClassVar[str] = "The answer is the expected one."
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     strip: bool = True
     ignore_case: bool = False
@@ -65,6 +76,9 @@ class ExactMatchOptions(SuiteOptions):
 class ClassificationOptions(SuiteOptions):
     """Labels, and whether a target may answer anything else."""
 
+    description: ClassVar[str] = "The answer is a label; accuracy, macro-F1 and confusion."
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "unreadable")
+
     labels: Annotated[tuple[str, ...], MaxLen(200)] = Field(
         default=(), description="Default: the answers that the rows expect."
     )
@@ -77,7 +91,10 @@ class ClassificationOptions(SuiteOptions):
 class GenerationOptions(SuiteOptions):
     """Which overlap metrics."""
 
-    metrics: Annotated[tuple[Literal["rouge1", "rouge2", "rougeL", "bleu", "chrf"], ...], MinLen(1)] = (
+    description: ClassVar[str] = "How much of the expected text an answer holds."
+    metrics: ClassVar[tuple[str, ...]] = ("rouge1", "rouge2", "rougeL", "bleu", "chrf", "answer_words")
+
+    scores: Annotated[tuple[Literal["rouge1", "rouge2", "rougeL", "bleu", "chrf"], ...], MinLen(1)] = (
         "rouge1",
         "rouge2",
         "rougeL",
@@ -90,11 +107,17 @@ class GenerationOptions(SuiteOptions):
 class PerplexityOptions(SuiteOptions):
     """What the probabilities are of: the expected answer after the conversation, or its text alone."""
 
+    description: ClassVar[str] = "How surprised a model is by the expected answers."
+    metrics: ClassVar[tuple[str, ...]] = ("perplexity", "bits_per_byte")
+
     context: Literal["chat", "none"] = "chat"
 
 
 class JudgeOptions(SuiteOptions):
     """Who judges, and by what."""
+
+    description: ClassVar[str] = "A model scores answers by a rubric, and pairs in both orders."
+    metrics: ClassVar[tuple[str, ...]] = ("score", "win_rate", "order_changed_verdict", "first_preferred")
 
     model: str
     rubric: Annotated[str, MinLen(1), MaxLen(8000)] = (
@@ -121,6 +144,15 @@ class JudgeOptions(SuiteOptions):
 class LatencyOptions(SuiteOptions):
     """How much load, and how long the answers. Prompts are the job's rows where it has any, else built-in ones."""
 
+    description: ClassVar[str] = "Time to the first token, between tokens, and tokens/s, by concurrency."
+    metrics: ClassVar[tuple[str, ...]] = (
+        "ttft_ms.cN",
+        "inter_token_ms.cN",
+        "ttft_ms_p95.cN",
+        "tokens_per_second.cN",
+        "requests_per_second.cN",
+    )
+
     concurrency: Annotated[tuple[Annotated[Int, Ge(1), Le(1024)], ...], MinLen(1), MaxLen(16)] = (1, 4, 16)
     requests: Annotated[Int, Ge(1), Le(100_000)] = Field(default=32, description="Of each level.")
     warmup: Annotated[Int, Ge(0), Le(1000)] = 2
@@ -146,6 +178,9 @@ class LmEvalTask(Config):
 class LmEvalOptions(SuiteOptions):
     """Which tasks of the harness, and how they are asked."""
 
+    description: ClassVar[str] = "Stock tasks of the lm-eval harness on local rows."
+    metrics: ClassVar[tuple[str, ...]] = ("<task>.<metric>",)
+
     tasks: Annotated[tuple[LmEvalTask, ...], MinLen(1), MaxLen(64)]
     apply_chat_template: bool = Field(default=False, description="Ask as a chat, else as plain text to go on with.")
 
@@ -168,6 +203,9 @@ class LmEvalOptions(SuiteOptions):
 
 class GradersOptions(SuiteOptions):
     """OpenAI's graders over sampled answers."""
+
+    description: ClassVar[str] = "OpenAI's graders over sampled answers."
+    metrics: ClassVar[tuple[str, ...]] = ("pass_rate", "<grader>.pass_rate", "<grader>.score")
 
     testing_criteria: Annotated[tuple[dict[str, Any], ...], MinLen(1), MaxLen(50)]
     input_messages: tuple[dict[str, Any], ...] = Field(

@@ -20,7 +20,7 @@ class Generation(Suite):
 
     async def ask(self, run: SuiteRun, target: Target) -> list[Record]:
         """Ask each row and compare the texts."""
-        rouges = tuple(name for name in self.options.metrics if name.startswith("rouge"))
+        rouges = tuple(name for name in self.options.scores if name.startswith("rouge"))
 
         def score(row: Row, answer: Answer) -> Record:
             scores = overlap.rouge(rouges, answer.text, row.expected or "", use_stemmer=self.options.use_stemmer)
@@ -34,11 +34,11 @@ class Generation(Suite):
         rows = [record.row for record in records]
         measures = [
             mean_measure(name, rows, [record.scores[name] for record in records], is_binary=False)
-            for name in self.options.metrics
+            for name in self.options.scores
             if name.startswith("rouge")
         ]
         for name, metric in (("bleu", overlap.bleu()), ("chrf", overlap.chrf())):
-            if name in self.options.metrics and records:
+            if name in self.options.scores and records:
                 stats = metric.stats([r.output for r in records], [r.expected for r in records])
                 measures.append(Measure(name, tuple(rows), stats, metric.finish, metric.rows(stats)))
         words = [record.scores["answer_words"] for record in records]
@@ -51,6 +51,6 @@ class Generation(Suite):
         notes += [
             f"{name}: {metric.signature}"
             for name, metric in (("bleu", overlap.bleu()), ("chrf", overlap.chrf()))
-            if name in self.options.metrics
+            if name in self.options.scores
         ]
         return {"notes": notes}

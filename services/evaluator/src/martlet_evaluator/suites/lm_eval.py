@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 import yaml
 from martlet_core.errors import FailedPrecondition, InvalidArgument, MartletError
@@ -36,6 +37,10 @@ class ChatText(NamedTuple):
     """A conversation on its way through the harness, which knows prompts as text."""
 
     prompt: str
+
+    def encode(self, encoding: str) -> bytes:
+        """What the harness hashes."""
+        return self.prompt.encode(encoding)
 
 
 @dataclass
@@ -93,7 +98,7 @@ class LmEval(Suite):
             raise FailedPrecondition(
                 f"lm_eval task {task.task} needs {error.name}, which this deployment lacks"
             ) from error
-        except (ValueError, KeyError, TypeError, OSError, ConnectionError) as error:
+        except (ValueError, KeyError, TypeError, OSError, jinja2.TemplateError) as error:
             raise FailedPrecondition(
                 f"lm_eval task {task.task} can't be run on this data: {type(error).__name__}: {str(error)[:500]}"
             ) from error
