@@ -11,6 +11,7 @@ from typing import Any
 
 from martlet_core.errors import FailedPrecondition, NotFound, PermissionDenied
 from martlet_core.recipe import OutputArtifact, RecipeResult, Report, ShouldStop
+from martlet_core.rpc.context import INTERNAL_TOKEN_KEY, TENANT_KEY
 
 from martlet_evaluator import comparison
 from martlet_evaluator.asking import Asker, Journal, unique_keys
@@ -21,9 +22,6 @@ from martlet_evaluator.suites import load_suite
 from martlet_evaluator.suites.base import Record, Suite, SuiteRun, write_records
 from martlet_evaluator.targets.base import Sampling, Target
 from martlet_evaluator.targets.http import Endpoint, HttpTarget
-
-TENANT_HEADER = "x-martlet-tenant"
-INTERNAL_TOKEN_HEADER = "x-martlet-internal-token"
 
 
 @dataclass(frozen=True)
@@ -238,9 +236,9 @@ def read_deployment(config: Mapping[str, Any], environ: Callable[[str], str | No
     if key := gateway.get("api_key"):
         headers["authorization"] = f"Bearer {key}"
     if token := environ(gateway.get("token_env") or ""):
-        headers[INTERNAL_TOKEN_HEADER] = token
+        headers[INTERNAL_TOKEN_KEY] = token
     if tenant := gateway.get("tenant"):
-        headers[TENANT_HEADER] = tenant
+        headers[TENANT_KEY] = tenant
     benchmarks = config.get("benchmarks_dir")
     return Deployment(
         gateway_url=str(gateway.get("base_url") or ""),
