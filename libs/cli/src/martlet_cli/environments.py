@@ -63,6 +63,16 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         ("libs/core", "services/inference"),
         "inference with vLLM",
     ),
+    "evaluator": Environment(
+        ("services/evaluator/requirements.cpu.txt",),  # targets are asked over HTTP: the same everywhere
+        ("libs/core", "libs/inputs", "services/evaluator"),
+        "evaluator, with targets behind the gateway",
+    ),
+    "evaluator-transformers": Environment(
+        ("services/evaluator/envs/transformers/requirements.{accelerator}.txt",),
+        ("libs/core", "libs/inputs", "services/evaluator"),
+        "evaluator, with targets in its own process",
+    ),
     "dev": Environment(
         ("requirements.dev.txt",),
         ("libs/core", "libs/inputs", "libs/cli", "services/gateway", "services/inference"),
@@ -72,6 +82,11 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         ("services/trainer/requirements.{accelerator}.txt", "requirements.test.txt"),
         ("libs/core", "libs/inputs", "services/trainer"),
         "the trainer's environment with pytest beside",
+    ),
+    "evaluator-test": Environment(
+        ("services/evaluator/requirements.cpu.txt", "requirements.test.txt"),
+        ("libs/core", "libs/inputs", "services/evaluator"),
+        "the evaluator's environment with pytest beside",
     ),
     "protos": Environment(("scripts/requirements.protos.txt",), (), "the stub generator"),
 }

@@ -1,4 +1,5 @@
-"""API keys: who is calling, and what they may do. Both come from the key and from nothing else."""
+"""API keys: who is calling, and what they may do. Both come from the key and from nothing else; but for our own services, which
+show the internal token and say for which tenant they ask."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from functools import partial
 
 from martlet_core.api_keys import OPERATOR, ApiKeyStore
 from martlet_core.errors import PermissionDenied, Unauthenticated
+from martlet_core.ids import NAME_PATTERN
 from martlet_core.rpc.context import DEFAULT_TENANT, INTERNAL_TOKEN_KEY
 
 from martlet_gateway.errors import unauthenticated
@@ -23,6 +25,9 @@ REPLICA_SERVICE = "martlet.gateway.v1.ReplicaService"
 _INFERENCE = "/martlet.inference.v1.InferenceService"
 #: What changes how replicas serve everyone. Chats place and load models by themselves; that takes no such key.
 OPERATOR_METHODS = frozenset(f"{_INFERENCE}/{name}" for name in ("LoadModel", "UnloadModel", "PinModel"))
+
+#: Routes that our own services may call over REST, with the internal token and ``x-martlet-tenant``.
+SERVICE_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,19 @@ class Authenticator:
             raise unauthenticated()
         return found
 
+    def service_caller(self, method: str, path: str, token: bytes, tenant: bytes | None) -> Caller:
+        """The caller of a REST request that shows the internal token instead of a key: one of our own services, on behalf
+        of a tenant. It may ask models and look them up, and nothing else.
+
+        Raises:
+            Unauthenticated: the token is not ours, there is no tenant, or the route takes keys only.
+        """
+        known = bool(self._internal_token) and hmac.compare_digest(token, self._internal_token)
+        name = (tenant or b"").decode("latin-1")
+        if not (known and _is_for_services(method, path) and NAME_PATTERN.fullmatch(name)):
+            raise unauthenticated()
+        return Caller(name)
+
     async def grpc_tenant(self, method: str, metadata: Mapping[str, str]) -> str:
         """The tenant of a gRPC call, for ``GrpcServer``: by ``authorization: Bearer``; ReplicaService asks for the
         internal token instead, and methods that change replicas for an operator's key.
@@ -118,6 +136,10 @@ class Authenticator:
 
     def _look_up(self, authorization: bytes) -> Awaitable[Caller | None]:
         return self._threads.run(self._find, _key(authorization))
+
+
+def _is_for_services(method: str, path: str) -> bool:
+    return (method == "POST" and path in SERVICE_ROUTES) or (method == "GET" and path.startswith("/v1/models/"))
 
 
 def caller_finder(keys: ApiKeyStore) -> FindCaller:

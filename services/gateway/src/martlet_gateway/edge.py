@@ -11,11 +11,11 @@ import time
 
 from martlet_core.errors import Internal, MartletError
 from martlet_core.ids import REQUEST_ID_PATTERN
-from martlet_core.rpc.context import DEFAULT_TENANT, CallContext, set_call_context
+from martlet_core.rpc.context import DEFAULT_TENANT, INTERNAL_TOKEN_KEY, TENANT_KEY, CallContext, set_call_context
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from martlet_gateway.asgi import has_body, header, read_body, replayed, send_error
-from martlet_gateway.auth import Authenticator
+from martlet_gateway.auth import Authenticator, Caller
 from martlet_gateway.metrics import Metrics
 from martlet_gateway.routes.chat import ROUTES as INFERENCE_ROUTES
 from martlet_gateway.routes.chat import Chat
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 #: Answered without a key: probes, scrapers, and the description of the API itself.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
+_INTERNAL_TOKEN, _TENANT = INTERNAL_TOKEN_KEY.encode(), TENANT_KEY.encode()
 #: Routes whose bodies go to disk as they come and have limits of their own (``multipart.py``).
 _STREAMED = re.compile(r"/v1/files/?|/v1/uploads/[^/]+/parts/?")
 
@@ -82,8 +83,7 @@ class Edge:
         set_call_context(CallContext(DEFAULT_TENANT, request_id))
         try:
             if path not in OPEN_PATHS:
-                authorization = header(scope, b"authorization")
-                caller = self._auth.known(authorization) or await self._auth.caller(authorization)
+                caller = await self._caller(scope, path)
                 set_call_context(CallContext(caller.tenant, request_id))
                 scope.setdefault("state", {})["caller"] = caller
             if inference:
@@ -109,6 +109,13 @@ class Edge:
                     "duration_ms": round(seconds * 1000, 2),
                 }
                 log.info("request", extra=fields)
+
+    async def _caller(self, scope: Scope, path: str) -> Caller:
+        """Who is calling: by the key; without one, by the internal token. A key that is shown decides alone."""
+        authorization = header(scope, b"authorization")
+        if authorization is None and (token := header(scope, _INTERNAL_TOKEN)) is not None:
+            return self._auth.service_caller(scope["method"], path, token, header(scope, _TENANT))
+        return self._auth.known(authorization) or await self._auth.caller(authorization)
 
     async def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """A ``receive`` whose body is within the limit: frameworks read bodies whole, however long."""

@@ -36,19 +36,27 @@ class ModelDirs:
         }
 
 
-def link_base_model(where: Mapping[str, str], workdir: Path, report: Report, should_stop: Callable[[], bool]) -> None:
-    """Bring the model to ``workdir/inputs/base_model``, unless the supervisor has downloaded it. For the child process: it may
+def link_base_model(
+    where: Mapping[str, str],
+    workdir: Path,
+    report: Report,
+    should_stop: Callable[[], bool],
+    *,
+    name: str = "base_model",
+) -> None:
+    """Bring the model to ``workdir/inputs/<name>``, unless the supervisor has downloaded it. For the child process: it may
     need the ML libraries, and minutes.
 
     Args:
         where: see ``ModelDirs.describe``.
+        name: of the directory.
 
     Raises:
         NotFound: a local path that the worker doesn't have, or a hub model that doesn't exist.
         Unavailable: the hub or the package can't be reached.
         StopRequested: ``should_stop`` said so.
     """
-    link = workdir / "inputs" / "base_model"
+    link = workdir / "inputs" / name
     if where["kind"] == "artifact":
         return  # downloaded by the supervisor
     report.phase("fetching base model")

@@ -1,0 +1,1 @@
+"""Measures what models answer, on rows they never saw, with intervals."""

@@ -1,0 +1,41 @@
+"""``python -m martlet_evaluator serve | work``: the evaluator's two processes; settings are MARTLET_* variables."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from martlet_core.errors import MartletError
+from martlet_core.logs import configure
+
+from martlet_evaluator.settings import EvaluatorSettings
+
+
+def main() -> int:
+    """Parse the command line and run; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="martlet_evaluator", description=__doc__)
+    parser.add_argument("command", choices=["serve", "work"], help="serve: answer gRPC; work: carry out jobs")
+    command = parser.parse_args().command
+    settings = EvaluatorSettings()  # pyright: ignore[reportCallIssue]  # every field has a default or a variable
+    configure("evaluator" if command == "serve" else "evaluator-worker", settings.log_level, settings.log_format)
+    try:
+        return _serve(settings) if command == "serve" else _work(settings)
+    except MartletError as error:
+        print(f"martlet_evaluator: {error.message}", file=sys.stderr)
+        return 1
+
+
+def _serve(settings: EvaluatorSettings) -> int:
+    from martlet_evaluator.service import serve  # gRPC: the worker does without it
+
+    return serve(settings)
+
+
+def _work(settings: EvaluatorSettings) -> int:
+    from martlet_evaluator.worker import work  # Celery: the service does without its worker
+
+    return work(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

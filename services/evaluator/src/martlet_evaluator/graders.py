@@ -1,0 +1,380 @@
+"""OpenAI's graders as pure functions: string_check, text_similarity, label_model, score_model, multi.
+
+Templates are ``{{item.field}}`` (the row) and ``{{sample.output_text}}`` (the answer); anything else is left as it stands. Shapes as in
+OpenAI's API (openai 3.54). The python grader runs code that comes with a request, so it is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from martlet_core.errors import FieldViolation, InvalidArgument
+
+_TEMPLATE = re.compile(r"\{\{\s*([A-Za-z0-9_.\[\]-]+)\s*\}\}")
+_STEP = re.compile(r"[^.\[\]]+")
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+OPERATIONS = ("eq", "ne", "like", "ilike")
+SIMILARITIES = ("fuzzy_match", "bleu", "gleu", *(f"rouge_{n}" for n in range(1, 6)), "rouge_l")
+#: Metrics that OpenAI has and this deployment doesn't, with the reason.
+_UNSUPPORTED_SIMILARITIES = {"cosine": "it needs an embedding model", "meteor": "it needs WordNet's data"}
+MODEL_GRADERS = ("label_model", "score_model")
+_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "string_check": ("input", "reference", "operation"),
+    "text_similarity": ("input", "reference", "evaluation_metric"),
+    "label_model": ("model", "input", "labels", "passing_labels"),
+    "score_model": ("model", "input"),
+    "multi": ("graders", "calculate_output"),
+}
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What a grader says of one answer.
+
+    Attributes:
+        name: the grader's.
+        score: its number.
+        passed: whether the answer passes.
+        error: why there is no grade; empty where there is one.
+        details: what else there is to see: the label, sub-scores.
+    """
+
+    name: str
+    score: float
+    passed: bool
+    error: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """What a model grader asks a model.
+
+    Attributes:
+        model: its name.
+        messages: the prompt.
+        choices: the only answers allowed; empty for a number.
+        sampling: ``sampling_params`` as they came.
+    """
+
+    model: str
+    messages: tuple[Mapping[str, Any], ...]
+    choices: tuple[str, ...] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+def grader_violations(grader: Mapping[str, Any], at: str, *, is_inner: bool = False) -> list[FieldViolation]:
+    """What is wrong with a grader's definition; fields below ``at``."""
+    kind = grader.get("type")
+    if kind == "python":
+        text = "is 'python'; that runs code of the request, which this deployment has no sandbox for. Use another type"
+        return [FieldViolation(f"{at}.type", text)]
+    if kind not in _FIELDS or (is_inner and kind == "multi"):
+        known = ", ".join(name for name in _FIELDS if not (is_inner and name == "multi"))
+        return [FieldViolation(f"{at}.type", f"is {kind!r}; must be one of: {known}")]
+    found = [FieldViolation(f"{at}.{name}", "is required") for name in ("name", *_FIELDS[kind]) if not grader.get(name)]
+    if found:
+        return found
+    return _KIND_CHECKS[kind](grader, at)
+
+
+def _check_string(grader: Mapping[str, Any], at: str) -> list[FieldViolation]:
+    operation = grader["operation"]
+    if operation in OPERATIONS:
+        return []
+    return [FieldViolation(f"{at}.operation", f"is {operation!r}; must be one of: {', '.join(OPERATIONS)}")]
+
+
+def _check_similarity(grader: Mapping[str, Any], at: str) -> list[FieldViolation]:
+    metric = grader["evaluation_metric"]
+    if reason := _UNSUPPORTED_SIMILARITIES.get(str(metric)):
+        return [FieldViolation(f"{at}.evaluation_metric", f"is {metric!r}, which can't be had here: {reason}")]
+    if metric not in SIMILARITIES:
+        return [FieldViolation(f"{at}.evaluation_metric", f"is {metric!r}; must be one of: {', '.join(SIMILARITIES)}")]
+    return _check_threshold(grader, at)
+
+
+def _check_threshold(grader: Mapping[str, Any], at: str) -> list[FieldViolation]:
+    threshold = grader.get("pass_threshold")
+    if threshold is None or (isinstance(threshold, (int, float)) and not isinstance(threshold, bool)):
+        return []
+    return [FieldViolation(f"{at}.pass_threshold", f"is {threshold!r}; must be a number")]
+
+
+def _check_label_model(grader: Mapping[str, Any], at: str) -> list[FieldViolation]:
+    found = []
+    for name in ("labels", "passing_labels"):
+        values = grader[name]
+        if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
+            found.append(FieldViolation(f"{at}.{name}", "must be a list of texts"))
+    if not found and (strangers := [label for label in grader["passing_labels"] if label not in grader["labels"]]):
+        found.append(FieldViolation(f"{at}.passing_labels", f"{strangers[0]!r} is none of the labels"))
+    return found + _check_input(grader, at)
+
+
+def _check_score_model(grader: Mapping[str, Any], at: str) -> list[FieldViolation]:
+    bounds = grader.get("range")
+    found = _check_input(grader, at) + _check_threshold(grader, at)
+    if bounds is not None and not (
+        isinstance(bounds, list)
+        and len(bounds) == 2
+        and all(isinstance(b, (int, float)) for b in bounds)
+        and bounds[0] < bounds[1]
+    ):
+        found.append(FieldViolation(f"{at}.range", f"is {bounds!r}; must be two numbers, the smaller first"))
+    return found
+
+
+def _check_input(grader: Mapping[str, Any], at: str) -> list[FieldViolation]:
+    turns = grader["input"]
+    if isinstance(turns, list) and all(
+        isinstance(turn, Mapping) and "role" in turn and "content" in turn for turn in turns
+    ):
+        return []
+    return [FieldViolation(f"{at}.input", "must be a list of messages with role and content")]
+
+
+def _check_multi(grader: Mapping[str, Any], at: str) -> list[FieldViolation]:
+    inner = grader["graders"]
+    if not isinstance(inner, Mapping):
+        return [FieldViolation(f"{at}.graders", "must be an object of graders by name")]
+    found: list[FieldViolation] = []
+    for name, part in inner.items():
+        found += grader_violations(part if isinstance(part, Mapping) else {}, f"{at}.graders.{name}", is_inner=True)
+    try:
+        calculate(str(grader["calculate_output"]), dict.fromkeys(inner, 1.0))
+    except InvalidArgument as error:
+        found.append(FieldViolation(f"{at}.calculate_output", error.message))
+    return found
+
+
+_KIND_CHECKS: Mapping[str, Callable[[Mapping[str, Any], str], list[FieldViolation]]] = {
+    "string_check": _check_string,
+    "text_similarity": _check_similarity,
+    "label_model": _check_label_model,
+    "score_model": _check_score_model,
+    "multi": _check_multi,
+}
+
+
+def render(template: str, item: Any, sample: Any) -> str:
+    """A template with the row's and the answer's fields put in.
+
+    Raises:
+        InvalidArgument: a field isn't there.
+    """
+
+    def put(match: re.Match[str]) -> str:
+        value: Any = {"item": item, "sample": sample}
+        for step in _STEP.findall(match[1]):
+            try:
+                value = value[int(step)] if isinstance(value, list) else value[step]
+            except (KeyError, IndexError, ValueError, TypeError):
+                raise InvalidArgument(f"{{{{{match[1]}}}}}: the row has no {step!r}", reason="UNKNOWN_FIELD") from None
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    return _TEMPLATE.sub(put, template)
+
+
+def render_messages(turns: Sequence[Mapping[str, Any]], item: Any, sample: Any) -> tuple[Mapping[str, Any], ...]:
+    """Messages with their templates filled; content parts of OpenAI's kinds become text; ``developer`` becomes ``system``."""
+    rendered = []
+    for turn in turns:
+        content = turn["content"]
+        parts = content if isinstance(content, list) else [content]
+        texts = [part if isinstance(part, str) else str(part.get("text", "")) for part in parts]
+        role = "system" if turn["role"] == "developer" else turn["role"]
+        rendered.append({"role": role, "content": render("".join(texts), item, sample)})
+    return tuple(rendered)
+
+
+def model_requests(grader: Mapping[str, Any], item: Any, sample: Any) -> dict[str, ModelRequest]:
+    """What must be asked of models before a grader can be worked out, by the grader's name (``multi`` may have several)."""
+    if grader["type"] == "multi":
+        found: dict[str, ModelRequest] = {}
+        for name, part in grader["graders"].items():
+            found |= {f"{name}/{key}": value for key, value in model_requests(part, item, sample).items()}
+        return found
+    if grader["type"] not in MODEL_GRADERS:
+        return {}
+    messages = render_messages(grader["input"], item, sample)
+    if grader["type"] == "label_model":
+        return {"": ModelRequest(grader["model"], messages, tuple(grader["labels"]))}
+    low, high = grader.get("range") or (0, 1)
+    ask = {"role": "user", "content": f"Answer with a number from {low:g} to {high:g} and nothing else."}
+    return {"": ModelRequest(grader["model"], (*messages, ask), (), grader.get("sampling_params") or {})}
+
+
+def grade(grader: Mapping[str, Any], item: Any, sample: Any, said: Mapping[str, str] | None = None) -> Grade:
+    """Work a grader out.
+
+    Args:
+        grader: its definition, checked by ``grader_violations``.
+        item: the row.
+        sample: the answer: ``output_text`` and whatever templates name.
+        said: what the models of ``model_requests`` answered, by the same keys.
+    """
+    try:
+        return _GRADES[grader["type"]](grader, item, sample, said or {})
+    except InvalidArgument as error:
+        return Grade(grader["name"], 0.0, False, error.message)
+
+
+def _grade_string(grader: Mapping[str, Any], item: Any, sample: Any, said: Mapping[str, str]) -> Grade:
+    text, reference = render(grader["input"], item, sample), render(grader["reference"], item, sample)
+    matched = {
+        "eq": text == reference,
+        "ne": text != reference,
+        "like": reference in text,
+        "ilike": reference.casefold() in text.casefold(),
+    }[grader["operation"]]
+    return Grade(grader["name"], float(matched), matched)
+
+
+def _grade_similarity(grader: Mapping[str, Any], item: Any, sample: Any, said: Mapping[str, str]) -> Grade:
+    text, reference = render(grader["input"], item, sample), render(grader["reference"], item, sample)
+    score = similarity(grader["evaluation_metric"], text, reference)
+    return Grade(grader["name"], score, score >= (grader.get("pass_threshold") or 0.0))
+
+
+def _grade_label(grader: Mapping[str, Any], item: Any, sample: Any, said: Mapping[str, str]) -> Grade:
+    label = said[""].strip()
+    if label not in grader["labels"]:
+        return Grade(grader["name"], 0.0, False, f"the model answered {label[:80]!r}, which is none of the labels")
+    passed = label in grader["passing_labels"]
+    return Grade(grader["name"], float(passed), passed, details={"label": label})
+
+
+def _grade_score(grader: Mapping[str, Any], item: Any, sample: Any, said: Mapping[str, str]) -> Grade:
+    low, high = grader.get("range") or (0, 1)
+    match = _NUMBER.search(said[""])
+    if match is None or not low <= float(match[0]) <= high:
+        return Grade(
+            grader["name"], 0.0, False, f"the model answered {said[''][:80]!r}, no number from {low:g} to {high:g}"
+        )
+    score = float(match[0])
+    threshold = grader.get("pass_threshold")
+    return Grade(grader["name"], score, score >= ((low + high) / 2 if threshold is None else threshold))
+
+
+def _grade_multi(grader: Mapping[str, Any], item: Any, sample: Any, said: Mapping[str, str]) -> Grade:
+    parts = {
+        name: grade(
+            part,
+            item,
+            sample,
+            {key.removeprefix(f"{name}/"): v for key, v in said.items() if key.startswith(f"{name}/")},
+        )
+        for name, part in grader["graders"].items()
+    }
+    errors = [f"{name}: {part.error}" for name, part in parts.items() if part.error]
+    if errors:
+        return Grade(grader["name"], 0.0, False, "; ".join(errors))
+    score = calculate(grader["calculate_output"], {name: part.score for name, part in parts.items()})
+    threshold = grader.get("pass_threshold")
+    passed = all(part.passed for part in parts.values()) if threshold is None else score >= threshold
+    return Grade(
+        grader["name"], score, passed, details={"sub_scores": {name: part.score for name, part in parts.items()}}
+    )
+
+
+_GRADES: Mapping[str, Callable[[Mapping[str, Any], Any, Any, Mapping[str, str]], Grade]] = {
+    "string_check": _grade_string,
+    "text_similarity": _grade_similarity,
+    "label_model": _grade_label,
+    "score_model": _grade_score,
+    "multi": _grade_multi,
+}
+
+
+def similarity(metric: str, text: str, reference: str) -> float:
+    """How alike two texts are, 0.0 to 1.0; ``fuzzy_match`` is difflib's ratio."""
+    if metric == "fuzzy_match":
+        from difflib import SequenceMatcher
+
+        return SequenceMatcher(None, text, reference, autojunk=False).ratio()
+    if metric == "bleu":
+        from sacrebleu.metrics.bleu import BLEU
+
+        return BLEU(effective_order=True).sentence_score(text, [reference]).score / 100
+    if metric == "gleu":
+        from nltk.translate.gleu_score import sentence_gleu
+
+        return float(sentence_gleu([reference.split()], text.split())) if reference.split() else 0.0
+    from martlet_evaluator.overlap import rouge
+
+    name = "rougeL" if metric == "rouge_l" else metric.replace("_", "")
+    return rouge((name,), text, reference)[name]
+
+
+_OPERATORS: Mapping[type, Callable[[float, float], float]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a / b,
+    ast.BitXor: lambda a, b: a**b,
+    ast.Pow: lambda a, b: a**b,
+}
+_FUNCTIONS: Mapping[str, Callable[..., float]] = {
+    "min": min,
+    "max": max,
+    "abs": abs,
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "exp": math.exp,
+    "sqrt": math.sqrt,
+    "log": math.log,
+}
+
+
+def calculate(expression: str, names: Mapping[str, float]) -> float:
+    """The value of an expression over grader names: + - * / ^, brackets, and min max abs floor ceil exp sqrt log.
+
+    Raises:
+        InvalidArgument: something else is in it, a name isn't known, or there is no value (a division by zero).
+    """
+    try:
+        # ^ binds like Python's **, not like its ^.
+        tree = ast.parse(expression.replace("^", "**"), mode="eval")
+        value = float(_value(tree.body, names))
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise InvalidArgument(f"{expression!r} is no expression: {error}") from error
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise InvalidArgument(f"{expression!r} has no value: {error}") from error
+    if not math.isfinite(value):
+        raise InvalidArgument(f"{expression!r} has no value: {value}")
+    return value
+
+
+def _value(node: ast.expr, names: Mapping[str, float]) -> float:
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
+        return float(node.value)
+    if isinstance(node, ast.Name):
+        if node.id not in names:
+            raise InvalidArgument(f"{node.id!r} is none of the graders: {', '.join(names)}")
+        return names[node.id]
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+        value = _value(node.operand, names)
+        return -value if isinstance(node.op, ast.USub) else value
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        value = _OPERATORS[type(node.op)](_value(node.left, names), _value(node.right, names))
+        if isinstance(value, complex):
+            raise ArithmeticError("a root of a negative number")
+        return value
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in _FUNCTIONS
+        and not node.keywords
+    ):
+        return float(_FUNCTIONS[node.func.id](*(_value(argument, names) for argument in node.args)))
+    raise InvalidArgument(
+        f"{ast.unparse(node)!r} is not allowed; use + - * / ^, {' '.join(_FUNCTIONS)} and graders' names"
+    )
