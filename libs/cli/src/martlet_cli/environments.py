@@ -52,7 +52,7 @@ def _quantizer(family: str, *, built: bool = False, tests: bool = False) -> Envi
     home = f"services/quantizer/envs/{family}"
     return Environment(
         (f"{home}/requirements.{{accelerator}}.txt", *(("requirements.test.txt",) if tests else ())),
-        ("libs/core", "services/quantizer"),
+        ("libs/core", "libs/inputs", "services/quantizer"),
         f"quantizer, methods of the family {family}" + (", with pytest beside" if tests else ""),
         (f"{home}/requirements.built.txt",) if built else (),
     )
@@ -79,7 +79,7 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     ),
     "quantizer": Environment(
         ("services/quantizer/requirements.cpu.txt",),  # its `serve`, which computes nothing: the same everywhere
-        ("libs/core", "services/quantizer"),
+        ("libs/core", "libs/inputs", "services/quantizer"),
         "quantizer's API",
     ),
     "quantizer-bnb": _quantizer("bnb"),

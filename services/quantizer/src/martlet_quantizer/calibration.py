@@ -77,7 +77,7 @@ def encode(tokenizer: Any, row: Row, where: str) -> list[int]:
         ids = tokenizer(text)["input_ids"]
     else:
         try:
-            text = tokenizer.apply_chat_template(list(row["messages"]), tokenize=False)
+            text = tokenizer.apply_chat_template(list(row["messages"]), tools=row.get("tools"), tokenize=False)
         except Exception as error:  # whatever a template raises is about the row
             raise InvalidArgument(f"{where}: the model's chat template refuses it: {error}") from error
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]

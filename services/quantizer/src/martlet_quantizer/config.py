@@ -6,46 +6,30 @@ ML library: the ``serve`` process uses it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len
-from martlet_core.errors import FieldViolation, InvalidArgument
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from martlet_core.config import (
+    Config,
+    Float,
+    Int,
+    QueueConfig,
+    dataset_violations,
+    model_violations,
+    refuse,
+    suffix_violations,
+)
+from martlet_core.config import parse_config as parse
+from martlet_core.errors import FieldViolation
+from pydantic import Field
 
 from martlet_quantizer.methods import DEFAULT_GGUF_TYPE, MAX_PERPLEXITY_RATIO, Method, find
 
-MODEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,255}|file:///.+")
-ARTIFACT_PATTERN = re.compile(r"artifacts/[a-z0-9]{1,64}")
-SUFFIX_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 #: Fewest calibration rows that a method with calibration takes.
 MIN_CALIBRATION_ROWS = 16
 #: The one built-in calibration set.
-BUILTIN = "martlet-texts"
-
-
-def _refuse_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")  # noqa: TRY004  pydantic turns it into a violation
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_refuse_bool)]
-Float = Annotated[float, BeforeValidator(_refuse_bool)]
-
-
-class Config(BaseModel):
-    """Base of all configs: frozen; unknown keys, NaN and infinity are refused; a proto's "not set" reads as absent."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_unset(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        return {key: value for key, value in values.items() if value is not None and value != ""}
+BUILTIN = "texts"
 
 
 class CalibrationConfig(Config):
@@ -54,7 +38,7 @@ class CalibrationConfig(Config):
     dataset: str | None = None
     builtin: str | None = Field(default=None, description=f"Default, where no dataset is named: {BUILTIN}.")
     max_rows: Annotated[Int, Ge(MIN_CALIBRATION_ROWS), Le(4096)] = 128
-    sequence_length: Annotated[Int, Ge(16), Le(8192)] = 512
+    sequence_length: Annotated[Int, Ge(32), Le(8192)] = 512
 
 
 class MethodOptions(Config):
@@ -72,13 +56,6 @@ class MethodOptions(Config):
         return [name for name in type(self).model_fields if getattr(self, name) not in (None, ())]
 
 
-class ResourceConfig(Config):
-    """How the job is queued."""
-
-    priority: Annotated[Int, Ge(0), Le(9)] = 5
-    max_attempts: Annotated[Int, Ge(1), Le(100)] = 5
-
-
 class QuantizationConfig(Config):
     """One quantization, as asked for; mirrors ``martlet.quantizer.v1.QuantizationSpec``."""
 
@@ -87,13 +64,13 @@ class QuantizationConfig(Config):
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     evaluation_dataset: str | None = None
     options: MethodOptions = Field(default_factory=MethodOptions)
-    max_perplexity_ratio: Annotated[Float, Gt(0), Le(1e6)] | None = Field(
+    max_perplexity_ratio: Annotated[Float, Gt(1), Le(1e6)] | None = Field(
         default=None, description="Default: 1.05 for 8 bit, 1.35 for 4 bit."
     )
     sample_prompts: Annotated[tuple[Annotated[str, Len(1, 4000)], ...], Len(0, 16)] = ()
     suffix: str | None = None
     seed: Annotated[Int, Ge(0), Le(2**31 - 1)] = 42
-    resources: ResourceConfig = Field(default_factory=ResourceConfig)
+    resources: QueueConfig = Field(default_factory=QueueConfig)
 
     @property
     def bits(self) -> int:
@@ -121,32 +98,19 @@ def parse_config(values: Mapping[str, Any], prefix: str = "spec") -> Quantizatio
     Raises:
         InvalidArgument: with one violation for every field at fault.
     """
-    try:
-        config = QuantizationConfig.model_validate(values)
-    except ValidationError as error:
-        _raise(prefix, [FieldViolation(_path(e["loc"]), _describe(e)) for e in error.errors()])
-        raise
+    config = parse(QuantizationConfig, values, prefix)
     method = find(config.method, f"{prefix}.method")
-    _raise(prefix, [violation for check in _CHECKS for violation in check(config, method)])
+    refuse([violation for check in _CHECKS for violation in check(config, method)], prefix)
     return config
 
 
 def _references(config: QuantizationConfig, _: Method) -> list[FieldViolation]:
-    found = []
-    if not MODEL_PATTERN.fullmatch(config.model):
-        forms = "a registered name, org/model@revision, artifacts/<id>, a fine-tuned model's name or file:///path"
-        found.append(FieldViolation("model", f"is {config.model!r}; give {forms}"))
-    for field, value in (
-        ("calibration.dataset", config.calibration.dataset),
-        ("evaluation_dataset", config.evaluation_dataset),
-    ):
-        if value is not None and not ARTIFACT_PATTERN.fullmatch(value):
-            found.append(FieldViolation(field, f"is {value!r}; give artifacts/<id> of an uploaded data set"))
-    if config.suffix is not None and not SUFFIX_PATTERN.fullmatch(config.suffix):
-        found.append(
-            FieldViolation("suffix", f"is {config.suffix!r}; use 1 to 64 letters, digits, dots, underscores or hyphens")
-        )
-    return found
+    return [
+        *model_violations("model", config.model),
+        *dataset_violations("calibration.dataset", config.calibration.dataset),
+        *dataset_violations("evaluation_dataset", config.evaluation_dataset),
+        *suffix_violations(config.suffix),
+    ]
 
 
 def _calibration(config: QuantizationConfig, method: Method) -> list[FieldViolation]:
@@ -186,26 +150,3 @@ def _options(config: QuantizationConfig, method: Method) -> list[FieldViolation]
 
 _Check = Callable[[QuantizationConfig, Method], list[FieldViolation]]
 _CHECKS: tuple[_Check, ...] = (_references, _calibration, _options)
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return path.removeprefix(".")
-
-
-def _describe(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "isn't known; see QuantizationSpec for the fields there are"
-    if error["type"] == "missing":
-        return "is missing; every job needs it"
-    given = "" if isinstance(error.get("input"), Mapping) else f"is {error.get('input')!r}; "
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return given + message[:1].lower() + message[1:]
-
-
-def _raise(prefix: str, violations: list[FieldViolation]) -> None:
-    if violations:
-        named = [FieldViolation(f"{prefix}.{v.field}" if prefix else v.field, v.description) for v in violations]
-        raise InvalidArgument("; ".join(f"{v.field}: {v.description}" for v in named), violations=named)

@@ -8,47 +8,58 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from martlet_core.errors import InvalidArgument
+from martlet_core.errors import FieldViolation, InvalidArgument
+from martlet_inputs.rows.report import DataReport
+from martlet_inputs.rows.validate import valid_rows
 
-#: A row: ``{"messages": [...]}`` or ``{"text": "..."}``.
+#: ``{"messages": [...]}``, with ``tools`` where there are any, or ``{"text": "..."}`` (built-in texts only).
 Row = Mapping[str, Any]
+
+_MAX_VIOLATIONS = 20
 
 
 def read_rows(path: Path, field: str) -> list[Row]:
-    """All rows of a data set.
+    """All rows of a data set, in any of the formats that trainings take.
 
     Args:
-        path: a file, or a directory of files, with one JSON object a line.
+        path: a file, or a directory of files.
         field: the request's field, for messages.
 
     Raises:
-        InvalidArgument: a row can't be used; names file and line.
+        InvalidArgument: there are none, or some can't be used; names lines.
     """
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*.jsonl") if p.is_file())
-    if not files:
-        raise InvalidArgument.field(field, "the data set has no .jsonl file", reason="EMPTY_DATASET")
+    report = DataReport()
     rows: list[Row] = []
-    for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-            if line.strip():
-                rows.append(_row(line, f"{field}: {file.name}, line {number}", field))
+    for found in valid_rows(path, report):
+        report.add_used()
+        row: dict[str, Any] = {"messages": list(found.conversation.messages)}
+        if found.conversation.tools:
+            row["tools"] = list(found.conversation.tools)
+        rows.append(row)
+    require_whole(report, field)
     return rows
 
 
-def _row(line: str, where: str, field: str) -> Row:
-    try:
-        values = json.loads(line)
-    except ValueError as error:
-        raise InvalidArgument.field(field, f"{where} is not valid JSON: {error}") from error
-    if isinstance(values, dict) and isinstance(values.get("messages"), list) and values["messages"]:
-        return {"messages": values["messages"]}
-    if isinstance(values, dict) and isinstance(values.get("text"), str) and values["text"].strip():
-        return {"text": values["text"]}
-    raise InvalidArgument.field(field, f"{where} has neither messages nor text; write one or the other")
+def require_whole(report: DataReport, field: str) -> None:
+    """Refuse a data set with rows that can't be used: none is left out in silence.
+
+    Raises:
+        InvalidArgument: reason EMPTY_DATASET or BAD_ROWS, with the first rows at fault.
+    """
+    if not report.rows_read:
+        raise InvalidArgument.field(field, "has no rows; write one JSON object a line", reason="EMPTY_DATASET")
+    refused = [issue for issue in report.issues if issue.refused]
+    if refused:
+        raise InvalidArgument(
+            f"{field}: {report.rows_refused} of {report.rows_read} rows can't be used. First: {refused[0].describe()}."
+            " Mend these rows or take them out",
+            reason="BAD_ROWS",
+            violations=[FieldViolation(field, issue.describe()) for issue in refused[:_MAX_VIOLATIONS]],
+        )
 
 
 def row_hash(row: Row) -> str:
-    """A hash of what a row says, whatever the order of its keys."""
+    """A hash of what a row says, whatever the format it was written in."""
     return hashlib.sha256(json.dumps(row, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 

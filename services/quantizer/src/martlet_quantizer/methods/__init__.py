@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from martlet_core.errors import InvalidArgument
+from martlet_core.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
     from martlet_quantizer.methods.base import Task, Written
@@ -121,13 +121,17 @@ def find(name: str, field: str = "spec.method") -> Method:
     """The method of that name.
 
     Raises:
-        InvalidArgument: there is none; names the close ones.
+        NotFound: there is none; names the close ones.
     """
     if name in METHODS:
         return METHODS[name]
     close = difflib.get_close_matches(name.lower().replace("_", "-"), METHODS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    raise InvalidArgument.field(field, f"is {name!r}; {hint}known are {', '.join(METHODS)}", reason="METHOD_NOT_FOUND")
+    raise NotFound(
+        f"{field}: there is no method {name!r}; {hint}Known are {', '.join(METHODS)}.",
+        reason="METHOD_NOT_FOUND",
+        metadata={"name": name, "close_matches": ",".join(close)},
+    )
 
 
 def check_model_type(method: Method, model_type: str, field: str = "spec.method") -> None:
