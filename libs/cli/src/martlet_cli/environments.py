@@ -37,11 +37,25 @@ class Environment:
         locks: lock files relative to the repository; ``{accelerator}`` stands for ``cpu`` or ``cuda``.
         projects: directories installed from their place (editable), without their dependencies.
         purpose: in a few words.
+        built: lock files of packages that are built from source against what the other locks brought, and without their
+            own dependencies.
     """
 
     locks: tuple[str, ...]
     projects: tuple[str, ...]
     purpose: str
+    built: tuple[str, ...] = ()
+
+
+def _quantizer(family: str, *, built: bool = False, tests: bool = False) -> Environment:
+    """The environment of one family of quantization methods."""
+    home = f"services/quantizer/envs/{family}"
+    return Environment(
+        (f"{home}/requirements.{{accelerator}}.txt", *(("requirements.test.txt",) if tests else ())),
+        ("libs/core", "libs/inputs", "services/quantizer"),
+        f"quantizer, methods of the family {family}" + (", with pytest beside" if tests else ""),
+        (f"{home}/requirements.built.txt",) if built else (),
+    )
 
 
 ENVIRONMENTS: Mapping[str, Environment] = {
@@ -63,6 +77,21 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         ("libs/core", "services/inference"),
         "inference with vLLM",
     ),
+    "quantizer": Environment(
+        ("services/quantizer/requirements.cpu.txt",),  # its `serve`, which computes nothing: the same everywhere
+        ("libs/core", "libs/inputs", "services/quantizer"),
+        "quantizer's API",
+    ),
+    "quantizer-bnb": _quantizer("bnb"),
+    "quantizer-llmcompressor": _quantizer("llmcompressor"),
+    "quantizer-gguf": _quantizer("gguf"),
+    "quantizer-awq": _quantizer("awq", built=True),
+    "quantizer-gptqmodel": _quantizer("gptqmodel", built=True),
+    "quantizer-bnb-test": _quantizer("bnb", tests=True),
+    "quantizer-llmcompressor-test": _quantizer("llmcompressor", tests=True),
+    "quantizer-gguf-test": _quantizer("gguf", tests=True),
+    "quantizer-awq-test": _quantizer("awq", built=True, tests=True),
+    "quantizer-gptqmodel-test": _quantizer("gptqmodel", built=True, tests=True),
     "evaluator": Environment(
         ("services/evaluator/requirements.cpu.txt",),  # targets are asked over HTTP: the same everywhere
         ("libs/core", "libs/inputs", "services/evaluator"),
@@ -123,7 +152,7 @@ def check_python(version: tuple[int, int] | None = None) -> None:
 
 
 def lock_files(layout: Layout, name: str, kind: str) -> list[Path]:
-    """The lock files of an environment.
+    """The lock files of an environment, without those of packages that are built (``Environment.built``).
 
     Raises:
         InvalidArgument: if the name isn't known.
@@ -132,7 +161,7 @@ def lock_files(layout: Layout, name: str, kind: str) -> list[Path]:
     if name not in ENVIRONMENTS:
         raise InvalidArgument(f"there is no environment {name!r}; known are {', '.join(ENVIRONMENTS)}")
     files = [layout.root / lock.format(accelerator=kind) for lock in ENVIRONMENTS[name].locks]
-    for file in files:
+    for file in [*files, *(layout.root / lock for lock in ENVIRONMENTS[name].built)]:
         if not file.is_file():
             raise FailedPrecondition(
                 f"environment {name}: its lock {file.relative_to(layout.root)} is missing. Write it with "
@@ -144,7 +173,7 @@ def lock_files(layout: Layout, name: str, kind: str) -> list[Path]:
 def stamp_of(layout: Layout, name: str, kind: str) -> dict[str, str]:
     """What an environment is made of; it is remade when this changes."""
     digest = hashlib.sha256()
-    for file in lock_files(layout, name, kind):
+    for file in [*lock_files(layout, name, kind), *(layout.root / lock for lock in ENVIRONMENTS[name].built)]:
         digest.update(file.read_bytes() + b"\0")
     for project in ENVIRONMENTS[name].projects:  # entry points and the place of the sources
         file = layout.root / project / "pyproject.toml"
@@ -216,6 +245,9 @@ def _install(layout: Layout, name: str, kind: str, say: Say) -> None:
     projects = directory / "martlet-projects.txt"
     projects.write_text("".join(f"-e {layout.root / project}\n" for project in ENVIRONMENTS[name].projects))
     _run([uv, "pip", "sync", "--python", str(layout.python(name)), *map(str, locks), str(projects)], environ, name, say)
+    for built in ENVIRONMENTS[name].built:
+        argv = [uv, "pip", "install", "--python", str(layout.python(name)), "--no-deps", "--no-build-isolation"]
+        _run([*argv, "-r", str(layout.root / built)], environ, name, say)
 
 
 def find_uv() -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 from martlet_core import child_protocol as protocol
 from martlet_core.errors import MartletError
-from martlet_core.recipe import RecipeResult, StopRequested
+from martlet_core.recipe import FailedWithResult, RecipeResult, StopRequested
 
 _TRACEBACK_CHARACTERS = 8000
 
@@ -84,11 +84,19 @@ class PipeReport:
 
     def result(self, result: RecipeResult) -> None:
         """Send what the recipe returned."""
+        self.send({"type": protocol.RESULT, **self._described(result)})
+
+    def failure(self, error: MartletError, result: RecipeResult | None = None) -> None:
+        """Send why the recipe failed, and what it has to show for it."""
+        described = self._described(result) if result is not None else {}
+        self.send({"type": protocol.ERROR, "error": error.to_dict(), **described})
+
+    def _described(self, result: RecipeResult) -> Mapping[str, Any]:
         outputs = {
             name: {"path": self._relative(output.path), "kind": output.kind, "metadata": dict(output.metadata)}
             for name, output in result.outputs.items()
         }
-        self.send({"type": protocol.RESULT, "values": dict(result.values), "outputs": outputs})
+        return {"values": dict(result.values), "outputs": outputs}
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Write one line. A broken pipe means that the supervisor is gone: the lifeline ends this process in a
@@ -152,8 +160,11 @@ def run_recipe(entrypoint: str, workdir: Path, report: PipeReport, should_stop: 
     except StopRequested:
         report.send({"type": protocol.STOPPED})
         return protocol.EXIT_STOPPED
+    except FailedWithResult as failed:
+        report.failure(failed.error, failed.result)
+        return protocol.EXIT_ERROR
     except MartletError as error:
-        report.send({"type": protocol.ERROR, "error": error.to_dict()})
+        report.failure(error)
         return protocol.EXIT_ERROR
     except Exception as error:  # noqa: BLE001  # whatever a recipe raises must reach the supervisor
         text = traceback.format_exc()

@@ -19,12 +19,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from martlet_core.errors import MartletError
+
 #: True once the job should write a checkpoint and return: cancel, pause, preemption or shutdown. Cheap; call it every step.
 ShouldStop = Callable[[], bool]
 
 
 class StopRequested(Exception):
     """Raised by a recipe after it saw ``should_stop()`` and handed over its last checkpoint."""
+
+
+class FailedWithResult(Exception):
+    """Raised by a recipe whose work failed, but which has something to show for it: a report that says why, say.
+
+    The job fails with ``error``. If no other attempt is made, what ``result`` holds is kept with the failed job: its
+    values, its outputs as artifacts, and their ids as ``<name>_artifact`` in the result and in the error's metadata.
+    """
+
+    def __init__(self, error: MartletError, result: RecipeResult) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.result = result
 
 
 class Report(Protocol):

@@ -62,11 +62,19 @@ class StopReason(Enum):
 
 @dataclass(frozen=True)
 class _Outcome:
-    """How an attempt ended; exactly one field says so, and none of them means stopped on request."""
+    """How an attempt ended: ``finished`` or ``error`` says so, neither means stopped on request.
+
+    Attributes:
+        finished: what came of the job.
+        error: why it failed.
+        is_final: whether no other attempt may help.
+        evidence: the failed job's result: what the recipe had to show for its failure.
+    """
 
     finished: FinishedJob | None = None
     error: MartletError | None = None
     is_final: bool = False
+    evidence: Mapping[str, Any] | None = None
 
 
 class JobRun:
@@ -260,7 +268,10 @@ class JobRun:
             return _Outcome(finished=self._upload(final))
         if kind == protocol.ERROR:
             error = error_from_dict(final["error"])
-            return _Outcome(error=error, is_final=not isinstance(error, _WORTH_ANOTHER_ATTEMPT))
+            if isinstance(error, _WORTH_ANOTHER_ATTEMPT):
+                return _Outcome(error=error)
+            evidence = self._upload_evidence(final, error) if final.get("outputs") else final.get("values")
+            return _Outcome(error=error, is_final=True, evidence=evidence)
         if stopped_by_us and (kind == protocol.STOPPED or exit_.exit_code < 0):
             return _Outcome()
         if kind == protocol.CRASH:
@@ -272,6 +283,20 @@ class JobRun:
         return _Outcome(error=Internal(text, reason="PROCESS_DIED", metadata={"exit_code": str(exit_.exit_code)}))
 
     def _upload(self, final: Mapping[str, Any]) -> FinishedJob:
+        artifacts = self._upload_outputs(final)
+        return retry_unavailable(
+            "Finishing the job",
+            lambda: self._handler.finish(self._job, final["values"], artifacts),
+            give_up=self._must_stop_uploading,
+        )
+
+    def _upload_evidence(self, final: Mapping[str, Any], error: MartletError) -> Mapping[str, Any]:
+        """Store what a recipe has to show for its failure, and name it in the error."""
+        named = {f"{name}_artifact": f"artifacts/{stored.id}" for name, stored in self._upload_outputs(final).items()}
+        error.metadata.update(named)
+        return {**final["values"], **named}
+
+    def _upload_outputs(self, final: Mapping[str, Any]) -> dict[str, Artifact]:
         self._outbox.progress(phase="uploading")
         artifacts: dict[str, Artifact] = {}
         for name, output in final["outputs"].items():
@@ -282,11 +307,7 @@ class JobRun:
                 give_up=self._must_stop_uploading,
             )
             self._outputs.append(artifacts[name])
-        return retry_unavailable(
-            "Finishing the job",
-            lambda: self._handler.finish(self._job, final["values"], artifacts),
-            give_up=self._must_stop_uploading,
-        )
+        return artifacts
 
     def _put(self, name: str, path: Path, output: Mapping[str, Any]) -> Artifact:
         return self._stores.artifacts.put_directory(
@@ -323,7 +344,7 @@ class JobRun:
             logger.warning("The outcome %s of job %s was not taken: the lease is lost.", state.value, self._job.id)
             self._withdraw(model)
             return None
-        if job.state is not JobState.SUCCEEDED:
+        if not (job.state is JobState.SUCCEEDED or (job.state is JobState.FAILED and result)):
             self._withdraw(model)
         return job.state
 
@@ -338,7 +359,7 @@ class JobRun:
         if outcome.error is not None:
             self._outbox.log(outcome.error.message, level="error")
             state = JobState.FAILED if outcome.is_final else JobState.QUEUED
-            return state, None, outcome.error.to_dict(), None
+            return state, outcome.evidence, outcome.error.to_dict(), None
         state = JobState.PAUSED if reason is StopReason.PAUSE else JobState.QUEUED
         return state, None, None, None
 

@@ -1,0 +1,83 @@
+"""Loads what a method wrote, from disk, as the engines of its environment do. What is measured is what these return."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from martlet_quantizer.loading import device, load_model
+
+
+def load_base(directory: Path, family: str, scratch: Path) -> Any:
+    """The unquantized model, to compare with."""
+    source = readable(directory, family, scratch)
+    return load_model(source, _compute_dtype()).to(device())
+
+
+def load_quantized(directory: Path, family: str) -> Any:
+    """What a method of the family wrote."""
+    return _LOADERS[family](directory)
+
+
+def readable(directory: Path, family: str, scratch: Path) -> Path:
+    """The unquantized model as the family's transformers can read it: itself, or a copy in ``scratch``."""
+    if family != "awq":
+        return directory
+    from martlet_quantizer.transformers4 import readable_copy
+
+    return readable_copy(directory, scratch)
+
+
+def _compute_dtype() -> torch.dtype:
+    return torch.bfloat16 if device().type == "cuda" else torch.float32
+
+
+def _load_plain(directory: Path) -> Any:
+    return load_model(directory, _compute_dtype(), device_map={"": str(device())})
+
+
+def _load_gguf(directory: Path) -> Any:
+    from transformers import GgufConfig
+
+    from martlet_quantizer.methods.gguf import gguf_file
+
+    return load_model(
+        directory,
+        _compute_dtype(),
+        gguf_file=gguf_file(directory),
+        quantization_config=GgufConfig(dequantize=True),
+        use_safetensors=None,
+    ).to(device())
+
+
+def _load_awq(directory: Path) -> Any:
+    from martlet_quantizer.awq_format import load_dequantized
+
+    return load_dequantized(directory, _compute_dtype()).to(device())
+
+
+def load_gptq(directory: Path) -> Any:
+    """By transformers with GPTQModel's kernels: GPTQ models and AWQ models."""
+    from martlet_quantizer.gptq_environment import prepare
+
+    prepare()
+    return _load_plain(directory)
+
+
+_LOADERS: Mapping[str, Callable[[Path], Any]] = {
+    "bnb": _load_plain,
+    "llmcompressor": _load_plain,
+    "gguf": _load_gguf,
+    "awq": _load_awq,
+    "gptqmodel": load_gptq,
+}
+
+
+def load_by(entrypoint: str, directory: Path) -> Any:
+    """Load by an ``EngineCheck``'s function."""
+    module, _, function = entrypoint.partition(":")
+    return getattr(importlib.import_module(module), function)(directory)

@@ -1,0 +1,126 @@
+"""What tests share: a tokenizer and tiny random models made on the spot, and a report that remembers.
+
+Imports ML libraries only when something is made.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+#: Family -> a module that only its environment has.
+_MODULES = {
+    "bnb": "bitsandbytes",
+    "llmcompressor": "llmcompressor",
+    "gguf": "gguf",
+    "awq": "awq",
+    "gptqmodel": "gptqmodel",
+}
+
+
+def has(family: str) -> bool:
+    """Whether this environment has the family's libraries."""
+    return importlib.util.find_spec(_MODULES[family]) is not None
+
+
+class Recorder:
+    """A report that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.phases: list[str] = []
+        self.lines: list[str] = []
+        self.steps: list[tuple[int, int]] = []
+        self.partial: dict[str, Any] = {}
+
+    def phase(self, name: str) -> None:
+        """See ``Report``."""
+        self.phases.append(name)
+
+    def log(self, message: str, level: str = "info") -> None:
+        """See ``Report``."""
+        self.lines.append(message)
+
+    def metrics(
+        self, step: int, total_steps: int, values: Mapping[str, float], eta_seconds: float | None = None
+    ) -> None:
+        """See ``Report``."""
+        self.steps.append((step, total_steps))
+
+    def checkpoint(self, path: Path, step: int, metrics: Mapping[str, float], is_best: bool = False) -> None:
+        """Quantizations have none."""
+        raise NotImplementedError
+
+    def partial_result(self, values: Mapping[str, Any]) -> None:
+        """See ``Report``."""
+        self.partial.update(values)
+
+
+def byte_tokenizer() -> Any:
+    """Bytes as tokens, with the special tokens and the chat template of ChatML."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate([*special, *alphabet])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def save_tiny_model(directory: Path, **changes: Any) -> Path:
+    """A Llama of two layers with random weights, the same ones each time, that is far from uniform in what it says.
+
+    Args:
+        directory: where to.
+        changes: of its config.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = byte_tokenizer()
+    values: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "initializer_range": 0.1,
+        "rope_theta": 10000.0,
+    }
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**values, **changes})).to(torch.bfloat16)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def lay_out(workdir: Path, base_model: Path, **inputs: Path) -> Path:
+    """Make a job's working directory as the worker would.
+
+    Args:
+        workdir: made.
+        base_model: directory of the unquantized model.
+        inputs: ``calibration`` and ``evaluation``, files or directories of rows.
+    """
+    (workdir / "inputs").mkdir(parents=True)
+    for name, path in {"base_model": base_model, **inputs}.items():
+        (workdir / "inputs" / name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
+    return workdir

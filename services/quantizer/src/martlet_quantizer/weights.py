@@ -1,0 +1,75 @@
+"""Facts about a model directory that need no ML library: its config, its size, whether it is quantized already."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from martlet_core.errors import FailedPrecondition, InvalidArgument
+
+_WEIGHTS = ("*.safetensors", "*.gguf")
+#: Files beside the weights and the config that belong to a model's tokenizer or say how it generates.
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+)
+
+
+def read_config(directory: Path) -> Mapping[str, Any]:
+    """config.json.
+
+    Raises:
+        InvalidArgument: there is none, or it isn't JSON.
+    """
+    try:
+        return json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidArgument.field("spec.model", f"its config.json can't be read: {error}") from error
+
+
+def check_unquantized(config: Mapping[str, Any], name: str) -> None:
+    """Refuse a model that is quantized already.
+
+    Raises:
+        FailedPrecondition: with the method it was quantized by.
+    """
+    if found := (config.get("quantization_config") or {}).get("quant_method"):
+        raise FailedPrecondition(
+            f"spec.model: {name} is quantized by {found} already; quantize the model it was made from.",
+            reason="BASE_IS_QUANTIZED",
+        )
+
+
+def check_safetensors(directory: Path, name: str) -> None:
+    """Refuse a model whose weights aren't in safetensors.
+
+    Raises:
+        FailedPrecondition: pickled weights are never read.
+    """
+    if not any(directory.glob("*.safetensors")):
+        raise FailedPrecondition(
+            f"spec.model: {name} has no .safetensors files; other weights aren't read. Save it with safetensors.",
+            reason="NO_SAFETENSORS",
+        )
+
+
+def size_bytes(directory: Path) -> int:
+    """Bytes of the files that hold weights."""
+    return sum(path.stat().st_size for pattern in _WEIGHTS for path in directory.glob(pattern))
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files as they are, over whatever a library wrote in their place."""
+    for pattern in _TOKENIZER_FILES:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, target / path.name)
+    if (source / "generation_config.json").is_file() and not (target / "generation_config.json").is_file():
+        shutil.copyfile(source / "generation_config.json", target / "generation_config.json")

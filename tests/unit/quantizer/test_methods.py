@@ -1,0 +1,212 @@
+"""Every method on a tiny random model, whole jobs: quantized, reloaded from disk in a fresh process, measured, judged.
+
+Each runs in the environment of its family and is skipped with the reason in others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from martlet_core.errors import FailedPrecondition, InvalidArgument
+from martlet_core.recipe import FailedWithResult, StopRequested
+from martlet_quantizer import quantize, testing
+
+Run = Callable[..., Any]
+
+
+def needs(family: str) -> pytest.MarkDecorator:
+    """Skips a test where the family's libraries aren't installed."""
+    reason = f"needs the environment quantizer-{family}-test"
+    return pytest.mark.skipif(not testing.has(family), reason=reason)
+
+
+def config_of(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / "output" / "model" / "config.json").read_text())
+
+
+def check(result: Any, *, smaller_than: float) -> dict[str, Any]:
+    values = result.values
+    assert values["size_ratio"] < smaller_than
+    assert values["size_bytes"] < values["base_size_bytes"]
+    assert 0.5 < values["perplexity_ratio"] < 1.35
+    assert values["top1_agreement"] > 0.5
+    assert values["positions"] > 5000
+    assert values["engines"][0]["loaded"]
+    assert result.outputs["model"].kind == "quantized_model"
+    assert result.outputs["report"].kind == "report"
+    return dict(values)
+
+
+@needs("bnb")
+def test_bnb_nf4(run: Run) -> None:
+    result, report, workdir = run("bnb-nf4", options={"ignore": ["down_proj"]})
+    values = check(result, smaller_than=0.75)
+    assert (values["calibration_rows_read"], values["group_size"]) == (0, 0)
+    assert config_of(workdir)["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
+    facts = json.loads((workdir / "output" / "report" / "report.json").read_text())
+    assert facts["details"]["quantized_layers"] == 12
+    assert sorted(facts["details"]["left_alone"]) == [
+        "lm_head",
+        "model.layers.0.mlp.down_proj",
+        "model.layers.1.mlp.down_proj",
+    ]
+    assert len(facts["samples"]) == 1
+    assert facts["versions"]["bitsandbytes"] == "0.50.2"
+    assert "quantizing" in report.phases
+    assert (workdir / "output" / "model" / "tokenizer.json").is_file()
+
+
+@needs("bnb")
+def test_bnb_int8(run: Run) -> None:
+    result, _, workdir = run("bnb-int8")
+    check(result, smaller_than=0.75)
+    assert config_of(workdir)["quantization_config"]["load_in_8bit"]
+
+
+@needs("llmcompressor")
+def test_w8a8_int8(run: Run) -> None:
+    result, _, workdir = run("w8a8-int8", calibration={"max_rows": 16, "sequence_length": 64})
+    values = check(result, smaller_than=0.75)
+    assert (values["calibration_rows_read"], values["calibration_rows_used"]) == (38, 16)
+    assert values["calibration_rows_chopped"] == 16
+    assert config_of(workdir)["quantization_config"]["quant_method"] == "compressed-tensors"
+
+
+@needs("llmcompressor")
+def test_fp8_dynamic(run: Run) -> None:
+    result, _, workdir = run("fp8-dynamic", options={"ignore": ["re:model.layers.0.*"]})
+    check(result, smaller_than=0.9)
+    ignored = config_of(workdir)["quantization_config"]["ignore"]
+    assert "lm_head" in ignored
+    assert "model.layers.0.mlp.up_proj" in ignored
+
+
+@needs("llmcompressor")
+def test_w4a16_falls_to_a_group_size_that_divides(run: Run, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"{i} and {i + 1} make {2 * i + 1}. " * 4}) + "\n" for i in range(20)))
+    result, report, workdir = run("w4a16", inputs={"calibration": rows}, calibration={"sequence_length": 64})
+    values = check(result, smaller_than=0.6)
+    assert values["group_size"] == 64
+    assert any("Group size 64 instead of 128" in line for line in report.lines)
+    assert values["calibration_rows_read"] == values["calibration_rows_used"] == 20
+    scheme = config_of(workdir)["quantization_config"]["config_groups"]["group_0"]["weights"]
+    assert (scheme["group_size"], scheme["num_bits"]) == (64, 4)
+
+
+@needs("gguf")
+@pytest.mark.parametrize(("kind", "smaller_than"), [("q8_0", 0.6), ("q4_0", 0.45), ("q4_1", 0.5)])
+def test_gguf(run: Run, kind: str, smaller_than: float) -> None:
+    result, _, workdir = run("gguf", options={"gguf_type": kind})
+    values = check(result, smaller_than=smaller_than)
+    assert values["engines"][1]["engine"] == "llama.cpp's reader (gguf)"
+    assert values["engines"][1]["loaded"], values["engines"][1]["detail"]
+    assert (workdir / "output" / "model" / f"model-{kind}.gguf").is_file()
+
+
+@needs("gguf")
+def test_gguf_keeps_layers_and_the_tokenizer(run: Run) -> None:
+    import gguf
+
+    _, _, workdir = run("gguf", options={"ignore": ["v_proj"]})
+    reader = gguf.GGUFReader(workdir / "output" / "model" / "model-q8_0.gguf")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert kinds["blk.0.attn_v.weight"] == "F16"
+    assert kinds["blk.0.attn_q.weight"] == "Q8_0"
+    assert kinds["blk.0.attn_norm.weight"] == "F32"
+    fields = {name: reader.get_field(f"tokenizer.ggml.{name}") for name in ("pre", "eos_token_id", "tokens")}
+    assert all(fields.values())
+    assert fields["pre"].contents() == "gpt-2"
+    assert fields["eos_token_id"].contents() == 2
+    assert fields["tokens"].contents()[:3] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    template = reader.get_field("tokenizer.chat_template")
+    assert template is not None
+    assert template.contents() == testing.CHAT_TEMPLATE
+
+
+@needs("gptqmodel")
+def test_gptq(run: Run) -> None:
+    result, _, workdir = run("gptq", calibration={"max_rows": 16, "sequence_length": 64})
+    values = check(result, smaller_than=0.7)
+    assert values["group_size"] == 64
+    assert config_of(workdir)["quantization_config"]["quant_method"] == "gptq"
+
+
+@needs("awq")
+def test_awq(run: Run) -> None:
+    result, _, workdir = run("awq", calibration={"max_rows": 16, "sequence_length": 64})
+    values = check(result, smaller_than=0.7)
+    assert [entry["engine"] for entry in values["engines"]][1:] == ["autoawq", "transformers (with gptqmodel)"]
+    assert values["engines"][1]["loaded"], values["engines"][1]["detail"]
+    assert "no environment of the family gptqmodel" in values["engines"][2]["detail"]
+    assert config_of(workdir)["quantization_config"]["quant_method"] == "awq"
+
+
+@needs("awq")
+def test_awq_without_our_quantizer_destroys_the_weights(
+    run: Run, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AutoAWQ's own class on a CPU ends without an error and writes garbage; if this fails, it was mended upstream."""
+    wrapper = tmp_path / "bin"
+    wrapper.mkdir()
+    (wrapper / "sitecustomize.py").write_text(
+        "import awq.quantize.quantizer as q, martlet_quantizer.methods.awq as m\n"
+        "m.Quantizer._compute_best_scale = q.AwqQuantizer._compute_best_scale\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(wrapper))
+    with pytest.raises(FailedWithResult) as caught:
+        run("awq", calibration={"max_rows": 16, "sequence_length": 64})
+    assert caught.value.error.reason == "QUALITY_TOO_LOW"
+    assert caught.value.result.values["perplexity_ratio"] > 1.35
+
+
+@needs("bnb")
+def test_a_model_worse_than_allowed_fails_with_its_report(run: Run) -> None:
+    with pytest.raises(FailedWithResult) as caught:
+        run("bnb-nf4", max_perplexity_ratio=0.5)
+    error, result = caught.value.error, caught.value.result
+    assert isinstance(error, FailedPrecondition)
+    assert error.reason == "QUALITY_TOO_LOW"
+    assert "more than max_perplexity_ratio = 0.5" in error.message
+    assert list(result.outputs) == ["report"]
+    assert result.values["perplexity_ratio"] > 0.5
+    assert error.message in (result.outputs["report"].path / "report.md").read_text()
+
+
+@needs("bnb")
+def test_a_job_stops_in_the_middle_of_a_step(tmp_path: Path, tiny_model: Path) -> None:
+    workdir = testing.lay_out(tmp_path / "job", tiny_model)
+    report = testing.Recorder()
+    with pytest.raises(StopRequested):
+        quantize.run({"model": "tiny", "method": "bnb-nf4"}, workdir, report, lambda: "quantizing" in report.phases)
+    assert report.phases == ["checking", "quantizing"]
+
+
+def test_a_quantized_model_is_refused(run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
+    with pytest.raises(FailedPrecondition, match="tiny is quantized by gptq already"):
+        run("bnb-nf4", model=model)
+
+
+def test_pickled_weights_are_refused(run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "llama"}')
+    (model / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(FailedPrecondition, match=r"no \.safetensors files"):
+        run("bnb-nf4", model=model)
+
+
+def test_an_impossible_architecture_is_refused(run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "mamba"}')
+    (model / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InvalidArgument, match="gguf can't quantize a 'mamba' model"):
+        run("gguf", model=model)
