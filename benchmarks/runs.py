@@ -86,11 +86,7 @@ async def _measure(core: CoreSettings, options: argparse.Namespace) -> dict[str,
     stages = Stages.connect(settings)
     service = RunService(stores, CeleryBell(settings.redis_url), make_world(stores, stages))
     named = {f"MARTLET_{name.upper()}": str(value) for name, value in core.model_dump().items() if value != ""}
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "martlet_gateway", "work"],
-        env={**os.environ, **named, "MARTLET_TRAINER_ADDRESS": address},
-        stderr=subprocess.DEVNULL,
-    )
+    worker = _start_worker({**named, "MARTLET_TRAINER_ADDRESS": address})
     try:
         await _runs(service, 1, 2)  # the worker is up and warm
         figures = {}
@@ -102,6 +98,12 @@ async def _measure(core: CoreSettings, options: argparse.Namespace) -> dict[str,
         worker.wait(30)
         await stages.close()
         await server.stop(0)
+
+
+def _start_worker(environ: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "martlet_gateway", "work"], env={**os.environ, **environ}, stderr=subprocess.DEVNULL
+    )
 
 
 async def _carry_out(double: StagesDouble, job: Any) -> None:

@@ -72,7 +72,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[GatewayDouble]:
             self.end_headers()
             self.wfile.write(text)
 
-        do_GET = do_POST = do_DELETE = _serve
+        do_GET = do_POST = do_PUT = do_DELETE = _serve
 
         def log_message(self, format: str, *args: Any) -> None:
             return

@@ -109,6 +109,13 @@ class Gateway:
             _raise_for(response)
             return response.json() if response.content else None
 
+    def text(self, path: str) -> str:
+        """What a route under ``/v1/martlet`` answers, as text."""
+        with translated():
+            response = self._http.get(path)
+            _raise_for(response)
+            return response.text
+
     def download(self, path: str, target: Path) -> int:
         """Write what a route answers to a file; returns the bytes. The file appears when it is complete."""
         partial = target.with_name(target.name + ".part")

@@ -40,6 +40,7 @@ from martlet_core.lease import LeaseKeeper
 from martlet_core.messages import MessageRelay
 from martlet_core.outbox import Outbox
 from martlet_core.preemption import CHECK_SECONDS, Preemption
+from martlet_core.provenance import MADE_BY, made_by
 from martlet_core.publishing import publish_model, unpublish_model
 from martlet_core.stores import Stores
 
@@ -116,6 +117,7 @@ class JobRun:
         self._child: ChildProcess | None = None
         self._checkpoints: CheckpointKeeper | None = None
         self._outputs: list[Artifact] = []
+        self._parents: list[str] = []
         self._stop_deadline: float | None = None
         self._lease = LeaseKeeper(
             stores.jobs, claim, lease_seconds, on_renewed=self._on_renewed, on_change=self._wake.set
@@ -156,6 +158,7 @@ class JobRun:
     def _execute(self) -> _Outcome:
         self._outbox.progress(phase="preparing")
         prepared = self._retry("Preparing the job", lambda: self._handler.prepare(self._job))
+        self._parents = sorted(set(prepared.inputs.values()))
         for name, artifact_id in prepared.inputs.items():
             self._outbox.progress(phase="downloading")
             self._download(name, artifact_id)
@@ -316,8 +319,9 @@ class JobRun:
             tenant=self._job.tenant,
             artifact_id=output_artifact_id(self._job.id, self._claim.token, name),
             display_name=f"{self._job.display_name or self._job.kind}: {name}",
-            metadata=output["metadata"],
+            metadata={**output["metadata"], MADE_BY: made_by()},
             source_job=self._job.id,
+            parents=self._parents,
         )
 
     # The commit

@@ -15,11 +15,22 @@ from martlet_gateway.auth import Authenticator
 from martlet_gateway.context import GatewayContext, Json
 from martlet_gateway.edge import Edge
 from martlet_gateway.openapi import describe
-from martlet_gateway.routes import aliases, artifacts, files, fine_tuning, health, models, replicas, runs, uploads
+from martlet_gateway.routes import (
+    aliases,
+    artifacts,
+    files,
+    fine_tuning,
+    health,
+    lineage,
+    models,
+    replicas,
+    runs,
+    uploads,
+)
 from martlet_gateway.routes.chat import Chat
 from martlet_gateway.routes.jobs import job_routers
 
-_ROUTERS = (files, uploads, fine_tuning, models, artifacts, replicas, runs, aliases, health)
+_ROUTERS = (files, uploads, fine_tuning, models, artifacts, replicas, runs, aliases, lineage, health)
 
 
 class _ErrorResponse(Response):

@@ -18,6 +18,7 @@ from martlet_gateway.auth import Caller
 from martlet_gateway.clients import Stages
 from martlet_gateway.file_store import FileStore
 from martlet_gateway.idempotency import RetryMemory
+from martlet_gateway.lineage import Lineage
 from martlet_gateway.metrics import Metrics
 from martlet_gateway.model_names import ModelNames
 from martlet_gateway.replica_store import ReplicaStore
@@ -44,6 +45,7 @@ class GatewayContext:
     names: ModelNames
     router: Router
     runs: RunService
+    lineage: Lineage
     retries: RetryMemory
     use: ArtifactUse
     metrics: Metrics

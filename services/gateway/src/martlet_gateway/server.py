@@ -29,6 +29,7 @@ from martlet_gateway.clients import InferenceChannels, Stages
 from martlet_gateway.context import GatewayContext
 from martlet_gateway.file_store import FileStore
 from martlet_gateway.idempotency import RedisRetryMemory, RetryMemory
+from martlet_gateway.lineage import Lineage
 from martlet_gateway.lookups import LookupThreads
 from martlet_gateway.metrics import Metrics
 from martlet_gateway.model_names import ModelNames
@@ -235,6 +236,7 @@ def _assemble(
             placement_timeout_seconds=settings.placement_timeout_seconds,
         ),
         runs=RunService(stores, shared.bell, world),
+        lineage=Lineage(stores, world.aliases),
         retries=shared.retries,
         use=ArtifactUse(stages, stores.models, stores.jobs),
         metrics=metrics,
