@@ -203,6 +203,14 @@ def test_scalars_are_read_as_yaml_1_2_has_them() -> None:
     }  # fmt: skip
 
 
+def test_the_example_is_a_definition() -> None:
+    text = (ROOT / "examples/lifecycle.yaml").read_text()
+    definition, _ = parse_run(text, {"train_data": "artifacts/a", "test_data": "artifacts/b"})
+    assert list(definition.step("gate").needs) == ["evaluate", "int8", "nf4"]
+    assert list(definition.step("evaluate").needs) == ["train", "nf4", "int8"]
+    assert definition.step("train").options["hyperparameters"]["learning_rate"] == 1e-3
+
+
 def test_json_is_a_definition_too() -> None:
     body = {"name": "x", "steps": {"a": {"kind": "merge", "with": {"adapter": "ft:x"}}}}
     assert parse_run(json.dumps(body))[0].steps[0].options == {"adapter": "ft:x"}

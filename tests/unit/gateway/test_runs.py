@@ -333,6 +333,62 @@ async def test_a_step_whose_job_was_cancelled_by_hand_stops_the_run(runs: Any) -
     assert failed["step"]["merge"]["note"] == "step train was cancelled"
 
 
+async def test_the_example_goes_the_whole_way(runs: Any) -> None:
+    runs.stages.suites = {"classification": ["accuracy", "macro_f1", "unreadable"]}
+    small = "ft:smollm2-135m-instruct:acme:int8:12345678"
+    runs.gateway.stores.models.publish(PublishedModel(small, "whole", "acme", "a1"))
+    await runs.start()
+    text = (Path(__file__).parents[3] / "examples/lifecycle.yaml").read_text()
+    run = await runs.submit(text, inputs={"train_data": "artifacts/a", "test_data": "artifacts/b"})
+    await runs.until_job("train")
+    await runs.stages.succeed("train", fine_tuned_model="ft:t", model_artifact="artifacts/t")
+    await runs.until_job("merge")
+    await runs.stages.succeed("merge", merged_model="ft:m")
+    for step, name in (("nf4", "ft:nf4"), ("int8", small)):
+        await runs.until_job(step)
+        await runs.stages.succeed(step, quantized_model=name, perplexity_ratio=1.02)
+    await runs.until_job("evaluate")
+    targets = [
+        {"name": name, "model": name, "metrics": {"classification.accuracy": {"value": value}}}
+        for name, value in (("base", 0.5), ("tuned", 0.8), ("nf4", 0.77), ("int8", 0.79))
+    ]
+    await runs.stages.succeed("evaluate", targets=targets)
+    done = await runs.until(run, state="SUCCEEDED")
+    assert done["step"]["deploy"]["summary"] == f"headlines -> {small}"
+    assert (
+        done["step"]["evaluate"]["summary"]
+        == "base accuracy 0.5, tuned accuracy 0.8, nf4 accuracy 0.77, int8 accuracy 0.79"
+    )
+
+
+async def test_the_same_work_is_reused_and_other_work_is_not(runs: Any, tmp_path: Path) -> None:
+    artifacts, names = runs.gateway.stores.artifacts, []
+    for number, text in enumerate(("{}", "{}", "[]")):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        (directory / "a.jsonl").write_text(text)
+        names.append(f"artifacts/{artifacts.put_directory(directory, kind='dataset', tenant='acme').id}")
+    made = f"artifacts/{artifacts.put_directory(tmp_path / '0', kind='adapter', tenant='acme').id}"
+    one_step = "name: x\nsteps:\n  train:\n    kind: train\n    with: {base_model: smollm2-135m-instruct, training_dataset: DATA}\n"
+    await runs.start()
+    first = await runs.submit(one_step.replace("DATA", names[0]), reuse=True)
+    job = await runs.until_job("train")
+    await runs.stages.succeed("train", model_artifact=made, metrics={"train_loss": 0.5})
+    await runs.until(first, state="SUCCEEDED")
+
+    again = await runs.until(await runs.submit(one_step.replace("DATA", names[1]), reuse=True), state="SUCCEEDED")
+    step = again["step"]["train"]
+    assert (step["reused"], step["job"], step["outputs"]["adapter"]) == (True, job.name, made)
+    assert (step["metrics"]["train_loss"], step["note"]) == (0.5, f"done by {job.name}")
+    for source, reuse in ((one_step.replace("DATA", names[2]), True), (one_step.replace("DATA", names[1]), False)):
+        other = await runs.submit(source, reuse=reuse)
+        shown = await runs.until(other, train="QUEUED")
+        assert shown["step"]["train"]["job"] != job.name
+    artifacts.delete(made.removeprefix("artifacts/"))
+    gone = await runs.submit(one_step.replace("DATA", names[1]), reuse=True)
+    assert (await runs.until(gone, train="QUEUED"))["step"]["train"]["reused"] is False
+
+
 @pytest.mark.parametrize(
     ("change", "field", "words"),
     [

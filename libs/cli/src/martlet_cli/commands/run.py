@@ -79,7 +79,7 @@ def _send(context: Context, arguments: argparse.Namespace, **more: Any) -> dict[
         source = arguments.file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"{arguments.file}: is not UTF-8 text ({error})", reason="INVALID_RUN") from error
-    inputs = dict(_input(context, text, bool(more.get("validate_only"))) for text in arguments.input)
+    inputs = dict(_input(context, text) for text in arguments.input)
     body = {"source": source, "inputs": inputs} | {name: value for name, value in more.items() if value is not None}
     try:
         return context.gateway.call("POST", RUNS, json=body)
@@ -95,18 +95,12 @@ def _send(context: Context, arguments: argparse.Namespace, **more: Any) -> dict[
         ) from error
 
 
-def _input(context: Context, text: str, check_only: bool) -> tuple[str, str]:
+def _input(context: Context, text: str) -> tuple[str, str]:
     name, sign, value = text.partition("=")
     if not sign or not name:
         raise InvalidArgument.field("--input", f"{text!r} isn't of the form NAME=VALUE")
     if not value.startswith("@"):
         return name, value
-    if check_only:  # nothing is made, so the file isn't stored either
-        if not Path(value[1:]).is_file():
-            raise InvalidArgument(f"{value[1:]}: there is no such file", reason="FILE_NOT_FOUND")
-        raise InvalidArgument.field(
-            "--input", f"{name}: files aren't uploaded to check a definition; give artifacts/<id>"
-        )
     made = upload(context, Path(value[1:]))
     context.output.say(f"uploaded {escape(value[1:])} as {made['id']}")
     return name, "artifacts/" + made["id"].removeprefix("file-")
