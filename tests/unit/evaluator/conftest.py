@@ -173,7 +173,7 @@ def evaluate(server: ScriptedServer, tmp_path: Path) -> Callable[..., Evaluated]
             "suites": [{"suite": s} if isinstance(s, str) else s for s in suites],
             **spec,
         }
-        gateway = {"base_url": server.url, "api_key": "secret", "tenant": "acme"}
+        gateway = {"base_url": server.url, "api_key": "secret"}
         report = report or Recorder()
         result = run({"spec": values, "gateway": gateway, **(config or {})}, workdir, report, should_stop)
         return Evaluated(result, workdir, report)

@@ -7,17 +7,15 @@ import threading
 from typing import Any
 
 import grpc.aio
-import httpx
 import pytest
 from martlet.inference.v1 import inference_service_pb2 as service_pb
 from martlet.inference.v1 import inference_service_pb2_grpc
 from martlet_core.api_keys import OPERATOR, ApiKey, ApiKeyStore
 from martlet_core.artifacts.types import PublishedModel
-from martlet_core.errors import FailedPrecondition, InvalidArgument, Unauthenticated, Unavailable
+from martlet_core.errors import FailedPrecondition, InvalidArgument, Unavailable
 from martlet_core.rpc.client import error_from_rpc
+from martlet_core.service_tokens import make_service_token
 from martlet_core.testing.object_store import MemoryObjectStore
-from martlet_gateway.auth import Authenticator
-from martlet_gateway.lookups import LookupThreads
 
 UNLOAD = {"model": "ft:x"}
 
@@ -118,31 +116,30 @@ def test_keys_of_earlier_versions_are_users() -> None:
     assert keys.verify(secret).scope == "user"
 
 
-def as_service(gateway: Any, token: str, tenant: str | None = "acme") -> Any:
-    """A plain HTTP client without a key, with the internal token."""
-    headers = {"x-martlet-internal-token": token} | ({"x-martlet-tenant": tenant} if tenant is not None else {})
-    client = httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30)
-    gateway.clients.push_async_callback(client.aclose)
-    return client
-
-
 async def test_our_own_services_ask_models_for_a_tenant(gateway: Any, tools: Any, start_replica: Any) -> None:
     await start_replica()
     gateway.stores.models.publish(PublishedModel("ft:a", "adapter", "acme", "a1", "b", lora_rank=8))
     body = {"model": tools.base, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}
-    http = as_service(gateway, tools.token)
+    http = gateway.http(make_service_token(tools.token, "acme"))
     assert (await http.post("/v1/chat/completions", json=body)).json()["choices"][0]["message"]["content"] == "hello"
     assert (await http.get("/v1/models/ft:a")).status_code == 200
-    other = as_service(gateway, tools.token, "globex")
+    other = gateway.http(make_service_token(tools.token, "globex"))
     assert (await other.get("/v1/models/ft:a")).status_code == 404, "another tenant's model doesn't exist"
 
 
 @pytest.mark.parametrize(
-    ("token", "tenant"),
-    [("wrong", "acme"), ("", "acme"), ("internal-token", None), ("internal-token", ""), ("internal-token", "a/b")],
+    "token",
+    [
+        make_service_token("another token", "acme"),
+        make_service_token("internal-token", "acme", -1),
+        make_service_token("internal-token", "acme") + "x",
+        make_service_token("internal-token", ""),
+        "internal-token",
+        "mst-",
+    ],
 )
-async def test_a_wrong_token_or_no_tenant_is_nobody(gateway: Any, token: str, tenant: str | None) -> None:
-    answer = await as_service(gateway, token, tenant).get("/v1/models/ft:a")
+async def test_a_wrong_service_token_is_nobodys(gateway: Any, token: str) -> None:
+    answer = await gateway.http(token).get("/v1/models/ft:a")
     assert answer.status_code == 401
     assert answer.json()["error"]["code"] == "invalid_api_key"
 
@@ -160,21 +157,13 @@ async def test_a_wrong_token_or_no_tenant_is_nobody(gateway: Any, token: str, te
     ],
 )
 async def test_our_own_services_may_do_nothing_else(gateway: Any, tools: Any, method: str, path: str) -> None:
-    answer = await as_service(gateway, tools.token).request(method, path, json={})
-    assert answer.status_code == 401
+    token = make_service_token(tools.token, "acme")
+    assert (await gateway.http(token).request(method, path, json={})).status_code == 401
 
 
-async def test_a_key_decides_alone_whatever_else_is_shown(gateway: Any, tools: Any) -> None:
-    gateway.stores.models.publish(PublishedModel("ft:a", "adapter", "acme", "a1", "b", lora_rank=8))
-    headers = {"x-martlet-internal-token": tools.token, "x-martlet-tenant": "acme"}
-    globex = gateway.http(gateway.other_key)
-    assert (await globex.get("/v1/models/ft:a", headers=headers)).status_code == 404
-    assert (await gateway.http("mk-unknown").get("/v1/models/ft:a", headers=headers)).status_code == 401
-
-
-async def test_without_a_token_of_its_own_a_gateway_takes_none() -> None:
-    threads = LookupThreads()
-    auth = Authenticator(lambda secret: None, threads, internal_token="")
-    with pytest.raises(Unauthenticated):
-        auth.service_caller("GET", "/v1/models/a", b"", b"acme")
-    threads.close()
+async def test_a_service_token_is_no_key_for_grpc(gateway: Any, tools: Any) -> None:
+    stub: Any = inference_service_pb2_grpc.InferenceServiceStub(gateway.channel())
+    metadata = gateway.metadata(make_service_token(tools.token, "acme"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.LoadModel(service_pb.LoadModelRequest(model="ft:x"), metadata=metadata)
+    assert error_from_rpc(caught.value).code == "UNAUTHENTICATED"

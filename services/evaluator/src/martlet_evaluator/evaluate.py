@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from martlet_core.errors import FailedPrecondition, NotFound, PermissionDenied
 from martlet_core.recipe import OutputArtifact, RecipeResult, Report, ShouldStop
-from martlet_core.rpc.context import INTERNAL_TOKEN_KEY, TENANT_KEY
 
 from martlet_evaluator import comparison
 from martlet_evaluator.asking import Asker, Journal, unique_keys
@@ -51,7 +50,7 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
     """Evaluate ``config["spec"]`` on ``inputs/dataset``.
 
     Args:
-        config: ``spec``, and what the worker adds: ``gateway`` {base_url, tenant, api_key or token_env}, ``allowed_base_urls``,
+        config: ``spec``, and what the worker adds: ``gateway`` {base_url, api_key}, ``allowed_base_urls``,
             ``benchmarks_dir``, ``deadline_seconds``, ``checkpoint_seconds``, ``models``.
         workdir: see ``martlet_core.recipe``.
         report: how to speak.
@@ -228,17 +227,11 @@ def read_dataset(spec: EvaluationConfig, path: Path, max_json_bytes: int | None 
     )
 
 
-def read_deployment(config: Mapping[str, Any], environ: Callable[[str], str | None] = os.environ.get) -> Deployment:
-    """What the worker added to the spec. Tokens come by the environment where ``token_env`` names one, so that they need
-    not lie in the job's file."""
+def read_deployment(config: Mapping[str, Any]) -> Deployment:
+    """What the worker added to the spec."""
     gateway = config.get("gateway") or {}
-    headers: dict[str, str] = {}
-    if key := gateway.get("api_key"):
-        headers["authorization"] = f"Bearer {key}"
-    if token := environ(gateway.get("token_env") or ""):
-        headers[INTERNAL_TOKEN_KEY] = token
-    if tenant := gateway.get("tenant"):
-        headers[TENANT_KEY] = tenant
+    key = gateway.get("api_key")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     benchmarks = config.get("benchmarks_dir")
     return Deployment(
         gateway_url=str(gateway.get("base_url") or ""),

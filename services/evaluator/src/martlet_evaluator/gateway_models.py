@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import aiohttp
 from martlet_core.errors import MartletError, NotFound, PermissionDenied, Unavailable
-from martlet_core.rpc.context import INTERNAL_TOKEN_KEY, TENANT_KEY
+from martlet_core.service_tokens import make_service_token
 
 _SECONDS = 30.0
 
@@ -31,7 +31,7 @@ class GatewayModels:
             PermissionDenied: the gateway doesn't take us for one of its own services.
             Unavailable: it doesn't answer.
         """
-        headers = {INTERNAL_TOKEN_KEY: self._token, TENANT_KEY: tenant}
+        headers = {"authorization": f"Bearer {make_service_token(self._token, tenant, _SECONDS + 60)}"}
         timeout = aiohttp.ClientTimeout(total=_SECONDS)
         try:
             async with (

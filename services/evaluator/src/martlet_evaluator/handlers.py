@@ -9,6 +9,7 @@ from martlet_core.artifacts.types import Artifact, PublishedModel
 from martlet_core.job_handler import FinishedJob, PreparedJob
 from martlet_core.jobs import Job
 from martlet_core.model_rules import ARTIFACT_PREFIX
+from martlet_core.service_tokens import make_service_token
 from martlet_core.stores import Stores
 from martlet_inputs.base_models.locate import ModelDirs
 
@@ -18,9 +19,6 @@ from martlet_evaluator.local_models import resolve_local_model
 from martlet_evaluator.naming import EVALUATION, adapter_input, model_input
 from martlet_evaluator.settings import EvaluatorSettings
 from martlet_evaluator.suite_options import LmEvalOptions, parse_suite_options
-
-#: Variable of the worker and its children with the token that our services show one another.
-TOKEN_VARIABLE = "MARTLET_INTERNAL_TOKEN"
 
 
 class EvaluationHandler:
@@ -82,8 +80,10 @@ class EvaluationHandler:
 
     def _deployment(self, tenant: str) -> dict[str, Any]:
         settings = self._settings
+        # The job's process gets a token for its own tenant, and never the one that our services show one another.
+        token = make_service_token(settings.internal_token, tenant)
         return {
-            "gateway": {"base_url": settings.gateway_url, "tenant": tenant, "token_env": TOKEN_VARIABLE},
+            "gateway": {"base_url": settings.gateway_url, "api_key": token},
             "allowed_base_urls": list(settings.allowed_urls),
             "benchmarks_dir": str(settings.benchmarks_dir.resolve()) if settings.benchmarks_dir else "",
             "deadline_seconds": settings.request_deadline_seconds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from martlet_core.job_handler import JobHandler
@@ -10,7 +9,7 @@ from martlet_core.stage_worker import work_until_told
 from martlet_core.stores import Stores
 from martlet_inputs.base_models.locate import ModelDirs
 
-from martlet_evaluator.handlers import TOKEN_VARIABLE, EvaluationHandler
+from martlet_evaluator.handlers import EvaluationHandler
 from martlet_evaluator.settings import EvaluatorSettings
 
 STAGE = "evaluator"
@@ -24,6 +23,4 @@ def build_handlers(stores: Stores, settings: EvaluatorSettings) -> Sequence[JobH
 
 def work(settings: EvaluatorSettings) -> int:
     """Serve the queue until SIGTERM; returns the exit code."""
-    # The child shows the token at the gateway. It comes by the environment, so that it never lies in a job's directory.
-    os.environ[TOKEN_VARIABLE] = settings.internal_token
     return work_until_told(STAGE, settings, settings.queue, lambda stores: build_handlers(stores, settings))

@@ -1,5 +1,6 @@
-"""API keys: who is calling, and what they may do. Both come from the key and from nothing else; but for our own services, which
-show the internal token and say for which tenant they ask."""
+"""API keys: who is calling, and what they may do. Both come from the key and from nothing else. Our own services show a service
+token instead (``martlet_core.service_tokens``).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from martlet_core import service_tokens
 from martlet_core.api_keys import OPERATOR, ApiKeyStore
 from martlet_core.errors import PermissionDenied, Unauthenticated
-from martlet_core.ids import NAME_PATTERN
 from martlet_core.rpc.context import DEFAULT_TENANT, INTERNAL_TOKEN_KEY
 
 from martlet_gateway.errors import unauthenticated
@@ -26,7 +27,7 @@ _INFERENCE = "/martlet.inference.v1.InferenceService"
 #: What changes how replicas serve everyone. Chats place and load models by themselves; that takes no such key.
 OPERATOR_METHODS = frozenset(f"{_INFERENCE}/{name}" for name in ("LoadModel", "UnloadModel", "PinModel"))
 
-#: Routes that our own services may call over REST, with the internal token and ``x-martlet-tenant``.
+#: Routes that our own services may call over REST with a service token.
 SERVICE_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
 
 
@@ -102,18 +103,19 @@ class Authenticator:
             raise unauthenticated()
         return found
 
-    def service_caller(self, method: str, path: str, token: bytes, tenant: bytes | None) -> Caller:
-        """The caller of a REST request that shows the internal token instead of a key: one of our own services, on behalf
-        of a tenant. It may ask models and look them up, and nothing else.
+    def service_caller(self, method: str, path: str, authorization: bytes | None) -> Caller | None:
+        """The caller of a REST request that shows a service token; None if it shows something else. One of our own services
+        then asks models, or looks one up, on behalf of a tenant, and may do nothing else.
 
         Raises:
-            Unauthenticated: the token is not ours, there is no tenant, or the route takes keys only.
+            Unauthenticated: the token is not genuine, it is over, or the route takes keys only.
         """
-        known = bool(self._internal_token) and hmac.compare_digest(token, self._internal_token)
-        name = (tenant or b"").decode("latin-1")
-        if not (known and _is_for_services(method, path) and NAME_PATTERN.fullmatch(name)):
+        if authorization is None or not _key(authorization).startswith(service_tokens.PREFIX):
+            return None
+        tenant = service_tokens.tenant_of_service_token(_key(authorization), self._internal_token.decode())
+        if tenant is None or not _is_for_services(method, path):
             raise unauthenticated()
-        return Caller(name)
+        return Caller(tenant)
 
     async def grpc_tenant(self, method: str, metadata: Mapping[str, str]) -> str:
         """The tenant of a gRPC call, for ``GrpcServer``: by ``authorization: Bearer``; ReplicaService asks for the

@@ -11,7 +11,7 @@ import time
 
 from martlet_core.errors import Internal, MartletError
 from martlet_core.ids import REQUEST_ID_PATTERN
-from martlet_core.rpc.context import DEFAULT_TENANT, INTERNAL_TOKEN_KEY, TENANT_KEY, CallContext, set_call_context
+from martlet_core.rpc.context import DEFAULT_TENANT, CallContext, set_call_context
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from martlet_gateway.asgi import has_body, header, read_body, replayed, send_error
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 #: Answered without a key: probes, scrapers, and the description of the API itself.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
-_INTERNAL_TOKEN, _TENANT = INTERNAL_TOKEN_KEY.encode(), TENANT_KEY.encode()
 #: Routes whose bodies go to disk as they come and have limits of their own (``multipart.py``).
 _STREAMED = re.compile(r"/v1/files/?|/v1/uploads/[^/]+/parts/?")
 
@@ -111,11 +110,10 @@ class Edge:
                 log.info("request", extra=fields)
 
     async def _caller(self, scope: Scope, path: str) -> Caller:
-        """Who is calling: by the key; without one, by the internal token. A key that is shown decides alone."""
+        """Who is calling: a user, by a key, or one of our services."""
         authorization = header(scope, b"authorization")
-        if authorization is None and (token := header(scope, _INTERNAL_TOKEN)) is not None:
-            return self._auth.service_caller(scope["method"], path, token, header(scope, _TENANT))
-        return self._auth.known(authorization) or await self._auth.caller(authorization)
+        caller = self._auth.known(authorization) or self._auth.service_caller(scope["method"], path, authorization)
+        return caller or await self._auth.caller(authorization)
 
     async def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """A ``receive`` whose body is within the limit: frameworks read bodies whole, however long."""

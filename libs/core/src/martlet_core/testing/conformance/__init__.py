@@ -22,6 +22,8 @@ from martlet_core.testing.conformance.checks import (
     assert_check,
     check_name,
 )
+from martlet_core.testing.conformance.evaluator import EVALUATOR_CHECKS
+from martlet_core.testing.conformance.evaluator_target import EvaluatorTarget
 from martlet_core.testing.conformance.inference import INFERENCE_CHECKS, InferenceTarget
 from martlet_core.testing.conformance.runner import CONTRACTS, run_conformance, run_conformance_async
 from martlet_core.testing.conformance.trainer import TRAINER_CHECKS, TrainerTarget
@@ -29,11 +31,13 @@ from martlet_core.testing.conformance.trainer_merge import MERGE_CHECKS
 
 __all__ = [
     "CONTRACTS",
+    "EVALUATOR_CHECKS",
     "INFERENCE_CHECKS",
     "MERGE_CHECKS",
     "TRAINER_CHECKS",
     "Check",
     "CheckResult",
+    "EvaluatorTarget",
     "InferenceTarget",
     "Outcome",
     "Report",

@@ -10,6 +10,8 @@ from typing import Any
 import grpc.aio
 
 from martlet_core.testing.conformance.checks import Check, Report, Target, run_check
+from martlet_core.testing.conformance.evaluator import EVALUATOR_CHECKS
+from martlet_core.testing.conformance.evaluator_target import EvaluatorTarget
 from martlet_core.testing.conformance.inference import INFERENCE_CHECKS, InferenceTarget
 from martlet_core.testing.conformance.trainer import TRAINER_CHECKS, TrainerTarget
 
@@ -23,6 +25,7 @@ class Contract:
 
 
 CONTRACTS: Mapping[str, Contract] = {
+    "evaluator": Contract(EVALUATOR_CHECKS, EvaluatorTarget),
     "inference": Contract(INFERENCE_CHECKS, InferenceTarget),
     "trainer": Contract(TRAINER_CHECKS, TrainerTarget),
 }
@@ -32,10 +35,10 @@ def run_conformance(contract: str, address: str, *, metadata: Sequence[tuple[str
     """Check what answers at ``address`` and return the report; ``print(report.table())`` shows it.
 
     Args:
-        contract: ``inference`` or ``trainer``.
+        contract: one of ``CONTRACTS``.
         address: ``host:port``.
         metadata: sent with every call.
-        options: further fields of the contract's target (``InferenceTarget``, ``TrainerTarget``).
+        options: further fields of the contract's target (``EvaluatorTarget``, ``InferenceTarget``, ``TrainerTarget``).
     """
     return asyncio.run(run_conformance_async(contract, address, metadata=metadata, **options))
 
