@@ -103,7 +103,7 @@ def variants_of(gateway: Gateway, run: Mapping[str, Any]) -> list[Variant]:
         gateway: where its evaluation job is.
         run: that succeeded.
     """
-    measured = _step(run, "measure")
+    measured = _step(run, "evaluate")
     job = gateway.call("GET", f"/evaluation/jobs/{measured['job'].rpartition('/')[2]}")
     quantized = {step["id"]: step["metrics"] for step in run["steps"] if step["kind"] == "quantize"}
     unquantized = next(iter(quantized.values()), {})
