@@ -23,6 +23,8 @@ from martlet_core.testing.conformance.checks import (
     check_name,
 )
 from martlet_core.testing.conformance.inference import INFERENCE_CHECKS, InferenceTarget
+from martlet_core.testing.conformance.quantizer import QUANTIZER_CHECKS
+from martlet_core.testing.conformance.quantizer_target import QuantizerTarget
 from martlet_core.testing.conformance.runner import CONTRACTS, run_conformance, run_conformance_async
 from martlet_core.testing.conformance.trainer import TRAINER_CHECKS, TrainerTarget
 from martlet_core.testing.conformance.trainer_merge import MERGE_CHECKS
@@ -31,11 +33,13 @@ __all__ = [
     "CONTRACTS",
     "INFERENCE_CHECKS",
     "MERGE_CHECKS",
+    "QUANTIZER_CHECKS",
     "TRAINER_CHECKS",
     "Check",
     "CheckResult",
     "InferenceTarget",
     "Outcome",
+    "QuantizerTarget",
     "Report",
     "RuleBroken",
     "Skipped",

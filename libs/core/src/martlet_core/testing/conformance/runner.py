@@ -11,6 +11,8 @@ import grpc.aio
 
 from martlet_core.testing.conformance.checks import Check, Report, Target, run_check
 from martlet_core.testing.conformance.inference import INFERENCE_CHECKS, InferenceTarget
+from martlet_core.testing.conformance.quantizer import QUANTIZER_CHECKS
+from martlet_core.testing.conformance.quantizer_target import QuantizerTarget
 from martlet_core.testing.conformance.trainer import TRAINER_CHECKS, TrainerTarget
 
 
@@ -24,6 +26,7 @@ class Contract:
 
 CONTRACTS: Mapping[str, Contract] = {
     "inference": Contract(INFERENCE_CHECKS, InferenceTarget),
+    "quantizer": Contract(QUANTIZER_CHECKS, QuantizerTarget),
     "trainer": Contract(TRAINER_CHECKS, TrainerTarget),
 }
 
@@ -32,10 +35,10 @@ def run_conformance(contract: str, address: str, *, metadata: Sequence[tuple[str
     """Check what answers at ``address`` and return the report; ``print(report.table())`` shows it.
 
     Args:
-        contract: ``inference`` or ``trainer``.
+        contract: one of ``CONTRACTS``.
         address: ``host:port``.
         metadata: sent with every call.
-        options: further fields of the contract's target (``InferenceTarget``, ``TrainerTarget``).
+        options: further fields of the contract's target (``InferenceTarget``, ``QuantizerTarget``, ``TrainerTarget``).
     """
     return asyncio.run(run_conformance_async(contract, address, metadata=metadata, **options))
 
