@@ -103,6 +103,12 @@ def our_trainer(start_service: Callable[..., str]) -> str:
 
 
 @pytest.fixture(scope="session")
+def our_quantizer(start_service: Callable[..., str]) -> str:
+    """Address of our quantizer. No worker runs."""
+    return start_service("quantizer", queue="contract-quantizer")
+
+
+@pytest.fixture(scope="session")
 def foreign_inference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of the foreign inference service."""
     port = free_port()

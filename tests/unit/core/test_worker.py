@@ -232,6 +232,30 @@ def test_refusal_by_the_recipe_is_final_at_once(stage: Stage) -> None:
     assert job.error["violations"][0]["field"] == "spec.steps"
 
 
+def test_a_failure_may_leave_a_report(stage: Stage) -> None:
+    job = stage.run(stage.submit(report_at=3))
+    assert (job.state, job.attempt) == (JobState.FAILED, 1)
+    assert job.error is not None
+    name = job.error["metadata"]["report_artifact"]
+    assert (job.result["value"], job.result["report_artifact"]) == ("none", name)
+    artifact = stage.artifacts.get(name.removeprefix("artifacts/"), tenant="acme")
+    assert b"".join(stage.artifacts.open_file(artifact, "report.json")) == b'{"step": 3}'
+
+
+def test_a_report_of_a_job_that_was_cancelled_meanwhile_is_not_kept(stage: Stage) -> None:
+    stage.objects.down.set()  # the upload waits until the cancel has come
+    job_id = stage.submit(report_at=3, checkpoint_every=100)
+    thread = stage.start(job_id)
+    wait_until(stage.objects.refused.is_set, "the upload")
+    stage.jobs.request_cancel(job_id)
+    thread.join(DEADLINE_SECONDS)
+    job = stage.jobs.get(job_id)
+    assert job.state is JobState.CANCELLED
+    assert "report_artifact" not in job.result
+    stage.objects.down.clear()
+    assert not stage.artifacts.list(tenant="acme").artifacts
+
+
 def test_missing_input_fails_the_job(stage: Stage) -> None:
     job = stage.run(stage.submit(input="0123456789abcdefghjk"))
     assert job.state is JobState.FAILED

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from martlet_core import child_protocol as protocol
-from martlet_core.artifacts.types import Artifact, PublishedModel
+from martlet_core.artifacts.types import PublishedModel
 from martlet_core.backoff import GaveUp, retry_unavailable
 from martlet_core.checkpoints import CheckpointKeeper, restore_newest
 from martlet_core.child_process import ChildExit, ChildProcess
@@ -33,14 +33,13 @@ from martlet_core.errors import (
     Unavailable,
     error_from_dict,
 )
-from martlet_core.ids import output_artifact_id
 from martlet_core.job_handler import FinishedJob, JobHandler
 from martlet_core.jobs import Claim, Job, JobState, LeaseSignal
 from martlet_core.lease import LeaseKeeper
 from martlet_core.messages import MessageRelay
 from martlet_core.outbox import Outbox
+from martlet_core.outputs import OutputUploader
 from martlet_core.preemption import CHECK_SECONDS, Preemption
-from martlet_core.provenance import MADE_BY, made_by
 from martlet_core.publishing import publish_model, unpublish_model
 from martlet_core.stores import Stores
 
@@ -116,8 +115,7 @@ class JobRun:
         self._wake = threading.Event()
         self._child: ChildProcess | None = None
         self._checkpoints: CheckpointKeeper | None = None
-        self._outputs: list[Artifact] = []
-        self._parents: list[str] = []
+        self._outputs = OutputUploader(stores.artifacts, claim, workdir, self._must_stop_uploading)
         self._stop_deadline: float | None = None
         self._lease = LeaseKeeper(
             stores.jobs, claim, lease_seconds, on_renewed=self._on_renewed, on_change=self._wake.set
@@ -158,7 +156,7 @@ class JobRun:
     def _execute(self) -> _Outcome:
         self._outbox.progress(phase="preparing")
         prepared = self._retry("Preparing the job", lambda: self._handler.prepare(self._job))
-        self._parents = sorted(set(prepared.inputs.values()))
+        self._outputs.parents = sorted(set(prepared.inputs.values()))
         for name, artifact_id in prepared.inputs.items():
             self._outbox.progress(phase="downloading")
             self._download(name, artifact_id)
@@ -273,8 +271,7 @@ class JobRun:
             error = error_from_dict(final["error"])
             if isinstance(error, _WORTH_ANOTHER_ATTEMPT):
                 return _Outcome(error=error)
-            evidence = self._upload_evidence(final, error) if final.get("outputs") else final.get("values")
-            return _Outcome(error=error, is_final=True, evidence=evidence)
+            return _Outcome(error=error, is_final=True, evidence=self._outputs.upload_evidence(final, error) or None)
         if stopped_by_us and (kind == protocol.STOPPED or exit_.exit_code < 0):
             return _Outcome()
         if kind == protocol.CRASH:
@@ -286,42 +283,12 @@ class JobRun:
         return _Outcome(error=Internal(text, reason="PROCESS_DIED", metadata={"exit_code": str(exit_.exit_code)}))
 
     def _upload(self, final: Mapping[str, Any]) -> FinishedJob:
-        artifacts = self._upload_outputs(final)
+        self._outbox.progress(phase="uploading")
+        artifacts = self._outputs.upload(final["outputs"])
         return retry_unavailable(
             "Finishing the job",
             lambda: self._handler.finish(self._job, final["values"], artifacts),
             give_up=self._must_stop_uploading,
-        )
-
-    def _upload_evidence(self, final: Mapping[str, Any], error: MartletError) -> Mapping[str, Any]:
-        """Store what a recipe has to show for its failure, and name it in the error."""
-        named = {f"{name}_artifact": f"artifacts/{stored.id}" for name, stored in self._upload_outputs(final).items()}
-        error.metadata.update(named)
-        return {**final["values"], **named}
-
-    def _upload_outputs(self, final: Mapping[str, Any]) -> dict[str, Artifact]:
-        self._outbox.progress(phase="uploading")
-        artifacts: dict[str, Artifact] = {}
-        for name, output in final["outputs"].items():
-            path = (self._workdir / output["path"]).resolve()
-            artifacts[name] = retry_unavailable(
-                f"Uploading output {name}",
-                lambda name=name, path=path, output=output: self._put(name, path, output),
-                give_up=self._must_stop_uploading,
-            )
-            self._outputs.append(artifacts[name])
-        return artifacts
-
-    def _put(self, name: str, path: Path, output: Mapping[str, Any]) -> Artifact:
-        return self._stores.artifacts.put_directory(
-            path,
-            kind=output["kind"],
-            tenant=self._job.tenant,
-            artifact_id=output_artifact_id(self._job.id, self._claim.token, name),
-            display_name=f"{self._job.display_name or self._job.kind}: {name}",
-            metadata={**output["metadata"], MADE_BY: made_by()},
-            source_job=self._job.id,
-            parents=self._parents,
         )
 
     # The commit
@@ -376,7 +343,7 @@ class JobRun:
         try:
             if model is not None:
                 unpublish_model(self._stores.models, model)
-            for artifact in self._outputs:
+            for artifact in self._outputs.stored:
                 self._stores.artifacts.delete(artifact.id)
         except MartletError as error:
             logger.warning(

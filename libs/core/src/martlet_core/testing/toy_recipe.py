@@ -1,7 +1,7 @@
 """A recipe for drills: a counter whose every step depends on all steps before, so that a lost or doubled step shows.
 
 Config: ``steps``, ``step_seconds``, ``checkpoint_every`` (steps), and how to misbehave: ``raise_at``, ``refuse_at``,
-``kill_at`` (a step; only in the attempts that ``in_attempts`` lists) and ``ignore_stop``. ``trace`` names a file that
+``report_at``, ``kill_at`` (a step; only in the attempts that ``in_attempts`` lists) and ``ignore_stop``. ``trace`` names a file that
 gets a line a step.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from martlet_core.errors import InvalidArgument
-from martlet_core.recipe import OutputArtifact, RecipeResult, Report, StopRequested
+from martlet_core.recipe import FailedWithResult, OutputArtifact, RecipeResult, Report, StopRequested
 
 _MULTIPLIER, _INCREMENT, _MODULUS = 6364136223846793005, 1442695040888963407, 2**64
 
@@ -56,7 +56,7 @@ def run(config: dict[str, Any], workdir: Path, report: Report, should_stop: Call
             _save(workdir, report, step, value)
             last_saved = step
         if attempt in config.get("in_attempts", [1]):
-            _misbehave(config, step)
+            _misbehave(config, step, workdir)
     output = workdir / "output" / "model"
     output.mkdir(parents=True, exist_ok=True)
     (output / "value.json").write_text(json.dumps({"value": value}))
@@ -84,11 +84,17 @@ def _trace(config: dict[str, Any], attempt: int, step: int) -> None:
             file.write(f"{attempt} {step}\n")
 
 
-def _misbehave(config: dict[str, Any], step: int) -> None:
+def _misbehave(config: dict[str, Any], step: int, workdir: Path) -> None:
     if step == config.get("raise_at"):
         raise RuntimeError("the toy broke")
     if step == config.get("refuse_at"):
         raise InvalidArgument.field("spec.steps", "the toy doesn't like this number")
+    if step == config.get("report_at"):
+        output = workdir / "output" / "report"
+        output.mkdir(parents=True)
+        (output / "report.json").write_text(json.dumps({"step": step}))
+        error = InvalidArgument.field("spec.steps", "the toy says why in its report")
+        raise FailedWithResult(error, RecipeResult({"value": "none"}, {"report": OutputArtifact(output, "report")}))
     if step == config.get("kill_at"):
         print("about to be killed", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -25,6 +25,8 @@ from martlet_core.testing.conformance.checks import (
 from martlet_core.testing.conformance.evaluator import EVALUATOR_CHECKS
 from martlet_core.testing.conformance.evaluator_target import EvaluatorTarget
 from martlet_core.testing.conformance.inference import INFERENCE_CHECKS, InferenceTarget
+from martlet_core.testing.conformance.quantizer import QUANTIZER_CHECKS
+from martlet_core.testing.conformance.quantizer_target import QuantizerTarget
 from martlet_core.testing.conformance.runner import CONTRACTS, run_conformance, run_conformance_async
 from martlet_core.testing.conformance.trainer import TRAINER_CHECKS, TrainerTarget
 from martlet_core.testing.conformance.trainer_merge import MERGE_CHECKS
@@ -34,12 +36,14 @@ __all__ = [
     "EVALUATOR_CHECKS",
     "INFERENCE_CHECKS",
     "MERGE_CHECKS",
+    "QUANTIZER_CHECKS",
     "TRAINER_CHECKS",
     "Check",
     "CheckResult",
     "EvaluatorTarget",
     "InferenceTarget",
     "Outcome",
+    "QuantizerTarget",
     "Report",
     "RuleBroken",
     "Skipped",

@@ -13,6 +13,8 @@ from martlet_core.testing.conformance.checks import Check, Report, Target, run_c
 from martlet_core.testing.conformance.evaluator import EVALUATOR_CHECKS
 from martlet_core.testing.conformance.evaluator_target import EvaluatorTarget
 from martlet_core.testing.conformance.inference import INFERENCE_CHECKS, InferenceTarget
+from martlet_core.testing.conformance.quantizer import QUANTIZER_CHECKS
+from martlet_core.testing.conformance.quantizer_target import QuantizerTarget
 from martlet_core.testing.conformance.trainer import TRAINER_CHECKS, TrainerTarget
 
 
@@ -27,6 +29,7 @@ class Contract:
 CONTRACTS: Mapping[str, Contract] = {
     "evaluator": Contract(EVALUATOR_CHECKS, EvaluatorTarget),
     "inference": Contract(INFERENCE_CHECKS, InferenceTarget),
+    "quantizer": Contract(QUANTIZER_CHECKS, QuantizerTarget),
     "trainer": Contract(TRAINER_CHECKS, TrainerTarget),
 }
 
@@ -38,7 +41,7 @@ def run_conformance(contract: str, address: str, *, metadata: Sequence[tuple[str
         contract: one of ``CONTRACTS``.
         address: ``host:port``.
         metadata: sent with every call.
-        options: further fields of the contract's target (``EvaluatorTarget``, ``InferenceTarget``, ``TrainerTarget``).
+        options: further fields of the contract's target (``TrainerTarget``, ``QuantizerTarget``, ...).
     """
     return asyncio.run(run_conformance_async(contract, address, metadata=metadata, **options))
 
