@@ -16,6 +16,7 @@ from starlette.responses import Response
 from martlet_gateway.artifact_uploads import ArtifactUploads
 from martlet_gateway.auth import Caller
 from martlet_gateway.clients import Stages
+from martlet_gateway.eval_store import EvalStore
 from martlet_gateway.file_store import FileStore
 from martlet_gateway.idempotency import RetryMemory
 from martlet_gateway.lineage import Lineage
@@ -37,6 +38,7 @@ class GatewayContext:
     settings: GatewaySettings
     stores: Stores
     files: FileStore
+    evals: EvalStore
     uploads: UploadStore
     artifact_uploads: ArtifactUploads
     stages: Stages

@@ -13,16 +13,15 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
-from martlet_core.errors import Internal, InvalidArgument
+from martlet_core.errors import InvalidArgument
+
+from martlet_gateway.side_process import IN_PROCESS_BYTES, run_module
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 MAX_ISSUES = 100
-_IN_PROCESS_BYTES = 1024 * 1024
 _WHOLE_JSON_BYTES = 256 * 1024 * 1024
-_TIMEOUT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ async def check_dataset(path: Path, filename: str, size_bytes: int) -> DatasetCh
             "file", f"`{filename}` is empty; a data set needs at least one row.", reason="EMPTY_FILE"
         )
     kind = _format(filename)
-    if size_bytes <= _IN_PROCESS_BYTES:
+    if size_bytes <= IN_PROCESS_BYTES:
         check = await asyncio.to_thread(_check, path, kind)
     else:
         check = await _check_in_process(path, filename)
@@ -85,19 +84,7 @@ def _format(filename: str) -> str:
 
 
 async def _check_in_process(path: Path, filename: str) -> DatasetCheck:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "martlet_gateway.dataset_check", str(path), filename), stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        async with asyncio.timeout(_TIMEOUT_SECONDS):
-            output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode != 0:
-        raise Internal(f"The check of `{filename}` ended with code {process.returncode}.")
-    fields: dict[str, Any] = json.loads(output)
+    fields = await run_module("martlet_gateway.dataset_check", str(path), filename)
     return DatasetCheck(fields["format"], fields["rows"], fields["bad_rows"], tuple(fields["issues"]))
 
 

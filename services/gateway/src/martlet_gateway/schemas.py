@@ -154,3 +154,40 @@ class PinBody(Body):
 
     model: str = Field(min_length=1)
     pinned: bool = True
+
+
+class CreateEval(Body):
+    """Body of POST /v1/evals."""
+
+    data_source_config: dict[str, Any] = Field(
+        description="`{type: custom, item_schema, include_sample_schema}`: what a row's item looks like."
+    )
+    testing_criteria: list[dict[str, Any]] = Field(
+        min_length=1,
+        max_length=50,
+        description="Graders: string_check, text_similarity, label_model, score_model, multi.",
+    )
+    name: Annotated[str, Field(max_length=256)] | None = None
+    metadata: Metadata = None
+
+
+class UpdateEval(Body):
+    """Body of POST /v1/evals/{id}; what isn't given stays."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    metadata: Metadata = None
+
+
+class CreateEvalRun(Body):
+    """Body of POST /v1/evals/{id}/runs."""
+
+    data_source: dict[str, Any] = Field(
+        description="`{type: completions|responses|jsonl, source, model, input_messages, sampling_params}`."
+    )
+    name: Annotated[str, Field(max_length=256)] | None = None
+    metadata: Metadata = None
+    martlet: dict[str, Any] | None = Field(
+        None,
+        description="What OpenAI has no field for: `max_rows`, `concurrency`, `category_field`, `resources`, as in "
+        "martlet.evaluator.v1.EvaluationSpec.",
+    )

@@ -27,6 +27,7 @@ from martlet_gateway.auth import Authenticator, caller_finder
 from martlet_gateway.chores import gateway_chores
 from martlet_gateway.clients import InferenceChannels, Stages
 from martlet_gateway.context import GatewayContext
+from martlet_gateway.eval_store import EvalStore
 from martlet_gateway.file_store import FileStore
 from martlet_gateway.idempotency import RedisRetryMemory, RetryMemory
 from martlet_gateway.lineage import Lineage
@@ -214,6 +215,7 @@ def _assemble(
         settings=settings,
         stores=stores,
         files=FileStore(stores, settings.upload_dir),
+        evals=EvalStore(stores.objects),
         uploads=UploadStore(
             stores.objects, ttl_seconds=settings.upload_ttl_seconds, max_bytes=settings.max_upload_bytes
         ),
