@@ -81,7 +81,7 @@ class Records:
     def _read(self, directory: Path, rows: Mapping[str, Any], places: Sequence[int]) -> list[dict[str, Any]]:
         path, found = self._fetch(directory), []
         with open(path, "rb") as stream:
-            at = -1
+            at, line = -1, b""
             for place in places:
                 block = place // _EVERY
                 if at < 0 or block * _EVERY > at:

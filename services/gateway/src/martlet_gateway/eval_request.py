@@ -275,8 +275,10 @@ def renamed(error: MartletError) -> MartletError:
     named = _FIELD.search(error.message)
     error.message = _FIELD.sub(lambda found: rest_name(found[0]), error.message)
     error.violations = tuple(FieldViolation(rest_name(v.field), v.description) for v in error.violations)
-    if named is not None and not error.violations:
-        error.metadata.setdefault("param", rest_name(named[0]))
+    if "param" in error.metadata:
+        error.metadata["param"] = rest_name(error.metadata["param"])
+    elif named is not None and not error.violations:
+        error.metadata["param"] = rest_name(named[0])
     if isinstance(error, NotFound) and "MODEL" in error.reason:
         error.metadata.setdefault("param", "data_source.model")
         error.metadata["code"] = "model_not_found"

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import orjson
-from martlet_core.errors import Internal
+from martlet_core.errors import DeadlineExceeded, Internal
 
 #: Files up to this size are read in a thread: a process takes longer to start.
 IN_PROCESS_BYTES = 1024 * 1024
@@ -22,7 +22,7 @@ async def run_module(module: str, *arguments: str) -> Any:
 
     Raises:
         Internal: it failed.
-        TimeoutError: it took longer than five minutes.
+        DeadlineExceeded: it took longer than five minutes.
     """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", module, *arguments), stdout=asyncio.subprocess.PIPE
@@ -30,6 +30,8 @@ async def run_module(module: str, *arguments: str) -> Any:
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
             output, _ = await process.communicate()
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"{module} took longer than {_TIMEOUT_SECONDS:g} s; send less at a time.") from error
     finally:
         if process.returncode is None:
             process.kill()
