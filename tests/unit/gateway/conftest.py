@@ -15,6 +15,7 @@ import grpc.aio
 import httpx
 import openai
 import pytest
+from martlet.evaluator.v1 import evaluation_service_pb2_grpc
 from martlet.trainer.v1 import merge_service_pb2_grpc, training_service_pb2_grpc
 from martlet_core.api_keys import OPERATOR, ApiKeyStore
 from martlet_core.artifacts.store import ContentAddressedStore
@@ -36,6 +37,8 @@ from martlet_gateway.runs.worker import RunWorker, RunWorkerOptions
 from martlet_gateway.runs.world import make_world
 from martlet_gateway.server import GatewayServer, SharedMemory
 from martlet_gateway.settings import GatewaySettings
+from martlet_gateway.testing.evals import Evals as EvalsUnderTest
+from martlet_gateway.testing.evaluator import EvaluatorDouble
 from martlet_gateway.testing.stages import StagesDouble
 from martlet_gateway.testing.trainer import BASE, TrainerDouble
 from martlet_inference.engines.echo import EchoEngine
@@ -263,6 +266,27 @@ async def runs(
         while under_test.workers:
             await under_test.kill()
     await server.stop()
+
+
+@pytest.fixture
+async def evals(
+    stores: Stores, trainer: tuple[TrainerDouble, str], settings: GatewaySettings
+) -> AsyncIterator[EvalsUnderTest]:
+    """A running gateway before an evaluator that evaluates nothing, and the stock client."""
+    double = EvaluatorDouble()
+    add = evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server
+    service = Service(add, double, "martlet.evaluator.v1.EvaluationService")
+    evaluator = GrpcServer("127.0.0.1:0", (service,), internal_token=TOKEN)
+    settings = settings.model_copy(update={"evaluator_address": f"127.0.0.1:{await evaluator.start()}"})
+    key, _ = ApiKeyStore(stores.objects).create("acme", scope=OPERATOR)
+    other_key, _ = ApiKeyStore(stores.objects).create("globex")
+    server = GatewayServer(settings, stores, SharedMemory(LocalReplicaStore(), LocalRetryMemory()))
+    await server.start()
+    async with AsyncExitStack() as clients:
+        gateway = GatewayUnderTest(server, stores, trainer[0], settings, key, other_key, clients)
+        yield EvalsUnderTest(gateway, double, gateway.openai())
+    await server.stop()
+    await evaluator.stop(0)
 
 
 @dataclass
