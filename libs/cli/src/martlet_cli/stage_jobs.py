@@ -12,12 +12,13 @@ from datetime import datetime
 from typing import Any
 
 from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from martlet_cli.commands.files import when
 from martlet_cli.context import Context, Handler, Subparsers, command
 from martlet_cli.gateway import Gateway
 from martlet_cli.output import Output
-from martlet_cli.watch import POLL_SECONDS
+from martlet_cli.watch import POLL_SECONDS, QUIET_SECONDS
 
 #: Commands of such a group; anything else behind its name is something to create a job for.
 COMMANDS = ("create", "list", "show", "watch", "cancel", "pause", "resume")
@@ -144,12 +145,13 @@ class StageJobs:
         return handler
 
     def _follow(self, context: Context, job_id: str) -> int:
-        """Print the job each time something changed; returns the command's exit code."""
-        job: Job = {}
-        for job in self._changes(context.gateway, job_id):
-            context.output.result(job, escape(self.line(job)))
-        if self.describe is not None and job["state"] == "SUCCEEDED" and not context.output.as_json:
-            self.describe(context.output, job)
+        """Show the job until it is over: a moving line for a person, lines for a pipe; returns the command's exit code."""
+        output, job = context.output, {}
+        with _Status(output) as status:
+            for job in self._changes(context.gateway, job_id):
+                status.show(job, self.line(job))
+        if self.describe is not None and job["state"] == "SUCCEEDED" and not output.as_json:
+            self.describe(output, job)
         return 0 if job["state"] == "SUCCEEDED" else 1
 
     def _changes(self, gateway: Gateway, job_id: str) -> Iterator[Job]:
@@ -169,6 +171,44 @@ class StageJobs:
 
     def _bare(self, identifier: str) -> str:
         return identifier.removeprefix(f"{self.collection}/")
+
+
+class _Status:
+    """A job's line: drawn anew on a terminal; elsewhere printed when its state or phase changes, and now and then."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=output.console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._seen: tuple[str, str] | None = None
+        self._said_at = 0.0
+
+    def __enter__(self) -> _Status:
+        if self._output.live:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=None)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._output.live:
+            self._bar.stop()
+
+    def show(self, job: Job, line: str) -> None:
+        """Say how the job is doing; its end stays on the screen."""
+        if self._task is not None and job["state"] not in _OVER:
+            self._bar.update(self._task, description=escape(line))
+            return
+        seen = (job["state"], (job.get("progress") or {}).get("phase") or "")
+        if seen == self._seen and time.monotonic() - self._said_at < QUIET_SECONDS:
+            return
+        self._seen, self._said_at = seen, time.monotonic()
+        self._output.result(job, escape(line))
 
 
 _TIMES = ("create_time", "start_time", "end_time")

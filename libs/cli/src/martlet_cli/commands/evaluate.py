@@ -22,6 +22,10 @@ _EXAMPLE = """example:
       --suite classification --options '{"labels": ["yes", "no"]}' --watch"""
 
 
+#: Metrics by how much they say of a target, the most first.
+_TELLING = ("accuracy", "pass_rate", "win_rate", "score", "rougeL", "perplexity", "tokens_per_second", "macro_f1")
+
+
 def _outcome(job: dict[str, Any]) -> str:
     result = job.get("result") or {}
     first = [f"{target['name']} {_first(target)}" for target in result.get("targets") or []]
@@ -29,8 +33,15 @@ def _outcome(job: dict[str, Any]) -> str:
 
 
 def _first(target: dict[str, Any]) -> str:
-    name, metric = next(iter(target["metrics"].items()), ("", None))
-    return f"{name.partition('.')[2] or name} {_shown(metric)}" if metric else "no metric"
+    """The metric that says most, in a few words."""
+    metrics = target["metrics"]
+    name = min(metrics, key=lambda name: (_rank(name), name), default="")
+    return f"{name.partition('.')[2] or name} {_shown(metrics[name])}" if name else "no metric"
+
+
+def _rank(name: str) -> int:
+    """Place of a metric among others: what a suite is about before how it went."""
+    return next((place for place, word in enumerate(_TELLING) if word in name), len(_TELLING))
 
 
 def _shown(metric: dict[str, Any]) -> str:
@@ -44,7 +55,7 @@ def _describe(output: Output, job: dict[str, Any]) -> None:
     if not targets:
         return
     output.console.print("\n[bold]metrics[/], with 95 % intervals")
-    names = list(dict.fromkeys(name for target in targets for name in target["metrics"]))
+    names = sorted({name for target in targets for name in target["metrics"]}, key=lambda name: (_rank(name), name))
     rows = [
         {"metric": name} | {t["name"]: _shown(t["metrics"][name]) if name in t["metrics"] else None for t in targets}
         for name in names
