@@ -99,7 +99,10 @@ def test_mistakes_are_shown_in_their_lines(
     monkeypatch.setattr(gateway, "answer", refuse)
     ran = martlet("run", "validate", str(definition))
     assert ran.code == 2
-    assert "   3 │   m: {kind: mrge}\n     │             ^ `mrge` is no kind of step." in ran.err
+    assert (
+        "   3 │   m: {kind: mrge}\n     │             ^ `mrge` is no kind of step. Did you mean `merge`?\n" in ran.err
+    )
+    assert f"{definition}: 1 mistake\n" in ran.err
     assert gateway.bodies("/v1/martlet/runs")[0]["validate_only"]
     assert martlet("run", "validate", str(definition), "--json").json["error"]["reason"] == "INVALID_RUN"
 

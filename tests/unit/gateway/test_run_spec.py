@@ -99,6 +99,13 @@ MISTAKES = [
     (_step("{with: {adapter: a}}"), 4, 6, "steps.s", "`kind` is missing"),
     (_step("{kind: merge, wth: {adapter: a}}"), 4, 20, "steps.s.wth", "Did you mean `with`?"),
     (_step("{kind: merge, with: {adaptr: a}}"), 4, 27, "steps.s.with.adaptr", "Did you mean `adapter`?"),
+    (
+        _step('{kind: merge, with: {adaptr: "${m.model}"}}'),
+        4,
+        27,
+        "steps.s.with.adaptr",
+        "`adaptr` is not known here. Did you mean `adapter`?",
+    ),
     (_step("{kind: merge}"), 4, 6, "steps.s.with", "`adapter` is missing"),
     (_step("{kind: merge, with: [a]}"), 4, 26, "steps.s.with", "`with` must be a mapping; got a list"),
     (_step("{kind: merge, with: {adapter: 3}}"), 4, 36, "steps.s.with.adapter", "must be a string; got 3"),

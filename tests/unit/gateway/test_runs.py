@@ -7,9 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
-import pytest
-from martlet.gateway.v1 import run_pb2, run_service_pb2, run_service_pb2_grpc
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from martlet_core.testing.job_store import MemoryJobStore
@@ -389,61 +386,6 @@ async def test_the_same_work_is_reused_and_other_work_is_not(runs: Any, tmp_path
     assert (await runs.until(gone, train="QUEUED"))["step"]["train"]["reused"] is False
 
 
-@pytest.mark.parametrize(
-    ("change", "field", "words"),
-    [
-        (("smollm2-135m-instruct, t", "smollm3, t"), "steps.train.with.base_model", "line 5, column 24: "),
-        ((": artifacts/d1", ': "${inputs.data}"'), "steps.train.with.training_dataset", "no input `data`"),
-        (("kind: merge", "kind: mergee"), "steps.merge.kind", "Did you mean `merge`?"),
-        (
-            ("small.accuracy", "small.accuray"),
-            "steps.gate.with.require[0]",
-            "Did you mean `small.exact_match.accuracy`?",
-        ),
-        (
-            ("alias: headlines", "alias: smollm2-135m-instruct"),
-            "steps.deploy.with.alias",
-            "is the name of a base model",
-        ),
-    ],
-)
-async def test_what_can_be_known_is_refused_at_submission(
-    runs: Any, change: tuple[str, str], field: str, words: str
-) -> None:
-    answer = await runs.gateway.http().post("/v1/martlet/runs", json={"source": CHAIN.replace(*change)})
-    assert answer.status_code == 400, answer.text
-    error = answer.json()["error"]
-    assert (error["param"], error["code"]) == (field, "invalid_run")
-    assert words in error["message"]
-
-
-async def test_validate_only_makes_nothing_and_yaml_is_a_body(runs: Any) -> None:
-    http = runs.gateway.http()
-    headers = {"content-type": "application/yaml"}
-    checked = await http.post("/v1/martlet/runs?validate_only=true", content=PAIR, headers=headers)
-    assert checked.status_code == 200
-    assert (await http.get("/v1/martlet/runs")).json()["data"] == []
-    made = (await http.post("/v1/martlet/runs", content=PAIR, headers=headers)).json()
-    assert [run["id"] for run in (await http.get("/v1/martlet/runs")).json()["data"]] == [made["id"]]
-    assert made["steps"][1]["needs"] == ["train"]
-    definition = {"name": "x", "steps": {"a": {"kind": "merge", "with": {"adapter": "ft:x"}}}}
-    assert (await http.post("/v1/martlet/runs", json={"definition": definition})).json()["display_name"] == "x"
-    wrong = await http.post("/v1/martlet/runs", json={"sorce": PAIR})
-    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "sorce")
-    bare = await http.post("/v1/martlet/runs", content=PAIR)
-    assert "application/yaml" in bare.json()["error"]["message"]
-
-
-async def test_runs_are_their_tenants_and_repeated_posts_make_one(runs: Any) -> None:
-    run = await runs.submit(PAIR, request_id="once")
-    assert (await runs.submit(PAIR, request_id="once"))["id"] == run["id"]
-    other = runs.gateway.http(runs.gateway.other_key)
-    assert (await other.get(f"/v1/martlet/runs/{run['id']}")).status_code == 404
-    assert (await other.get("/v1/martlet/runs")).json()["data"] == []
-    for verb in ("cancel", "pause", "resume"):
-        assert (await other.post(f"/v1/martlet/runs/{run['id']}/{verb}")).status_code == 404
-
-
 async def test_an_artifact_that_a_run_needs_is_not_deleted(runs: Any, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("{}")
     artifact = runs.gateway.stores.artifacts.put_directory(tmp_path, kind="dataset", tenant="acme")
@@ -451,29 +393,3 @@ async def test_an_artifact_that_a_run_needs_is_not_deleted(runs: Any, tmp_path: 
     refused = await runs.gateway.http().delete(f"/v1/martlet/artifacts/{artifact.id}")
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "artifact_in_use")
     assert f"runs/{run['id']}" in refused.json()["error"]["message"]
-
-
-async def test_runs_over_grpc(runs: Any) -> None:
-    stub = run_service_pb2_grpc.RunServiceStub(runs.gateway.channel())
-    metadata = runs.gateway.metadata()
-    run = run_pb2.Run(spec=run_pb2.RunSpec(source=PAIR))
-    made = await stub.CreateRun(run_service_pb2.CreateRunRequest(run=run), metadata=metadata)
-    await runs.start()
-    await runs.until_job("train")
-    got = await stub.GetRun(run_service_pb2.GetRunRequest(name=made.name), metadata=metadata)
-    assert [step.id for step in got.steps] == ["train", "merge"]
-    await stub.CancelRun(run_service_pb2.CancelRunRequest(name=made.name), metadata=metadata)
-    events = [
-        event.message
-        async for event in stub.WatchRun(run_service_pb2.WatchRunRequest(name=made.name), metadata=metadata)
-    ]
-    assert "CANCELLED" in events[-1]
-    listed = await stub.ListRuns(run_service_pb2.ListRunsRequest(), metadata=metadata)
-    assert [item.name for item in listed.runs] == [made.name]
-    page = await stub.ListRunEvents(run_service_pb2.ListRunEventsRequest(name=made.name), metadata=metadata)
-    assert [event.message for event in page.events] == events
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.CreateRun(
-            run_service_pb2.CreateRunRequest(run=run_pb2.Run(spec=run_pb2.RunSpec(source="name: x"))), metadata=metadata
-        )
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -20,7 +20,7 @@ _EXAMPLE = """example:
   martlet run submit examples/lifecycle.yaml --input train_data=@train.jsonl --watch
 
 an input's value of the form @PATH is a file: it is uploaded, and the input is its artifact"""
-_PLACE = re.compile(r"line (\d+), column (\d+): (.*)", re.DOTALL)
+_PLACE = re.compile(r"line (\d+), column (\d+): (.*?)(?: \([\w.\[\]-]+\))?", re.DOTALL)
 
 
 def add(subparsers: Subparsers) -> None:
@@ -90,9 +90,8 @@ def _send(context: Context, arguments: argparse.Namespace, **more: Any) -> dict[
         if not shown:
             raise
         context.output.remarks.print(*shown, sep="\n")
-        raise InvalidArgument(
-            f"{arguments.file}: {len(shown)} of its lines must be mended", reason=error.reason
-        ) from error
+        count = "1 mistake" if len(shown) == 1 else f"{len(shown)} mistakes"
+        raise InvalidArgument(f"{arguments.file}: {count}", reason=error.reason) from error
 
 
 def _input(context: Context, text: str) -> tuple[str, str]:
@@ -111,7 +110,7 @@ def _shown(message: str, source: str) -> list[Text]:
     lines = source.splitlines()
     shown = []
     for part in message.split("\n"):
-        found = _PLACE.match(part)
+        found = _PLACE.fullmatch(part)
         if not found:
             continue
         number, column, text = int(found[1]), int(found[2]), found[3]

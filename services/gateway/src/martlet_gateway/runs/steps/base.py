@@ -36,6 +36,7 @@ _STATES = {
     "FAILED": StepState.FAILED,
     "CANCELLED": StepState.CANCELLED,
 }
+_UNKNOWN = "is not known here"
 RUN_LABEL, STEP_LABEL = "martlet-run", "martlet-step"
 
 
@@ -157,7 +158,7 @@ class JobStep(StepKind):
         """Read the options as the stage's specification."""
         kept = {where for where, _, _ in references(dict(options), path)}
         for where, text in faults(self.jobs.spec(), options, path, kept):
-            unknown = "is not known here" in text
+            unknown = _UNKNOWN in text
             mistakes.add(where, f"`{where.rpartition('.')[2]}` {text}" if unknown else text, of_key=unknown)
         for name in self.required:
             if options.get(name) in (None, "", []):
