@@ -331,7 +331,7 @@ async def test_a_step_whose_job_was_cancelled_by_hand_stops_the_run(runs: Any) -
 
 
 async def test_the_example_goes_the_whole_way(runs: Any) -> None:
-    runs.stages.suites = {"classification": ["accuracy", "macro_f1", "unreadable"]}
+    runs.stages.suites = {"classification": ["accuracy", "macro_f1"], "latency": ["ttft_seconds"]}
     small = "ft:smollm2-135m-instruct:acme:int8:12345678"
     runs.gateway.stores.models.publish(PublishedModel(small, "whole", "acme", "a1"))
     await runs.start()
@@ -347,14 +347,14 @@ async def test_the_example_goes_the_whole_way(runs: Any) -> None:
     await runs.until_job("evaluate")
     targets = [
         {"name": name, "model": name, "metrics": {"classification.accuracy": {"value": value}}}
-        for name, value in (("base", 0.5), ("tuned", 0.8), ("nf4", 0.77), ("int8", 0.79))
+        for name, value in (("base", 0.5), ("tuned", 0.8), ("merged", 0.8), ("nf4", 0.77), ("int8", 0.79))
     ]
     await runs.stages.succeed("evaluate", targets=targets)
     done = await runs.until(run, state="SUCCEEDED")
     assert done["step"]["deploy"]["summary"] == f"headlines -> {small}"
     assert (
         done["step"]["evaluate"]["summary"]
-        == "base accuracy 0.5, tuned accuracy 0.8, nf4 accuracy 0.77, int8 accuracy 0.79"
+        == "base accuracy 0.5, tuned accuracy 0.8, merged accuracy 0.8, nf4 accuracy 0.77, int8 accuracy 0.79"
     )
 
 

@@ -43,7 +43,7 @@ class EvaluateStep(JobStep):
     def summary_of(self, job: Any, metrics: Mapping[str, float]) -> str:
         """The first metric of each target."""
         words = []
-        for target in list(job.result.targets)[:4]:
+        for target in list(job.result.targets)[:6]:
             for name, metric in sorted(target.metrics.items())[:1]:
                 words.append(f"{target.name} {name.rpartition('.')[2]} {metric.value:.4g}")
         return ", ".join(words)
