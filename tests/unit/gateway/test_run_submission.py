@@ -80,6 +80,23 @@ async def test_what_can_be_known_is_refused_at_submission(
     assert words in error["message"]
 
 
+async def test_metrics_of_which_only_the_form_is_known_are_let_through(runs: Any) -> None:
+    suites = {"latency": ["ttft_ms.cN"], "lm_eval": ["<task>.<metric>"]}
+    runs.stages.suites = {"exact_match": ["accuracy"], **suites}
+    http, url = runs.gateway.http(), "/v1/martlet/runs?validate_only=true"
+    for suite, metric, status in (
+        ("latency", "ttft_ms.c8", 200),
+        ("latency", "ttft_s.c8", 400),
+        ("exact_match", "failed_rows", 200),
+        ("lm_eval", "gsm8k.exact", 200),
+    ):
+        text = CHAIN.replace("suite: exact_match", f"suite: {suite}").replace(
+            "eval.small.accuracy >= eval.base.accuracy - 0.02", f"eval.small.{metric} >= 0"
+        )
+        answer = await http.post(url, json={"source": text})
+        assert answer.status_code == status, (suite, metric, answer.text)
+
+
 async def test_validate_only_makes_nothing_and_yaml_is_a_body(runs: Any) -> None:
     http = runs.gateway.http()
     headers = {"content-type": "application/yaml"}

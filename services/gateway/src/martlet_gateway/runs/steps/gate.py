@@ -120,7 +120,7 @@ def find_metric(name: MetricName, metrics: Mapping[str, float]) -> float:
 
 
 def matching(metric: str, known: Sequence[str]) -> list[str]:
-    """The names that a metric's name in a condition may mean."""
+    """The names that a metric's name in a condition may mean. In a known name, `*` stands for a word that isn't known yet."""
     if metric in known:
         return [metric]
     words = metric.split(".")
@@ -139,8 +139,14 @@ def unknown_metric(name: MetricName, known: Sequence[str]) -> str:
 
 
 def _in_order(words: Sequence[str], name: str) -> bool:
-    parts = iter(name.split("."))
-    return words[-1] == name.rpartition(".")[2] and all(word in parts for word in words)
+    """Whether the words stand in a name in this order, the last one last; `*` in a name is any word."""
+    parts = name.split(".")
+    rest = iter(parts[:-1])
+    return _fits(words[-1], parts[-1]) and all(any(_fits(word, part) for part in rest) for word in words[:-1])
+
+
+def _fits(word: str, part: str) -> bool:
+    return part in (word, "*")
 
 
 def _failure(condition: Condition, verdict: Any) -> str:
