@@ -97,6 +97,18 @@ async def test_metrics_of_which_only_the_form_is_known_are_let_through(runs: Any
         assert answer.status_code == status, (suite, metric, answer.text)
 
 
+async def test_a_model_that_is_not_there_is_not_deployed(runs: Any) -> None:
+    await runs.start()
+    run = await runs.submit("name: x\nsteps:\n  deploy: {kind: deploy, with: {alias: news, model: smollm3}}\n")
+    failed = await runs.until(run, state="FAILED")
+    assert failed["error"]["reason"] == "MODEL_NOT_FOUND"
+    assert (await runs.gateway.http().get("/v1/martlet/aliases/news")).status_code == 404
+    good = await runs.submit(
+        "name: x\nsteps:\n  deploy: {kind: deploy, with: {alias: news, model: smollm2-135m-instruct}}\n"
+    )
+    await runs.until(good, state="SUCCEEDED")
+
+
 async def test_validate_only_makes_nothing_and_yaml_is_a_body(runs: Any) -> None:
     http = runs.gateway.http()
     headers = {"content-type": "application/yaml"}

@@ -90,6 +90,7 @@ class Advance:
     async def load(self) -> None:
         """Read what is written of the steps."""
         self._known = await asyncio.to_thread(self._records.known, self.run, self.definition, self._attempts)
+        self._dirty.update(survey(self.definition, self._known).active)
 
     def close(self) -> None:
         """Stop watching."""

@@ -24,10 +24,12 @@ from martlet_gateway.runs.spec import parse_run
 from martlet_gateway.runs.stages import is_passing
 from martlet_gateway.runs.steps import KINDS
 from martlet_gateway.runs.steps.base import JobStep, StepPlace, StepWorld
+from martlet_gateway.runs.steps.deploy import DeployStep
 from martlet_gateway.runs.steps.gate import GateStep, conditions, matching, unknown_metric
 from martlet_gateway.runs.worker import cancel_steps, steer_steps
 
-_MAX_ATTEMPTS = 1000
+#: Of a run's worker: it may crash now and then over days, but a run that crashes it each time must end.
+_MAX_ATTEMPTS = 100
 _MAX_LEGS = 1000
 
 
@@ -244,9 +246,8 @@ class RunService:
                 if not any(references(dict(step.options), "")):
                     draft = kind.draft(StepPlace("", step.id, 0, tenant), step.options, validate_only=True)
                     await kind.create(self._world, draft)
-            elif (alias := step.options.get("alias")) and not any(references(alias, "")):
-                await self._world.check_alias(alias, tenant)
-                await asyncio.to_thread(self._world.aliases.check_free, alias)
+            elif isinstance(kind, DeployStep) and not any(references(alias := step.options["alias"], "")):
+                await kind.check_free(self._world, alias)
         except MartletError as error:
             if is_passing(error):
                 raise

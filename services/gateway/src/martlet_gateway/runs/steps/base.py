@@ -48,13 +48,13 @@ class StepWorld:
         stages: the stages' services.
         models: published model names.
         aliases: names that move.
-        check_alias: given a name and a tenant, refuses what can't be an alias because a base model is called so.
+        base_models: names the base models that the trainer knows.
     """
 
     stages: Stages
     models: ModelRegistry
     aliases: AliasStore
-    check_alias: Callable[[str, str], Awaitable[None]]
+    base_models: Callable[[], Awaitable[list[str]]]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from martlet_core.errors import FailedPrecondition
+from martlet_core.errors import AlreadyExists, FailedPrecondition, NotFound
 
 from martlet_gateway.aliases import ALIAS_PATTERN
 from martlet_gateway.proto_json import close_hint
@@ -59,6 +59,16 @@ class DeployStep(ImmediateStep):
             "additionalProperties": False,
         }
 
+    async def check_free(self, world: StepWorld, alias: str) -> None:
+        """AlreadyExists if a model has that name."""
+        if alias in await world.base_models():
+            raise AlreadyExists(
+                f"alias: {alias!r} is the name of a base model; choose another.",
+                reason="NAME_TAKEN",
+                metadata={"param": "alias"},
+            )
+        await asyncio.to_thread(world.aliases.check_free, alias)
+
     async def perform(
         self, world: StepWorld, place: StepPlace, options: Mapping[str, Any], steps: Mapping[str, StepStatus]
     ) -> StepStatus:
@@ -69,7 +79,8 @@ class DeployStep(ImmediateStep):
                 "There is no model to deploy: the step that `model` refers to made none that can be served.",
                 reason="NO_MODEL_TO_DEPLOY",
             )
-        await world.check_alias(alias, place.tenant)
+        await self.check_free(world, alias)
+        await _check_model(world, model, place.tenant)
         record = await asyncio.to_thread(
             world.aliases.put,
             place.tenant,
@@ -90,3 +101,12 @@ class DeployStep(ImmediateStep):
             note=f"`{alias}` was {f'`{previous}`' if previous else 'not there'} before",
             summary=f"{alias} -> {model}",
         )
+
+
+async def _check_model(world: StepWorld, model: str, tenant: str) -> None:
+    """NotFound if nothing answers to a model's name: it is neither published nor a base model."""
+    try:
+        await asyncio.to_thread(world.models.get, model, tenant=tenant)
+    except NotFound:
+        if model not in await world.base_models():
+            raise
