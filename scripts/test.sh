@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every test this machine can run, each set in the environment it belongs to. Arguments go to each pytest.
-# Tests of the trainer's recipes need torch and run in `trainer-test`; everything else runs in `dev` and starts real
-# services from their own environments.
+# Tests of the trainer's recipes and of the quantizer's methods need torch and run in environments of their own; everything
+# else runs in `dev` and starts real services from theirs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # Many processes import torch here; without bytecode each would compile it anew.
@@ -14,7 +14,11 @@ trainer=.martlet/envs/trainer-test/bin/python
 begun=$SECONDS
 passed=0 failed=0 skipped=0
 
-scripts/bootstrap.sh cli dev gateway trainer trainer-test inference
+#: Families of quantization methods whose tests are run; awq and gptqmodel take packages built from source and minutes.
+families=${MARTLET_TEST_FAMILIES:-bnb llmcompressor gguf}
+
+# shellcheck disable=SC2086
+scripts/bootstrap.sh cli dev gateway trainer trainer-test inference quantizer quantizer-bnb $(printf 'quantizer-%s-test ' $families)
 
 # run NAME PYTHON PATH... -- [PYTEST OPTION...]: one pytest; its counts are added up.
 run() {
@@ -77,8 +81,11 @@ beside "unit, trainer" "$trainer" tests/unit/trainer -- "$@"
 run "unit" "$dev" tests/unit/core tests/unit/gateway tests/unit/cli tests/unit/inference -- "$@"
 run "contract" "$dev" tests/contract -- "$@"
 join
+for family in $families; do
+  run "unit, quantizer, $family" ".martlet/envs/quantizer-$family-test/bin/python" tests/unit/quantizer -- "$@"
+done
 beside "integration, inference and trainer" "$dev" tests/integration/inference tests/integration/trainer -- "$@"
-run "integration" "$dev" tests/integration/core tests/integration/gateway tests/integration/platform -- "$@"
+run "integration" "$dev" tests/integration/core tests/integration/gateway tests/integration/quantizer tests/integration/platform -- "$@"
 join
 unset OMP_NUM_THREADS
 run "faults" "$dev" tests/faults -- "$@"

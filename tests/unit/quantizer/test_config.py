@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from martlet_core.errors import InvalidArgument
+from martlet_core.errors import InvalidArgument, NotFound
 from martlet_quantizer.config import parse_config
 from martlet_quantizer.methods import FAMILIES, METHODS, check_model_type, find
 
@@ -42,19 +42,17 @@ def test_the_limit_can_be_set() -> None:
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [
-        ({"method": "bnb_nf5"}, "spec.method", "did you mean bnb-nf4"),
-        ({"method": "AWQ4"}, "spec.method", "did you mean awq"),
-        ({"metod": "awq"}, "spec.metod", "isn't known"),
+        ({"metod": "awq"}, "spec.metod", "did you mean method?"),
         ({"model": "../x"}, "spec.model", "give a registered name"),
-        ({"options": {"bits": 3}}, "spec.options.bits", "input should be 4 or 8"),
+        ({"options": {"bits": 3}}, "spec.options.bits", "must be one of: 4, 8"),
         ({"method": "awq", "options": {"bits": 8}}, "spec.options.bits", "awq doesn't take it"),
-        ({"options": {"group_size": 96}}, "spec.options.group_size", "input should be 32, 64 or 128"),
+        ({"options": {"group_size": 96}}, "spec.options.group_size", "must be one of: 32, 64, 128"),
         ({"method": "bnb-nf4", "options": {"group_size": 64}}, "spec.options.group_size", "bnb-nf4 doesn't take it"),
-        ({"method": "gguf", "options": {"gguf_type": "q4_K_M"}}, "spec.options.gguf_type", "'q8_0', 'q4_0' or 'q4_1'"),
-        ({"calibration": {"max_rows": 8}}, "spec.calibration.max_rows", "greater than or equal to 16"),
+        ({"method": "gguf", "options": {"gguf_type": "q4_K_M"}}, "spec.options.gguf_type", "must be one of: 'q8_0', 'q4_0', 'q4_1'"),
+        ({"calibration": {"max_rows": 8}}, "spec.calibration.max_rows", "must be >= 16"),
         ({"calibration": {"max_rows": True}}, "spec.calibration.max_rows", "not true or false"),
         ({"calibration": {"dataset": "rows.jsonl"}}, "spec.calibration.dataset", "give artifacts/<id>"),
-        ({"calibration": {"builtin": "pile"}}, "spec.calibration.builtin", "there is only martlet-texts"),
+        ({"calibration": {"builtin": "pile"}}, "spec.calibration.builtin", "there is only texts"),
         (
             {"calibration": {"dataset": "artifacts/a"}, "evaluation_dataset": "artifacts/a"},
             "spec.evaluation_dataset",
@@ -65,10 +63,10 @@ def test_the_limit_can_be_set() -> None:
             "spec.calibration.dataset",
             "bnb-int8 looks at no texts",
         ),
-        ({"max_perplexity_ratio": float("nan")}, "spec.max_perplexity_ratio", "finite number"),
+        ({"max_perplexity_ratio": float("nan")}, "spec.max_perplexity_ratio", "must be > 1"),
         ({"suffix": "a b"}, "spec.suffix", "letters, digits"),
-        ({"seed": -1}, "spec.seed", "greater than or equal to 0"),
-        ({"resources": {"priority": 10}}, "spec.resources.priority", "less than or equal to 9"),
+        ({"seed": -1}, "spec.seed", "must be >= 0"),
+        ({"resources": {"priority": 10}}, "spec.resources.priority", "must be >= 0 and <= 9"),
     ],
 )
 def test_wrong_requests_name_field_and_remedy(values: dict[str, Any], field: str, words: str) -> None:
@@ -76,6 +74,13 @@ def test_wrong_requests_name_field_and_remedy(values: dict[str, Any], field: str
         parse(**values)
     assert [v.field for v in caught.value.violations] == [field]
     assert words in caught.value.violations[0].description
+
+
+@pytest.mark.parametrize(("name", "close"), [("bnb_nf5", "bnb-nf4"), ("AWQ4", "awq"), ("gguf-q8_0", "gguf")])
+def test_an_unknown_method_is_not_found_and_close_ones_are_named(name: str, close: str) -> None:
+    with pytest.raises(NotFound, match=f"there is no method '{name}'; did you mean .*{close}") as caught:
+        parse(method=name)
+    assert caught.value.reason == "METHOD_NOT_FOUND"
 
 
 def test_a_method_names_the_architectures_it_takes() -> None:

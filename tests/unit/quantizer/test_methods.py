@@ -1,4 +1,4 @@
-"""Every method on a tiny random model, whole jobs: quantized, reloaded from disk in a fresh process, measured, judged.
+"""Every method on a tiny random model, whole jobs: quantized, reloaded from disk, measured, judged.
 
 Each runs in the environment of its family and is skipped with the reason in others.
 """
@@ -78,7 +78,7 @@ def test_w8a8_int8(run: Run) -> None:
 
 @needs("llmcompressor")
 def test_fp8_dynamic(run: Run) -> None:
-    result, _, workdir = run("fp8-dynamic", options={"ignore": ["re:model.layers.0.*"]})
+    result, _, workdir = run("fp8-dynamic", processes=True, options={"ignore": ["re:model.layers.0.*"]})
     check(result, smaller_than=0.9)
     ignored = config_of(workdir)["quantization_config"]["ignore"]
     assert "lm_head" in ignored
@@ -88,7 +88,9 @@ def test_fp8_dynamic(run: Run) -> None:
 @needs("llmcompressor")
 def test_w4a16_falls_to_a_group_size_that_divides(run: Run, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": f"{i} and {i + 1} make {2 * i + 1}. " * 4}) + "\n" for i in range(20)))
+    rows.write_text(
+        "".join(json.dumps({"query": f"{i} + {i + 1}?", "response": f"{2 * i + 1}. " * 20}) + "\n" for i in range(20))
+    )
     result, report, workdir = run("w4a16", inputs={"calibration": rows}, calibration={"sequence_length": 64})
     values = check(result, smaller_than=0.6)
     assert values["group_size"] == 64
@@ -101,7 +103,7 @@ def test_w4a16_falls_to_a_group_size_that_divides(run: Run, tmp_path: Path) -> N
 @needs("gguf")
 @pytest.mark.parametrize(("kind", "smaller_than"), [("q8_0", 0.6), ("q4_0", 0.45), ("q4_1", 0.5)])
 def test_gguf(run: Run, kind: str, smaller_than: float) -> None:
-    result, _, workdir = run("gguf", options={"gguf_type": kind})
+    result, _, workdir = run("gguf", processes=kind == "q8_0", options={"gguf_type": kind})
     values = check(result, smaller_than=smaller_than)
     assert values["engines"][1]["engine"] == "llama.cpp's reader (gguf)"
     assert values["engines"][1]["loaded"], values["engines"][1]["detail"]
@@ -130,7 +132,7 @@ def test_gguf_keeps_layers_and_the_tokenizer(run: Run) -> None:
 
 @needs("gptqmodel")
 def test_gptq(run: Run) -> None:
-    result, _, workdir = run("gptq", calibration={"max_rows": 16, "sequence_length": 64})
+    result, _, workdir = run("gptq", processes=True, calibration={"max_rows": 16, "sequence_length": 64})
     values = check(result, smaller_than=0.7)
     assert values["group_size"] == 64
     assert config_of(workdir)["quantization_config"]["quant_method"] == "gptq"
@@ -138,7 +140,7 @@ def test_gptq(run: Run) -> None:
 
 @needs("awq")
 def test_awq(run: Run) -> None:
-    result, _, workdir = run("awq", calibration={"max_rows": 16, "sequence_length": 64})
+    result, _, workdir = run("awq", processes=True, calibration={"max_rows": 16, "sequence_length": 64})
     values = check(result, smaller_than=0.7)
     assert [entry["engine"] for entry in values["engines"]][1:] == ["autoawq", "transformers (with gptqmodel)"]
     assert values["engines"][1]["loaded"], values["engines"][1]["detail"]
@@ -147,17 +149,12 @@ def test_awq(run: Run) -> None:
 
 
 @needs("awq")
-def test_awq_without_our_quantizer_destroys_the_weights(
-    run: Run, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_awq_without_our_quantizer_destroys_the_weights(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """AutoAWQ's own class on a CPU ends without an error and writes garbage; if this fails, it was mended upstream."""
-    wrapper = tmp_path / "bin"
-    wrapper.mkdir()
-    (wrapper / "sitecustomize.py").write_text(
-        "import awq.quantize.quantizer as q, martlet_quantizer.methods.awq as m\n"
-        "m.Quantizer._compute_best_scale = q.AwqQuantizer._compute_best_scale\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(wrapper))
+    from awq.quantize.quantizer import AwqQuantizer
+    from martlet_quantizer.methods.awq import Quantizer
+
+    monkeypatch.setattr(Quantizer, "_compute_best_scale", AwqQuantizer._compute_best_scale)
     with pytest.raises(FailedWithResult) as caught:
         run("awq", calibration={"max_rows": 16, "sequence_length": 64})
     assert caught.value.error.reason == "QUALITY_TOO_LOW"
@@ -167,13 +164,13 @@ def test_awq_without_our_quantizer_destroys_the_weights(
 @needs("bnb")
 def test_a_model_worse_than_allowed_fails_with_its_report(run: Run) -> None:
     with pytest.raises(FailedWithResult) as caught:
-        run("bnb-nf4", max_perplexity_ratio=0.5)
+        run("bnb-nf4", max_perplexity_ratio=1.0000001)
     error, result = caught.value.error, caught.value.result
     assert isinstance(error, FailedPrecondition)
     assert error.reason == "QUALITY_TOO_LOW"
-    assert "more than max_perplexity_ratio = 0.5" in error.message
+    assert "more than max_perplexity_ratio = 1" in error.message
     assert list(result.outputs) == ["report"]
-    assert result.values["perplexity_ratio"] > 0.5
+    assert result.values["perplexity_ratio"] > 1
     assert error.message in (result.outputs["report"].path / "report.md").read_text()
 
 

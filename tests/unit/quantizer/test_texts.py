@@ -70,8 +70,8 @@ def test_rows_are_drawn_by_the_seed_and_keep_their_order() -> None:
 
 def test_rows_shared_with_the_evaluation_set_are_refused(tmp_path: Path) -> None:
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
-    first.write_text("".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(20)))
-    second.write_text('{"extra": 1, "text": "row 3"}\n{"text": "new"}\n')
+    first.write_text("".join(json.dumps({"query": f"row {i}", "response": "yes"}) + "\n" for i in range(20)))
+    second.write_text('{"prompt": "row 3", "completion": "yes"}\n{"prompt": "row 3", "completion": "no"}\n')
     with pytest.raises(InvalidArgument, match="shares 1 of its 2 rows") as caught:
         check_disjoint(read_rows(first, "a"), read_rows(second, "b"))
     assert caught.value.reason == "CALIBRATION_OVERLAPS_EVALUATION"

@@ -1,5 +1,7 @@
 """Reads AutoAWQ's files: dequantized by code of our own, and by AutoAWQ's loader."""
 
+# Its libraries are in the environment of its family only.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import json

@@ -1,5 +1,7 @@
 """Opens a GGUF file with llama.cpp's own reader and looks at everything in it."""
 
+# Its libraries are in the environment of its family only.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from pathlib import Path

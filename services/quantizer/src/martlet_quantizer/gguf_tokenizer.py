@@ -1,5 +1,7 @@
 """Writes a tokenizer into a GGUF file, as llama.cpp reads it."""
 
+# Its libraries are in the environment of its family only.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import json
@@ -79,7 +81,7 @@ def _add_special_tokens(writer: gguf.GGUFWriter, source: Path, ids: Mapping[str,
     ):
         token = config.get(key)
         text = token.get("content") if isinstance(token, Mapping) else token
-        if text in ids:
+        if isinstance(text, str) and text in ids:
             add(ids[text])
     writer.add_add_bos_token(bool(config.get("add_bos_token", False)))
     template = source / "chat_template.jinja"

@@ -199,7 +199,8 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
-_STEPS: Mapping[str, Callable[[Mapping[str, Any], Speaker], Mapping[str, Any]]] = {
+#: The steps by name; each takes its arguments and a ``Speaker``.
+STEPS: Mapping[str, Callable[[Mapping[str, Any], Speaker], Mapping[str, Any]]] = {
     "quantize": quantize,
     "measure": measure,
     "engine": engine,
@@ -213,7 +214,7 @@ def main(argv: list[str]) -> int:
     speaker = Speaker(fd)
     try:
         arguments = json.loads(Path(argv[2]).read_text())
-        speaker.send({"type": "result", "values": _STEPS[argv[1]](arguments, speaker)})
+        speaker.send({"type": "result", "values": STEPS[argv[1]](arguments, speaker)})
     except MartletError as error:
         speaker.send({"type": "error", "error": error.to_dict()})
     except Exception as error:  # noqa: BLE001  # whatever a library raises must reach the job

@@ -106,7 +106,8 @@ def save_tiny_model(directory: Path, **changes: Any) -> Path:
         "rope_theta": 10000.0,
     }
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**values, **changes})).to(torch.bfloat16)
+    model = LlamaForCausalLM(LlamaConfig(**{**values, **changes}))
+    torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

@@ -1,5 +1,7 @@
 """AWQ by AutoAWQ 0.2.9: 4-bit weights in groups with a zero point, scaled by what the activations need."""
 
+# Its libraries are in the environment of its family only.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import json

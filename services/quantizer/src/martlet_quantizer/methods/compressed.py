@@ -1,5 +1,7 @@
 """What the methods of llm-compressor share: one call, and the output in compressed-tensors' format."""
 
+# Its libraries are in the environment of its family only.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """Weights in FP8 with a scale a channel; activations are scaled by token while the model runs. Sees no texts."""
 
+# Its libraries are in the environment of its family only.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from llmcompressor.modifiers.quantization import QuantizationModifier

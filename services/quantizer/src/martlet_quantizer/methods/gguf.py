@@ -3,6 +3,8 @@
 As in files that llama.cpp makes, embedding and output head are stored in 8 bit, norms and biases in 32 bit.
 """
 
+# Its libraries are in the environment of its family only.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,5 +1,7 @@
 """GPTQ by GPTQModel: weights in groups, each column rounded so that the layer's output on the calibration texts stays."""
 
+# Its libraries are in the environment of its family only.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import re

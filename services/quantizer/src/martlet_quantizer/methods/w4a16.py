@@ -1,5 +1,7 @@
 """GPTQ by llm-compressor: weights in 4 (or 8) bit groups, activations as they are."""
 
+# Its libraries are in the environment of its family only.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from llmcompressor.modifiers.gptq import GPTQModifier

@@ -1,5 +1,7 @@
 """Weights and activations in int8: SmoothQuant moves what makes activations hard to quantize into the weights, GPTQ rounds those."""
 
+# Its libraries are in the environment of its family only.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from llmcompressor.modifiers.gptq import GPTQModifier
