@@ -11,10 +11,11 @@ export GRPC_VERBOSITY=ERROR
 
 dev=.martlet/envs/dev/bin/python
 trainer=.martlet/envs/trainer-test/bin/python
+evaluator=.martlet/envs/evaluator-test/bin/python
 begun=$SECONDS
 passed=0 failed=0 skipped=0
 
-scripts/bootstrap.sh cli dev gateway trainer trainer-test inference
+scripts/bootstrap.sh cli dev gateway trainer trainer-test evaluator evaluator-test inference
 
 # run NAME PYTHON PATH... -- [PYTEST OPTION...]: one pytest; its counts are added up.
 run() {
