@@ -72,6 +72,7 @@ check "types of inputs" types "$envs/trainer/bin/python" libs/inputs/src
 check "types of core, gateway and command" types "$envs/dev/bin/python" libs/core/src/martlet_core libs/cli/src services/gateway/src
 check "types of the trainer" types "$envs/trainer/bin/python" services/trainer/src
 check "types of the quantizer" types "$envs/quantizer-bnb/bin/python" services/quantizer/src
+check "types of the evaluator" types "$envs/evaluator-transformers/bin/python" services/evaluator/src
 check "types of inference" types "$envs/inference/bin/python" services/inference/src
 check "layers" layers
 check "contracts" buf lint

@@ -11,6 +11,7 @@ export GRPC_VERBOSITY=ERROR
 
 dev=.martlet/envs/dev/bin/python
 trainer=.martlet/envs/trainer-test/bin/python
+evaluator=.martlet/envs/evaluator-test/bin/python
 begun=$SECONDS
 passed=0 failed=0 skipped=0
 
@@ -18,7 +19,7 @@ passed=0 failed=0 skipped=0
 families=${MARTLET_TEST_FAMILIES:-bnb llmcompressor gguf}
 
 # shellcheck disable=SC2086
-scripts/bootstrap.sh cli dev gateway trainer trainer-test inference quantizer quantizer-bnb $(printf 'quantizer-%s-test ' $families)
+scripts/bootstrap.sh cli dev gateway trainer trainer-test inference evaluator evaluator-test quantizer quantizer-bnb $(printf 'quantizer-%s-test ' $families)
 
 # run NAME PYTHON PATH... -- [PYTEST OPTION...]: one pytest; its counts are added up.
 run() {

@@ -145,6 +145,12 @@ def test_a_continuation_is_scored_behind_its_context(server: Any) -> None:
     assert answer.data["logprobs"] == pytest.approx([-0.2, -0.3])
 
 
+def test_a_text_of_one_token_has_no_probability(server: Any) -> None:
+    server.models["model"] = lambda body: _echo(["yes", "!"], 1)
+    answer = ask(server.url, lambda target: target.score_text("", "yes"))
+    assert "one token" in answer.error
+
+
 def test_a_token_over_the_border_is_settled_by_counting_the_contexts_tokens(server: Any) -> None:
     def engine(body: Any) -> Any:
         if not body["echo"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,9 +109,9 @@ class Evaluation:
         self._asker.checkpoint()
         return await asyncio.to_thread(self._write, rows, records, outcome)
 
-    async def _ask_all(self, runs: Mapping[str, SuiteRun]) -> dict[str, Mapping[str, list[Record]]]:
+    async def _ask_all(self, runs: Mapping[str, SuiteRun]) -> dict[str, Mapping[str, Sequence[Record]]]:
         """Target by target: where whole models share a replica, each is placed once."""
-        records: dict[str, dict[str, list[Record]]] = {key: {} for key in self._suites}
+        records: dict[str, dict[str, Sequence[Record]]] = {key: {} for key in self._suites}
         questions = sum(suite.questions(runs[key]) for key, suite in self._suites.items())
         self._asker.plan(questions * len(self._spec.targets))
         for target_config in self._spec.targets:

@@ -72,7 +72,7 @@ class ModelRequest:
 
 def grader_violations(grader: Mapping[str, Any], at: str, *, is_inner: bool = False) -> list[FieldViolation]:
     """What is wrong with a grader's definition; fields below ``at``."""
-    kind = grader.get("type")
+    kind = str(grader.get("type"))
     if kind == "python":
         text = "is 'python'; that runs code of the request, which this deployment has no sandbox for. Use another type"
         return [FieldViolation(f"{at}.type", text)]
@@ -322,7 +322,7 @@ _OPERATORS: Mapping[type, Callable[[float, float], float]] = {
     ast.BitXor: lambda a, b: a**b,
     ast.Pow: lambda a, b: a**b,
 }
-_FUNCTIONS: Mapping[str, Callable[..., float]] = {
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "min": min,
     "max": max,
     "abs": abs,

@@ -86,7 +86,7 @@ class Measure:
 def mean_measure(
     name: str,
     rows: Sequence[Hashable],
-    values: Sequence[float],
+    values: Sequence[float] | np.ndarray,
     *,
     higher_is_better: bool = True,
     unit: str = "",

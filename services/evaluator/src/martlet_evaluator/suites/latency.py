@@ -89,7 +89,7 @@ def _values(level: int, index: int, prompt: Messages, answer: Answer, wall: floa
         "gaps": len(answer.data.get("gaps", ())),
         "retried": answer.attempts > 1,
     }
-    first = answer.data.get("first_token_seconds")
+    first = answer.data.get("first_token_seconds") or 0.0
     return {
         "row": f"c{level}/{index}",
         "input": list(prompt),

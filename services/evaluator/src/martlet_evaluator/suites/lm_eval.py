@@ -107,7 +107,7 @@ class LmEval(Suite):
 
 def _evaluate(model: Any, task: LmEvalTask, run: SuiteRun, workdir: Path, as_chat: bool) -> Any:
     """The harness, in a thread of its own."""
-    from lm_eval import simple_evaluate
+    from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     name = write_task(task, run.inputs, workdir)
@@ -184,7 +184,9 @@ def _model(
     class TargetModel(LM):
         """Called by the harness in its thread; asks in the job's loop."""
 
-        tokenizer_name = ""
+        @property
+        def tokenizer_name(self) -> str:
+            return ""
 
         def chat_template(self, chat_template: bool | str = False) -> str:
             return ""
@@ -288,10 +290,9 @@ def _averaged(samples: Sequence[Any], totals: Mapping[str, Any], name: str) -> l
     for metric in group[0]["metrics"]:
         values = [sample.get(metric) for sample in group]
         total = totals.get(f"{metric},{name}")
-        are_numbers = all(isinstance(value, (int, float, np.number)) for value in (*values, total))
-        if are_numbers and math.isclose(
-            float(np.mean(np.array(values, dtype=float))), total, rel_tol=1e-6, abs_tol=1e-9
-        ):
+        if not isinstance(total, (int, float)) or not all(isinstance(v, (int, float, np.number)) for v in values):
+            continue
+        if math.isclose(float(np.mean(np.array(values, dtype=float))), float(total), rel_tol=1e-6, abs_tol=1e-9):
             found.append(metric)
     return found
 

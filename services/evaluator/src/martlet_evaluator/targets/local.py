@@ -20,6 +20,7 @@ from martlet_core.errors import FailedPrecondition
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from martlet_evaluator.targets.base import Answer, Messages, Sampling
+from martlet_evaluator.targets.logprobs import FIRST_TOKEN_ALONE
 
 
 class LocalTarget:
@@ -173,6 +174,8 @@ class LocalTarget:
     def _score(self, before: Sequence[int], whole: Sequence[int]) -> Answer:
         if len(whole) <= len(before):
             return Answer(error=f"the text has {len(whole)} tokens with the answer and {len(before)} without")
+        if len(whole) < 2:
+            return Answer(error=FIRST_TOKEN_ALONE)
         ids = torch.tensor([list(whole)], device=self._device)
         logits = self._model(ids).logits[0].float()
         start = max(1, len(before))  # the first token of all has no probability

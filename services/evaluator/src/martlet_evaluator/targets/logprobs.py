@@ -12,6 +12,7 @@ from typing import Any
 
 from martlet_evaluator.targets.base import Answer
 
+FIRST_TOKEN_ALONE = "the text is one token, and the first token of a text has no probability; give it a context"
 _NOT_OFFERED = "the engine returned no log-probabilities of the prompt; measure perplexity with engine transformers"
 
 
@@ -72,4 +73,6 @@ def behind_context(scored: Answer, start: int) -> Answer:
         return replace(scored, error=f"nothing is left behind the context's {start} tokens", data={})
     if numbers[0] is None:  # an empty context: an engine gives the first token no probability
         numbers, greedy = numbers[1:], greedy[1:]
+    if not numbers:
+        return replace(scored, error=FIRST_TOKEN_ALONE, data={})
     return replace(scored, data={"logprobs": numbers, "is_greedy": all(greedy)})
