@@ -44,13 +44,13 @@ run() {
   echo "== test: $name took $((SECONDS - start)) s"
 }
 
-# beside NAME PYTHON PATH... -- [PYTEST OPTION...]: as run, but next to what follows, up to `join`.
+# beside LANE: run a function of several sets next to what follows, up to `join`.
 beside() {
   beside_log=$(mktemp)
   set -m  # a process group of its own, so that an interrupt reaches its pytest, which then stops what it started
   (
     passed=0 failed=0 skipped=0
-    run "$@"
+    "$1"
     echo "counts $passed $failed $skipped"
   ) >"$beside_log" 2>&1 &
   beside_pid=$!
@@ -75,18 +75,26 @@ count() { tail -n 1 "$2" | grep -oE "[0-9]+ $1" | grep -oE '^[0-9]+' || echo 0; 
 
 trap 'if [ -n "${beside_pid:-}" ]; then kill -INT -- "-$beside_pid" 2>/dev/null; wait "$beside_pid"; fi' EXIT
 
-# What computes runs beside what mostly waits: the trainer's unit tests, and then the replicas' tests, which share one vLLM,
-# and the trainer's. Two processes of two threads each would spend the time waiting for one another's cores.
+# What computes runs beside what mostly waits: units of the services with ML libraries, and then the replicas' tests, which share
+# one vLLM, and the trainer's. Two processes of two threads each would spend the time waiting for one another's cores.
 export OMP_NUM_THREADS=1
-beside "unit, trainer" "$trainer" tests/unit/trainer -- "$@"
+computing_units() {
+  run "unit, trainer" "$trainer" tests/unit/trainer -- "${arguments[@]}"
+  for family in $families; do
+    run "unit, quantizer, $family" ".martlet/envs/quantizer-$family-test/bin/python" tests/unit/quantizer -- "${arguments[@]}"
+  done
+  run "unit, evaluator" "$evaluator" tests/unit/evaluator -- "${arguments[@]}"
+}
+computing_integration() {
+  run "integration, inference and trainer" "$dev" tests/integration/inference tests/integration/trainer -- "${arguments[@]}"
+}
+arguments=("$@")
+beside computing_units
 run "unit" "$dev" tests/unit/core tests/unit/gateway tests/unit/cli tests/unit/inference -- "$@"
 run "contract" "$dev" tests/contract -- "$@"
 join
-for family in $families; do
-  run "unit, quantizer, $family" ".martlet/envs/quantizer-$family-test/bin/python" tests/unit/quantizer -- "$@"
-done
-beside "integration, inference and trainer" "$dev" tests/integration/inference tests/integration/trainer -- "$@"
-run "integration" "$dev" tests/integration/core tests/integration/gateway tests/integration/quantizer tests/integration/platform -- "$@"
+beside computing_integration
+run "integration" "$dev" tests/integration/core tests/integration/gateway tests/integration/quantizer tests/integration/evaluator tests/integration/platform -- "$@"
 join
 unset OMP_NUM_THREADS
 run "faults" "$dev" tests/faults -- "$@"

@@ -48,7 +48,11 @@ def test_the_limit_can_be_set() -> None:
         ({"method": "awq", "options": {"bits": 8}}, "spec.options.bits", "awq doesn't take it"),
         ({"options": {"group_size": 96}}, "spec.options.group_size", "must be one of: 32, 64, 128"),
         ({"method": "bnb-nf4", "options": {"group_size": 64}}, "spec.options.group_size", "bnb-nf4 doesn't take it"),
-        ({"method": "gguf", "options": {"gguf_type": "q4_K_M"}}, "spec.options.gguf_type", "must be one of: 'q8_0', 'q4_0', 'q4_1'"),
+        (
+            {"method": "gguf", "options": {"gguf_type": "q4_K_M"}},
+            "spec.options.gguf_type",
+            "must be one of: 'q8_0', 'q4_0', 'q4_1'",
+        ),
         ({"calibration": {"max_rows": 8}}, "spec.calibration.max_rows", "must be >= 16"),
         ({"calibration": {"max_rows": True}}, "spec.calibration.max_rows", "not true or false"),
         ({"calibration": {"dataset": "rows.jsonl"}}, "spec.calibration.dataset", "give artifacts/<id>"),
