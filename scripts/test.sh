@@ -84,6 +84,8 @@ computing_units() {
     run "unit, quantizer, $family" ".martlet/envs/quantizer-$family-test/bin/python" tests/unit/quantizer -- "${arguments[@]}"
   done
   run "unit, evaluator" "$evaluator" tests/unit/evaluator -- "${arguments[@]}"
+  # The environment with torch beside pytest is the trainer's; their pins of torch and transformers are the same.
+  PYTHONPATH=services/evaluator/src run "unit, models in the evaluator's process" "$trainer" tests/unit/evaluator_local -- "${arguments[@]}"
 }
 computing_integration() {
   run "integration, inference and trainer" "$dev" tests/integration/inference tests/integration/trainer -- "${arguments[@]}"

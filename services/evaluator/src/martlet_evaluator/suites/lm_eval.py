@@ -339,7 +339,11 @@ def _prompt(sample: Mapping[str, Any]) -> str:
 
 
 def _output(sample: Mapping[str, Any]) -> str:
-    response = sample["filtered_resps"]
-    while isinstance(response, (list, tuple)) and len(response) == 1:
-        response = response[0]
-    return response if isinstance(response, str) else json.dumps(response, default=str)
+    """What the model said, before the harness's filters; of choices, what the harness makes of them."""
+    for key in ("resps", "filtered_resps"):
+        response = sample[key]
+        while isinstance(response, (list, tuple)) and len(response) == 1:
+            response = response[0]
+        if isinstance(response, str):
+            return response
+    return json.dumps(sample["filtered_resps"], default=str)
