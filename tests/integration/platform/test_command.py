@@ -122,7 +122,7 @@ def test_mistakes_are_named(platform: RunningPlatform, argv: tuple[str, ...], me
 
 
 def test_a_second_up_is_refused(platform: RunningPlatform) -> None:
-    done = platform.run("up", "--detach", "--engine", "echo", "--json")
+    done = platform.run("up", "--detach", "--engine", "echo", "--stages", "trainer", "--json")
     assert done.returncode == 1
     assert "up already" in json.loads(done.stdout)["error"]["message"]
 
@@ -146,7 +146,18 @@ def test_a_restart_keeps_all(platform: RunningPlatform, trained: dict[str, Any])
     address, key = platform.base_url, platform.api_key
     assert platform.run("down").returncode == 0
     assert platform.martlet("status", code=1)["phase"] == "down"
-    up = ["up", "--detach", "--engine", "echo", "--environment", "inference=dev", "--wait", "all"]
+    up = [
+        "up",
+        "--detach",
+        "--engine",
+        "echo",
+        "--environment",
+        "inference=dev",
+        "--stages",
+        "trainer",
+        "--wait",
+        "all",
+    ]
     done = platform.run(*up, timeout=600)
     assert done.returncode == 0, done.stderr
     assert (platform.base_url, platform.api_key) == (address, key), "same ports, same key"

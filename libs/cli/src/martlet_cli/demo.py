@@ -27,6 +27,7 @@ from martlet_cli.gateway import Connection, Gateway, translated
 from martlet_cli.layout import Layout, write_json
 from martlet_cli.output import Output, duration
 from martlet_cli.pip_config import base_python
+from martlet_cli.platform_options import PlatformOptions
 from martlet_cli.statistics import Gain, paired_gain
 from martlet_cli.watch import JobView, follow
 
@@ -99,7 +100,7 @@ def run(layout: Layout, output: Output, up_arguments: list[str], *, keep: bool) 
     begun = time.monotonic()
     say = output.say
     with background(lambda: prepare(layout, say)) as example_of:
-        for name in environments.PLATFORM:
+        for name in PlatformOptions(stages=("trainer",)).services:
             environments.sync(layout, name, say=lambda line: say(f"[dim]{escape(line)}[/]"))
         with demo_platform(layout, up_arguments, say, keep):
             example = example_of()

@@ -119,8 +119,6 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     ),
     "protos": Environment(("scripts/requirements.protos.txt",), (), "the stub generator"),
 }
-#: What `martlet up` needs.
-PLATFORM = ("gateway", "trainer", "inference")
 
 
 def accelerator(environ: Mapping[str, str] | None = None) -> str:

@@ -24,7 +24,7 @@ PORTS: Mapping[str, int] = {
 }
 #: Job stages that can be started, and those that are unless the user says otherwise.
 STAGES = ("trainer", "quantizer", "evaluator")
-DEFAULT_STAGES = ("trainer",)
+DEFAULT_STAGES = STAGES
 #: Families of quantization methods: each has an environment and a worker of its own.
 FAMILIES = ("bnb", "llmcompressor", "gguf", "awq", "gptqmodel")
 DEFAULT_FAMILIES = ("bnb", "llmcompressor", "gguf")

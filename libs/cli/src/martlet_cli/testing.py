@@ -75,16 +75,18 @@ class RunningPlatform:
 
 
 @contextmanager
-def running_platform(home: Path, *arguments: str) -> Iterator[RunningPlatform]:
+def running_platform(home: Path, *arguments: str, stages: str = "trainer") -> Iterator[RunningPlatform]:
     """A platform in the background; the whole start-up is the user's own. Stopped at the end.
 
     Args:
         home: its directory.
         arguments: of ``martlet up``.
+        stages: job stages that it has.
     """
     platform = RunningPlatform(home)
     try:
-        done = platform.run("up", "--detach", "--http-port", "0", "--grpc-port", "0", *arguments, timeout=600)
+        ports = ("--http-port", "0", "--grpc-port", "0")
+        done = platform.run("up", "--detach", *ports, "--stages", stages, *arguments, timeout=600)
         assert done.returncode == 0, f"martlet up failed:\n{done.stdout}\n{done.stderr}"
         yield platform
     finally:

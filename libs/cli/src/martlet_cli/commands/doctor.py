@@ -18,6 +18,7 @@ from martlet_cli.context import Context, Subparsers, command
 from martlet_cli.layout import Layout, read_json
 from martlet_cli.output import size
 from martlet_cli.pip_config import base_python, pip_options, uv_environment
+from martlet_cli.platform_options import PlatformOptions
 
 _DISK_BYTES = 12e9  # trainer 3 GB, inference 4 GB, package cache, models and data
 _MEMORY_BYTES = 6e9  # vLLM 3.5 GB with its smallest cache, trainer 2 GB
@@ -133,9 +134,8 @@ def _servers(layout: Layout) -> Finding:
 
 
 def _environments(layout: Layout) -> Finding:
-    wanted = {
-        row["name"]: row["state"] for row in environments.describe(layout) if row["name"] in environments.PLATFORM
-    }
+    services = PlatformOptions().services
+    wanted = {row["name"]: row["state"] for row in environments.describe(layout) if row["name"] in services}
     found = ", ".join(f"{name} {state}" for name, state in wanted.items())
     if "no lock" in wanted.values():
         return Finding("environments", "failed", found, "a lock is missing in this checkout")

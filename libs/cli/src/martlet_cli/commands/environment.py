@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from martlet_cli import environments
 from martlet_cli.context import Context, Subparsers, command, group
+from martlet_cli.platform_options import PlatformOptions
 
 
 def add(subparsers: Subparsers) -> None:
@@ -28,7 +29,7 @@ def add(subparsers: Subparsers) -> None:
 
 def _sync(context: Context, arguments: argparse.Namespace) -> int:
     seconds = {}
-    for name in arguments.names or environments.PLATFORM:
+    for name in arguments.names or PlatformOptions().services:
         taken = environments.sync(
             context.layout, name, say=lambda line: context.output.say(escape(line)), force=arguments.force
         )
