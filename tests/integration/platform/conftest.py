@@ -384,8 +384,10 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatfo
 
 @pytest.fixture(scope="session")
 def chatting_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatform]:
-    """A platform with vLLM serving SmolLM2."""
-    with running_platform(tmp_path_factory.mktemp("vllm"), "--wait", "all") as running:
+    """A platform with vLLM serving SmolLM2, and every stage: one for all, since an engine takes half a minute to start."""
+    families = ("--quantizer-families", "bnb")
+    stages = "trainer,quantizer,evaluator"
+    with running_platform(tmp_path_factory.mktemp("vllm"), "--wait", "all", *families, stages=stages) as running:
         yield running
 
 
