@@ -79,11 +79,12 @@ def byte_tokenizer() -> Any:
     return fast
 
 
-def save_tiny_model(directory: Path, **changes: Any) -> Path:
+def save_tiny_model(directory: Path, *, uneven: bool = False, **changes: Any) -> Path:
     """A Llama of two layers with random weights, the same ones each time, that is far from uniform in what it says.
 
     Args:
         directory: where to.
+        uneven: gives the columns of the weights very different sizes, as trained models have them.
         changes: of its config.
     """
     import torch
@@ -107,6 +108,10 @@ def save_tiny_model(directory: Path, **changes: Any) -> Path:
     }
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**{**values, **changes}))
+    if uneven:
+        for name, parameter in model.named_parameters():
+            if name.endswith("_proj.weight"):
+                parameter.data *= torch.logspace(-1, 1, parameter.shape[1])[torch.randperm(parameter.shape[1])]
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
