@@ -15,19 +15,14 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-#: Family -> a module that only its environment has.
-_MODULES = {
-    "bnb": "bitsandbytes",
-    "llmcompressor": "llmcompressor",
-    "gguf": "gguf",
-    "awq": "awq",
-    "gptqmodel": "gptqmodel",
-}
+#: Family -> a module that only its environment has; the environment of ``gguf`` is the one that has none of the others.
+_MODULES = {"bnb": "bitsandbytes", "llmcompressor": "llmcompressor", "awq": "awq", "gptqmodel": "gptqmodel"}
 
 
 def has(family: str) -> bool:
-    """Whether this environment has the family's libraries."""
-    return importlib.util.find_spec(_MODULES[family]) is not None
+    """Whether this environment is the family's."""
+    found = [name for name, module in _MODULES.items() if importlib.util.find_spec(module) is not None]
+    return family in (found or ["gguf"])
 
 
 class Recorder:
