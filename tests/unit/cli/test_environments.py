@@ -152,3 +152,18 @@ def test_another_python_is_refused_with_the_remedy() -> None:
 def test_failing_uv_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match="exit code 3"):
         environments._run(["sh", "-c", "echo broken; exit 3"], {"PATH": "/bin:/usr/bin"}, "tool", quiet)
+
+
+def test_packages_built_from_source_belong_to_the_environment(
+    layout: Layout, installs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = Environment(("tool.{accelerator}.txt",), ("libs/tool",), "a test", ("built.txt",))
+    monkeypatch.setattr(environments, "ENVIRONMENTS", {"tool": tool})
+    with pytest.raises(FailedPrecondition, match=r"built\.txt is missing"):
+        environments.sync(layout, "tool", say=quiet)
+    (layout.root / "built.txt").write_text("sdist==1\n")
+    environments.sync(layout, "tool", say=quiet)
+    environments.sync(layout, "tool", say=quiet)
+    (layout.root / "built.txt").write_text("sdist==2\n")
+    environments.sync(layout, "tool", say=quiet)
+    assert installs == ["tool", "tool"]

@@ -186,7 +186,11 @@ def _tokenizer(directory: Path) -> Any:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has held since it began, in bytes."""
+    """The most memory this process has held since it began, in bytes: allocated on the GPU where there is one, else resident."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -15,19 +15,14 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-#: Family -> a module that only its environment has.
-_MODULES = {
-    "bnb": "bitsandbytes",
-    "llmcompressor": "llmcompressor",
-    "gguf": "gguf",
-    "awq": "awq",
-    "gptqmodel": "gptqmodel",
-}
+#: Family -> a module that only its environment has; the environment of ``gguf`` is the one that has none of the others.
+_MODULES = {"bnb": "bitsandbytes", "llmcompressor": "llmcompressor", "awq": "awq", "gptqmodel": "gptqmodel"}
 
 
 def has(family: str) -> bool:
-    """Whether this environment has the family's libraries."""
-    return importlib.util.find_spec(_MODULES[family]) is not None
+    """Whether this environment is the family's."""
+    found = [name for name, module in _MODULES.items() if importlib.util.find_spec(module) is not None]
+    return family in (found or ["gguf"])
 
 
 class Recorder:
@@ -79,11 +74,12 @@ def byte_tokenizer() -> Any:
     return fast
 
 
-def save_tiny_model(directory: Path, **changes: Any) -> Path:
+def save_tiny_model(directory: Path, *, uneven: bool = False, **changes: Any) -> Path:
     """A Llama of two layers with random weights, the same ones each time, that is far from uniform in what it says.
 
     Args:
         directory: where to.
+        uneven: gives the columns of the weights very different sizes, as trained models have them.
         changes: of its config.
     """
     import torch
@@ -107,6 +103,10 @@ def save_tiny_model(directory: Path, **changes: Any) -> Path:
     }
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**{**values, **changes}))
+    if uneven:
+        for name, parameter in model.named_parameters():
+            if name.endswith("_proj.weight"):
+                parameter.data *= torch.logspace(-1, 1, parameter.shape[1])[torch.randperm(parameter.shape[1])]
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
