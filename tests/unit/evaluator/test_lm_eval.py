@@ -38,6 +38,7 @@ def test_generated_answers_are_scored_by_the_harness_and_paired_by_document(serv
     found = {c["metric"]: c for c in done.result.values["comparisons"]}[name]
     assert (found["flips_gained"], found["flips_lost"]) == (5, 0)
     assert len(done.records) == 12
+    assert (done.result.values["rows_read"], done.result.values["rows_used"]) == (6, 6)
     assert done.records[-1]["output"] == " Easy.\n#### 10"
     body = server.requests[0]
     assert body["path"] == "/v1/completions"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -99,12 +100,17 @@ def test_labels_are_asked_for_until_the_endpoint_refuses_them(server: Any) -> No
 
 
 def test_a_stream_is_timed(server: Any) -> None:
-    server.models["model"] = lambda body: "one two three"
+    def thinks(body: Any) -> str:
+        threading.Event().wait(0.05)
+        return "one two three"
+
+    server.models["model"] = thinks
     answer = ask(server.url, lambda target: target.stream(ASK, Sampling()))
     assert answer.text == "one two three "
     assert answer.completion_tokens == 3
     assert len(answer.data["gaps"]) == 2
-    assert answer.data["first_token_seconds"] >= 0
+    assert answer.data["first_token_seconds"] >= 0.05
+    assert sum(answer.data["gaps"]) < 0.05
 
 
 def test_an_answer_is_scored_by_the_prompts_log_probabilities(server: Any) -> None:

@@ -134,7 +134,7 @@ class Evaluation:
         output = self._workdir / "output"
         write_records(output / "records" / "records.jsonl", every)
         failed = sum(bool(record.error) for record in every)
-        counts = {"rows_read": rows.rows_read, "rows_used": len(rows.rows), "rows_failed": failed}
+        counts = {**self._row_counts(rows, every), "rows_failed": failed}
         write_report(output / "report", self._spec, counts, outcome, every)
         values = {**counts, **outcome.result({target.name: target.model for target in self._spec.targets})}
         return RecipeResult(
@@ -146,6 +146,13 @@ class Evaluation:
                 "records": OutputArtifact(output / "records", "report", {"records": len(every)}),
             },
         )
+
+    def _row_counts(self, rows: RowSet, records: Sequence[Record]) -> dict[str, int]:
+        """Rows of the data set, or those that the suites brought."""
+        if self._spec.needs_dataset:
+            return {"rows_read": rows.rows_read, "rows_used": len(rows.rows)}
+        own = len({(record.suite, record.row) for record in records})
+        return {"rows_read": rows.rows_read or own, "rows_used": own}
 
     def _read_rows(self) -> RowSet:
         path = self._workdir / "inputs" / "dataset"

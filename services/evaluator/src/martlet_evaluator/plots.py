@@ -10,15 +10,15 @@ _WIDTH, _LEFT, _RIGHT, _LINE = 460, 128, 74, 27
 COLOURS = 6
 
 
-def dot_plot(lines: Sequence[tuple[str, float, float | None, float | None]], unit: str = "") -> str:
-    """Values with their intervals, a line each: (label, value, low, high)."""
-    ends = [v for _, value, low, high in lines for v in (value, low, high) if v is not None]
+def dot_plot(lines: Sequence[tuple[str, int, float, float | None, float | None]], unit: str = "") -> str:
+    """Values with their intervals, a line each: (label, number of the colour, value, low, high)."""
+    ends = [v for _, _, value, low, high in lines for v in (value, low, high) if v is not None]
     begin, end = _range(min(ends), max(ends))
     height = _LINE * len(lines) + 34
     parts = [_axis(begin, end, height, unit)]
-    for index, (label, value, low, high) in enumerate(lines):
+    for index, (label, shade, value, low, high) in enumerate(lines):
         y = 18 + _LINE * index
-        colour = f"c{index % COLOURS}"
+        colour = f"c{shade % COLOURS}"
         parts.append(f'<text x="{_LEFT - 12}" y="{y + 4}" text-anchor="end">{escape(_short(label))}</text>')
         if low is not None and high is not None:
             a, b = _x(low, begin, end), _x(high, begin, end)

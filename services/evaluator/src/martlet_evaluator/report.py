@@ -124,8 +124,8 @@ def _plots(names: Sequence[str], by_target: Mapping[str, Mapping[str, Metric]]) 
     found = []
     for name in names:
         lines = [
-            (target, m.estimate.value, _real(m.estimate.low), _real(m.estimate.high))
-            for target, metrics in by_target.items()
+            (target, shade, m.estimate.value, _real(m.estimate.low), _real(m.estimate.high))
+            for shade, (target, metrics) in enumerate(by_target.items())
             if (m := _cell(metrics.get(name))) is not None and m.estimate.low is not None
         ]
         if lines:

@@ -70,6 +70,7 @@ class Judge(Suite):
         wins = [record.scores["win_rate"] for record in records if "win_rate" in record.scores]
         if wins:
             counts = f"{wins.count(1.0)} wins, {wins.count(0.5)} ties, {wins.count(0.0)} losses against the baseline"
+            notes.append("first_preferred: share of verdicts for the answer shown first; 0.5 is no preference.")
             moved = sum(record.scores["order_changed_verdict"] for record in records if "win_rate" in record.scores)
             notes.append(
                 f"{counts}; the verdict moved with the order in {moved:.0f} of {len(wins)} rows (counted as ties)."

@@ -195,36 +195,14 @@ def _model(
             return ChatText(json.dumps(chat_history, ensure_ascii=False))
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            return [answer.text for answer in self._ask(requests, self._generate)]
+            return [answer.text for answer in self._ask(requests, lambda r: _generate(run, target, r))]
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            answers = self._ask(requests, self._score)
+            answers = self._ask(requests, lambda r: _score(target, r))
             return [(_total(answer), bool(answer.data.get("is_greedy"))) for answer in answers]
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
             return [_total(answer) for answer in self._ask(requests, lambda r: target.score_text("", r.args[0]))]
-
-        async def _generate(self, request: Any) -> Answer:
-            context, options = request.args
-            until = options.get("until") or []
-            stop = [until] if isinstance(until, str) else list(until)
-            temperature = float(options.get("temperature") or 0.0) if options.get("do_sample") else 0.0
-            length = int(options.get("max_gen_toks") or options.get("max_tokens") or _DEFAULT_TOKENS)
-            sampling = run.with_sampling(max_tokens=length, temperature=temperature)
-            if isinstance(context, ChatText):
-                extra = {"stop": stop} if stop else None
-                return await target.chat(json.loads(context.prompt), sampling, extra=extra)
-            return await target.complete(context, sampling, stop=stop)
-
-        async def _score(self, request: Any) -> Answer:
-            context, continuation = request.args
-            if isinstance(context, ChatText):
-                text = "log-likelihoods of chats: set apply_chat_template to false for this task"
-                return Answer(error=text)
-            spaces = len(context) - len(context.rstrip())
-            if spaces:  # as the harness does: a space belongs to the word behind it
-                context, continuation = context[:-spaces], context[-spaces:] + continuation
-            return await target.score_text(context, continuation)
 
         def _ask(self, requests: Any, call: Any) -> list[Answer]:
             run.asker.plan(len(requests))
@@ -243,6 +221,32 @@ def _model(
             return asyncio.run_coroutine_threadsafe(run.asker.over(requests, one), loop).result()
 
     return TargetModel()
+
+
+async def _generate(run: SuiteRun, target: Target, request: Any) -> Answer:
+    """An answer to a prompt, up to where the task says that it stops."""
+    context, options = request.args
+    until = options.get("until") or []
+    stop = [until] if isinstance(until, str) else list(until)
+    temperature = float(options.get("temperature") or 0.0) if options.get("do_sample") else 0.0
+    length = int(options.get("max_gen_toks") or options.get("max_tokens") or _DEFAULT_TOKENS)
+    sampling = run.with_sampling(max_tokens=length, temperature=temperature)
+    if isinstance(context, ChatText):
+        extra = {"stop": stop} if stop else None
+        return await target.chat(json.loads(context.prompt), sampling, extra=extra)
+    return await target.complete(context, sampling, stop=stop)
+
+
+async def _score(target: Target, request: Any) -> Answer:
+    """How likely a continuation is behind its context."""
+    context, continuation = request.args
+    if isinstance(context, ChatText):
+        text = "log-likelihoods of chats: set apply_chat_template to false for this task"
+        return Answer(error=text)
+    spaces = len(context) - len(context.rstrip())
+    if spaces:  # as the harness does: a space belongs to the word behind it
+        context, continuation = context[:-spaces], context[-spaces:] + continuation
+    return await target.score_text(context, continuation)
 
 
 def _total(answer: Answer) -> float:

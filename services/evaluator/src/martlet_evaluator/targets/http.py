@@ -179,11 +179,12 @@ class HttpTarget:
                 await asyncio.sleep(wait)
 
     async def _send(self, url: str, data: bytes, read: Any) -> Answer:
+        begun = time.monotonic()  # of this attempt: what a stream's first token is timed from
         async with self._open().post(url, data=data, allow_redirects=False) as response:
             if response.status != 200:
                 await _refused(response)
             if read is None:
-                return await read_stream(response)
+                return await read_stream(response, begun)
             content = await response.read()
         try:
             return read(json.loads(content))
@@ -222,9 +223,10 @@ def read_completion(values: Any) -> Answer:
     return _with_usage(values, Answer(choice["text"], finish_reason=choice.get("finish_reason") or ""))
 
 
-async def read_stream(response: aiohttp.ClientResponse) -> Answer:
-    """A streamed answer; ``data`` holds the time to the first token and the times between tokens, in seconds."""
-    begun = time.monotonic()
+async def read_stream(response: aiohttp.ClientResponse, begun: float) -> Answer:
+    """A streamed answer; ``data`` holds the time from ``begun`` to the first token and the times between tokens, in
+    seconds.
+    """
     texts: list[str] = []
     times: list[float] = []
     usage: Mapping[str, Any] = {}
