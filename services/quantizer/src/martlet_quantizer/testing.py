@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from martlet_quantizer.texts import calibration_rows
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -74,12 +76,14 @@ def byte_tokenizer() -> Any:
     return fast
 
 
-def save_tiny_model(directory: Path, *, uneven: bool = False, **changes: Any) -> Path:
-    """A Llama of two layers with random weights, the same ones each time, that is far from uniform in what it says.
+def save_tiny_model(directory: Path, *, uneven: bool = False, training_steps: int = 60, **changes: Any) -> Path:
+    """A Llama of two layers that has learned which bytes are frequent in English text: a random model is at chance on any
+    text, and quantizing can't make it worse.
 
     Args:
         directory: where to.
-        uneven: gives the columns of the weights very different sizes, as trained models have them.
+        uneven: gives the columns of the weights very different sizes, as those of large models have them.
+        training_steps: steps of its training; some seconds.
         changes: of its config.
     """
     import torch
@@ -102,15 +106,29 @@ def save_tiny_model(directory: Path, *, uneven: bool = False, **changes: Any) ->
         "rope_theta": 10000.0,
     }
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**values, **changes}))
+    model: Any = LlamaForCausalLM(LlamaConfig(**{**values, **changes}))
     if uneven:
         for name, parameter in model.named_parameters():
             if name.endswith("_proj.weight"):
                 parameter.data *= torch.logspace(-1, 1, parameter.shape[1])[torch.randperm(parameter.shape[1])]
-    torch.nn.Module.to(model, torch.bfloat16)
-    model.save_pretrained(directory)
+    _train(model, tokenizer, training_steps)
+    model.to(torch.bfloat16).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def _train(model: Any, tokenizer: Any, steps: int) -> None:
+    import torch
+
+    text = "\n".join(row["text"] for row in calibration_rows() if "text" in row)
+    ids = torch.tensor(tokenizer(text)["input_ids"])
+    windows = ids[: len(ids) // 64 * 64].view(-1, 64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(steps):
+        batch = windows[torch.arange(step * 16, step * 16 + 16) % len(windows)]
+        model(input_ids=batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def lay_out(workdir: Path, base_model: Path, **inputs: Path) -> Path:
