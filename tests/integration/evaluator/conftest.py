@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import openai
 import pytest
 from google.protobuf.json_format import ParseDict
 from martlet.common.v1 import job_pb2
 from martlet.evaluator.v1 import evaluation_job_pb2, evaluation_service_pb2, evaluation_service_pb2_grpc
+from martlet_core.api_keys import ApiKeyStore
 from martlet_core.local_servers import free_port
 from martlet_core.rpc.client import call_metadata
 from martlet_core.service_tokens import make_service_token
@@ -113,6 +115,11 @@ class Evaluator:
         """Ask it to stop."""
         return self.call(self.stub.CancelEvaluationJob, evaluation_service_pb2.CancelEvaluationJobRequest(name=name))
 
+    def openai(self) -> openai.OpenAI:
+        """The stock client with a key of the tenant's."""
+        secret, _ = ApiKeyStore(self.stores.objects).create(TENANT)
+        return openai.OpenAI(base_url=f"http://127.0.0.1:{self._http_port}/v1", api_key=secret, max_retries=0)
+
     def watch(self, name: str) -> list[job_pb2.JobEvent]:
         """All events to the end."""
         request = evaluation_service_pb2.WatchEvaluationJobRequest(name=name)
@@ -177,6 +184,7 @@ class Evaluator:
                 "MARTLET_GRPC_ADDRESS": gateway_address,
                 "MARTLET_HTTP_PORT": str(self._http_port),
                 "MARTLET_TRAINER_ADDRESS": "127.0.0.1:1",
+                "MARTLET_EVALUATOR_ADDRESS": self.address,
                 "MARTLET_UPLOAD_DIR": str(self._tmp_path / "uploads"),
             },
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import openai
 import pytest
 from martlet.common.v1 import job_pb2
 from martlet_core.artifacts.types import PublishedModel
@@ -168,3 +169,108 @@ def test_what_cannot_work_is_refused_before_it_is_queued(evaluator: Evaluator) -
     task = {"suite": "lm_eval", "options": {"tasks": [{"task": "gsm8k"}]}}
     error = refusal(lambda: evaluator.create({**spec(""), "suites": [task]}))
     assert (error.reason, error.violations[0].field) == ("NO_BENCHMARK_DATA", "spec.suites.0.options.tasks.0.dataset")
+
+
+EXACT = {
+    "type": "string_check",
+    "name": "exact",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+    "operation": "eq",
+}
+CLOSE = {
+    "type": "text_similarity",
+    "name": "close",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+    "evaluation_metric": "fuzzy_match",
+    "pass_threshold": 0.8,
+}
+
+
+def run_of(evaluator: Evaluator, client: openai.OpenAI, eval_id: str, source: Any) -> Any:
+    """A run of an eval, once it is over."""
+    run: Any = client.evals.runs.create(eval_id, data_source=source)
+
+    def is_over() -> bool:
+        nonlocal run
+        run = client.evals.runs.retrieve(run.id, eval_id=eval_id)
+        return run.status in ("completed", "failed", "canceled")
+
+    evaluator.wait_until(is_over, "the run")
+    assert run.status == "completed", f"{run.error}{evaluator.logs()}"
+    return run
+
+
+def test_the_stock_client_evaluates(evaluator: Evaluator) -> None:
+    """An eval, a run that asks the echo replica by a template, one that asks by the rows' own messages, and one whose rows hold
+    the answers."""
+    client = evaluator.openai()
+    properties = {"question": {"type": "string"}, "answer": {"type": "string"}, "turns": {"type": "array"}}
+    config: Any = {
+        "type": "custom",
+        "item_schema": {"type": "object", "properties": properties, "required": ["answer"]},
+        "include_sample_schema": True,
+    }
+    criteria: Any = [EXACT, CLOSE]
+    made = client.evals.create(name="trees", data_source_config=config, testing_criteria=criteria)
+    items = [
+        {"question": "oak tree", "answer": "oak tree"},
+        {"question": "elm tree", "answer": "elm trees"},
+        {"question": "rose", "answer": "oak tree"},
+        {"answer": "nobody asks"},
+    ]
+    template = {
+        "type": "template",
+        "template": [{"role": "developer", "content": "Echo."}, {"role": "user", "content": "{{item.question}}"}],
+    }
+    asking = {"type": "completions", "model": BASE, "sampling_params": {"max_completion_tokens": 2, "temperature": 0}}
+
+    def content(rows: list[Any]) -> dict[str, Any]:
+        return {"source": {"type": "file_content", "content": rows}}
+
+    run = run_of(
+        evaluator, client, made.id, {**asking, **content([{"item": i} for i in items]), "input_messages": template}
+    )
+    counts = run.result_counts
+    assert (counts.total, counts.passed, counts.failed, counts.errored) == (4, 1, 2, 1)
+    by_name = {found.testing_criteria: (found.passed, found.failed) for found in run.per_testing_criteria_results}
+    assert by_name == {"exact": (1, 2), "close": (2, 1)}
+    (usage,) = run.per_model_usage
+    assert (usage.model_name, usage.invocation_count, usage.prompt_tokens, usage.completion_tokens) == (BASE, 3, 8, 6)
+    found = list(client.evals.runs.output_items.list(run.id, eval_id=made.id, order="asc"))
+    assert [item.status for item in found] == ["pass", "fail", "fail", "error"]
+    assert [item.datasource_item for item in found] == items
+    assert (found[1].sample.output[0].content, found[1].sample.input[0].role) == ("elm tree", "system")
+    assert [result.score for result in found[0].results] == [1.0, 1.0]
+    assert "question" in found[3].sample.error.message
+    report = client.get(run.report_url, cast_to=str)
+    assert "graders" in report
+
+    turns = {"turns": [{"role": "user", "content": "{{item.answer}} x"}], "answer": "{{item.answer}} x"}
+    reference = {"type": "item_reference", "item_reference": "item.turns"}
+    run = run_of(evaluator, client, made.id, {**asking, **content([{"item": turns}]), "input_messages": reference})
+    assert run.result_counts.passed == 1
+
+    asked = evaluator.asked()
+    rows = [{"item": {"answer": "a"}, "sample": {"output_text": text}} for text in ("a", "b")]
+    run = run_of(evaluator, client, made.id, {"type": "jsonl", **content(rows)})
+    assert (run.result_counts.passed, run.result_counts.failed, run.per_model_usage) == (1, 1, [])
+    (item,) = client.evals.runs.output_items.list(run.id, eval_id=made.id, status="fail")
+    assert item.sample.output[0].content == "b"
+    assert evaluator.asked() == asked
+
+
+def test_a_run_without_any_answer_is_completed(evaluator: Evaluator) -> None:
+    client = evaluator.openai()
+    schema = {"type": "object", "properties": {"question": {"type": "string"}, "answer": {"type": "string"}}}
+    config: Any = {"type": "custom", "item_schema": schema, "include_sample_schema": True}
+    criteria: Any = [EXACT]
+    made = client.evals.create(data_source_config=config, testing_criteria=criteria)
+    template = {"type": "template", "template": [{"role": "user", "content": "{{item.question}}"}]}
+    rows = {"type": "file_content", "content": [{"item": {"answer": "a"}}] * 2}
+    source = {"type": "completions", "model": BASE, "source": rows, "input_messages": template}
+    run = run_of(evaluator, client, made.id, source)
+    counts = run.result_counts
+    assert (counts.total, counts.passed, counts.failed, counts.errored) == (2, 0, 0, 2)
+    assert run.per_testing_criteria_results == []

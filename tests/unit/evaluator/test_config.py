@@ -15,6 +15,11 @@ def spec(**changes: Any) -> dict[str, Any]:
     return {"targets": [{"model": "base"}], "dataset": "artifacts/a", "suites": [{"suite": "exact_match"}], **changes}
 
 
+def graders(**options: Any) -> dict[str, Any]:
+    check = {"type": "string_check", "name": "c", "input": "{{item.a}}", "reference": "b", "operation": "eq"}
+    return {"suites": [{"suite": "graders", "options": {"testing_criteria": [check], **options}}]}
+
+
 def test_defaults() -> None:
     config = parse_evaluation_config(spec())
     assert config.targets[0].name == "base"
@@ -85,6 +90,22 @@ EXTERNAL = {"name": "x", "model": "m", "engine": "external"}
             {"suites": [{"suite": "graders", "options": {"testing_criteria": [{"type": "python", "name": "p"}]}}]},
             "suites.0.options.testing_criteria.0.type",
             "no sandbox",
+        ),
+        (
+            graders(input_messages=[{"role": "user"}]),
+            "suites.0.options.input_messages.0.content",
+            "must be text",
+        ),
+        (
+            graders(input_messages=[{"role": "user", "content": "{{sample.output_text}}"}]),
+            "suites.0.options.input_messages.0.content",
+            "is about answers",
+        ),
+        (graders(item_reference="messages"), "suites.0.options.item_reference", "item.messages"),
+        (
+            graders(item_reference="item.a", input_messages=[{"role": "user", "content": "x"}]),
+            "suites.0.options.item_reference",
+            "one prompt",
         ),
         ({"suites": [{"suite": "lm_eval", "options": {"tasks": []}}]}, "suites.0.options.tasks", "at least 1"),
         ({"concurrency": 513}, "concurrency", "<= 512"),

@@ -6,12 +6,18 @@ from typing import Any
 
 import pytest
 from martlet_core.errors import InvalidArgument
-from martlet_evaluator.graders import calculate, grade, grader_violations, model_requests, render
+from martlet_evaluator.graders import calculate, criteria_violations, grade, model_requests, referred_messages, render
 
 ITEM = {"question": "What is the capital of Portugal?", "answer": "Lisbon", "tags": ["city", {"n": 3}]}
 SAMPLE = {"output_text": "It is lisbon."}
 CHECK = {"type": "string_check", "name": "c", "input": "{{sample.output_text}}", "reference": "{{ item.answer }}"}
-SIMILAR = {"type": "text_similarity", "name": "s", "input": "{{sample.output_text}}", "reference": "It is Lisbon."}
+SIMILAR = {
+    "type": "text_similarity",
+    "name": "s",
+    "input": "{{sample.output_text}}",
+    "reference": "It is Lisbon.",
+    "pass_threshold": 0.5,
+}
 LABEL = {
     "type": "label_model",
     "name": "l",
@@ -71,7 +77,7 @@ def test_multi_calculates_from_its_parts() -> None:
         "graders": {"check": {**CHECK, "operation": "ilike"}, "score": SCORE},
         "calculate_output": "0.5 * check + score / 20",
     }
-    assert grader_violations(multi, "g") == []
+    assert criteria_violations([multi], "g") == []
     assert list(model_requests(multi, ITEM, SAMPLE)) == ["score/"]
     found = grade(multi, ITEM, SAMPLE, {"score/": "8"})
     assert found.score == pytest.approx(0.9)
@@ -126,12 +132,17 @@ def test_anything_else_is_refused(expression: str) -> None:
     ("grader", "field", "words"),
     [
         ({"type": "python", "name": "p", "source": "def grade(): ..."}, "type", "no sandbox"),
-        ({"type": "strng_check"}, "type", "must be one of"),
+        ({"type": "strng_check"}, "type", "it is one of"),
         ({**CHECK, "operation": "same"}, "operation", "eq, ne, like, ilike"),
         ({**CHECK}, "operation", "is required"),
         ({**SIMILAR, "evaluation_metric": "cosine"}, "evaluation_metric", "embedding model"),
         ({**SIMILAR, "evaluation_metric": "meteor"}, "evaluation_metric", "WordNet"),
         ({**LABEL, "passing_labels": ["fine"]}, "passing_labels", "none of the labels"),
+        ({**SIMILAR, "evaluation_metric": "bleu", "pass_threshold": None}, "pass_threshold", "is required"),
+        ({**CHECK, "operation": "eq", "ignore_case": True}, "ignore_case", "is not a field"),
+        ({**CHECK, "operation": "eq", "input": "{{itm.answer}}"}, "input", "is not known"),
+        ({**SCORE, "sampling_params": {"top_k": 3}}, "sampling_params.top_k", "not offered"),
+        ({**SCORE, "input": [{"role": "robot", "content": "x"}]}, "input.0.role", "must be one of"),
         ({**SCORE, "range": [3, 1]}, "range", "smaller first"),
         ({**SCORE, "input": "text"}, "input", "list of messages"),
         (
@@ -142,11 +153,35 @@ def test_anything_else_is_refused(expression: str) -> None:
         (
             {"type": "multi", "name": "m", "graders": {"a": {**CHECK, "operation": "eq"}}, "calculate_output": "a + z"},
             "calculate_output",
-            "'z' is none of the graders",
+            "`z` is no grader",
         ),
     ],
 )
 def test_a_wrong_grader_is_named_with_its_field(grader: dict[str, Any], field: str, words: str) -> None:
-    found = grader_violations(grader, "g")
-    assert [v.field for v in found] == [f"g.{field}"]
+    found = criteria_violations([grader], "g")
+    assert [v.field for v in found] == [f"g.0.{field}"]
     assert words in found[0].description
+
+
+def test_numbers_of_a_struct_are_whole_where_they_are() -> None:
+    params = {"seed": 7.0, "max_completions_tokens": 8.0, "temperature": 0.5}
+    assert criteria_violations([{**SCORE, "sampling_params": params}], "g") == []
+    (found,) = criteria_violations([{**SCORE, "sampling_params": {**params, "seed": 7.5}}], "g")
+    assert found.field == "g.0.sampling_params.seed"
+
+
+def test_names_of_graders_differ() -> None:
+    check = {**CHECK, "operation": "eq"}
+    assert [v.field for v in criteria_violations([check, check], "g")] == ["g.1.name"]
+
+
+def test_messages_that_a_row_holds_are_sent_as_they_stand() -> None:
+    turns = [
+        {"role": "developer", "content": [{"type": "input_text", "text": "Be {{item.brief}}."}]},
+        {"role": "user", "content": "Hi"},
+    ]
+    sent = referred_messages("item.chats[0]", {"chats": [turns]})
+    assert sent == ({"role": "system", "content": "Be {{item.brief}}."}, {"role": "user", "content": "Hi"})
+    for item in ({}, {"chats": ["hi"]}, {"chats": [[]]}, {"chats": [[{"role": "user", "content": [{"image": 1}]}]]}):
+        with pytest.raises(InvalidArgument):
+            referred_messages("item.chats[0]", item)

@@ -82,6 +82,16 @@ async def test_a_sound_job_passes(kit: Kit) -> None:
     await kit.check()
 
 
+async def test_targets_of_rows_with_answers_are_looked_up_by_nobody(kit: Kit) -> None:
+    check = {"type": "string_check", "name": "c", "input": "{{item.a}}", "reference": "b", "operation": "eq"}
+    entry = {"suite": "graders", "options": {"testing_criteria": [check], "sample": False}}
+    await kit.check(targets=[{"model": "rows"}], suites=[entry])
+    with pytest.raises(Unavailable):
+        await kit.check(targets=[{"model": "rows"}], suites=[entry, {"suite": "exact_match"}])
+    inside = {"model": "rows", "engine": "transformers"}
+    assert kit.handler.prepare(kit.job(targets=[inside], suites=[entry])).config["models"] == {}
+
+
 async def test_a_gateway_that_does_not_answer_is_unavailable_not_unknown(kit: Kit) -> None:
     with pytest.raises(Unavailable, match="can't be asked about base") as caught:
         await kit.check(targets=[{"model": "base"}])

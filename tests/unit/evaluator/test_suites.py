@@ -221,3 +221,101 @@ def test_graders_can_grade_answers_that_the_rows_hold(server: Any, evaluate: Any
     done = evaluate(data, [{"suite": "graders", "options": options}])
     assert done.metrics["model"]["graders.pass_rate"]["value"] == pytest.approx(2 / 3)
     assert server.requests == []
+
+
+EXACT = {
+    "type": "string_check",
+    "name": "same",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.capital}}",
+    "operation": "eq",
+}
+
+
+def graders(*criteria: Any, **options: Any) -> list[dict[str, Any]]:
+    """The suite with these criteria."""
+    return [{"suite": "graders", "options": {"testing_criteria": list(criteria or [EXACT]), **options}}]
+
+
+def test_records_of_graders_say_what_was_sent_what_came_and_each_grade(server: Any, evaluate: Any) -> None:
+    def judge(body: Any) -> str:
+        return "0.75" if "Lima" in body["messages"][0]["content"] else "none"
+
+    server.models |= {
+        "model": lambda body: (400, {}, "no") if "Mars" in body["messages"][0]["content"] else "Lima",
+        "judge": judge,
+        "second": judge,
+    }
+    scorer = {"type": "score_model", "model": "judge", "input": [{"role": "user", "content": "{{item.capital}}"}]}
+    both = {
+        "type": "multi",
+        "name": "both",
+        "graders": {"a": {**scorer, "name": "a"}, "b": {**scorer, "name": "b", "model": "second"}},
+        "calculate_output": "(a + b) / 2",
+    }
+    capitals = {"Peru": "Lima", "Chile": "Santiago", "Mars": "Lima"}
+    data = [{"item": {"country": country, "capital": capital}} for country, capital in capitals.items()]
+    prompt = [{"role": "user", "content": "Of {{item.country}}"}]
+    done = evaluate(data, graders(EXACT, both, input_messages=prompt), max_failed_rows=3)
+    right, ungraded, unanswered = done.records
+    assert [(r["row"], r["status"]) for r in done.records] == [(0, "pass"), (1, "error"), (2, "error")]
+    assert right["item"] == data[0]["item"]
+    assert right["sample"] == {
+        "model": "model",
+        "input": [{"role": "user", "content": "Of Peru"}],
+        "output": [{"role": "assistant", "content": "Lima"}],
+        "finish_reason": "stop",
+        "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6, "cached_tokens": 0},
+        "error": None,
+    }
+    same, multi = right["results"]
+    assert same == {"name": "same", "type": "string_check", "passed": True, "score": 1.0, "sample": None}
+    assert (multi["name"], multi["type"], multi["passed"], multi["score"]) == ("both", "multi", True, 0.75)
+    assert (multi["sample"]["model"], multi["sample"]["invocation_count"]) == ("judge", 1)
+    assert [other["model"] for other in multi["sample"]["others"]] == ["second"]
+    assert [result["name"] for result in ungraded["results"]] == ["same"]
+    (left,) = ungraded["ungraded"]
+    assert left["name"] == "both"
+    assert left["sample"]["usage"]["total_tokens"] == 6
+    assert "no number" in ungraded["sample"]["error"]
+    assert ungraded["sample"]["output"] == [{"role": "assistant", "content": "Lima"}]
+    assert (unanswered["sample"]["output"], unanswered["sample"]["usage"], unanswered["results"]) == ([], None, [])
+    assert "HTTP 400" in unanswered["sample"]["error"]
+
+
+def test_graders_ask_with_the_messages_that_a_row_holds(server: Any, evaluate: Any) -> None:
+    server.models["model"] = lambda body: body["messages"][-1]["content"]
+    turns = [{"role": "developer", "content": "Repeat."}, {"role": "user", "content": "{{item.capital}}"}]
+    data = [{"item": {"turns": turns, "capital": "{{item.capital}}", "land": "Peru"}}]
+    done = evaluate(data, graders(item_reference="item.turns"), category_field="land")
+    assert (done.records[0]["status"], done.records[0]["category"]) == ("pass", "Peru")
+    assert [turn["role"] for turn in server.requests[0]["messages"]] == ["system", "user"]
+
+
+def test_graders_of_given_answers_ask_nobody_and_want_only_what_they_name(server: Any, evaluate: Any) -> None:
+    about_item = {**EXACT, "name": "item", "input": "{{item.capital}}", "reference": "Lima"}
+    data = [{"item": {"capital": "Lima"}}, {"item": {"capital": "Lima"}, "sample": {"output_text": "x", "model": "m"}}]
+    done = evaluate(data, graders(about_item, sample=False), targets=["rows"])
+    assert [record["status"] for record in done.records] == ["pass", "pass"]
+    bare, given = (record["sample"] for record in done.records)
+    assert (bare["model"], bare["input"], bare["output"], bare["usage"]) == ("", [], [], None)
+    assert (given["model"], given["output"], given["usage"]) == ("m", [{"role": "assistant", "content": "x"}], None)
+    demanding = evaluate(data, graders(EXACT, sample=False), targets=["rows"], max_failed_rows=2, name="two")
+    assert [record["status"] for record in demanding.records] == ["error", "fail"]
+    assert "no 'output_text'" in demanding.records[0]["sample"]["error"]
+    assert server.requests == []
+
+
+def test_a_job_of_graders_stands_when_every_row_failed(server: Any, evaluate: Any) -> None:
+    server.models |= {name: lambda body: (400, {}, "broken") for name in ("one", "two")}
+    data = [{"item": {"capital": "Lima", "land": "Peru"}}] * 3
+    prompt = [{"role": "user", "content": "?"}]
+    done = evaluate(
+        data, graders(input_messages=prompt), targets=["one", "two"], max_failed_rows=6, category_field="land"
+    )
+    assert {record["status"] for record in done.records} == {"error"}
+    assert done.result.values["rows_failed"] == 6
+    assert done.metrics["one"] == {"graders.failed_rows": {"value": 3.0}}
+    assert done.result.values["comparisons"] == []
+    assert done.json["targets"]["one"]["graders.pass_rate"]["rows"] == 0
+    assert "broken" in done.html

@@ -142,7 +142,8 @@ async def test_a_finished_run(evals: Evals) -> None:
         record(2, items[2], "", {}, error="the model didn't answer"),
     ]
     judge = {"model": "qwen-tiny", "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}}
-    records[1]["results"][1]["sample"] = judge
+    records[1]["results"][1]["sample"] = {**judge, "others": [{**judge, "model": "second"}]}
+    records[2]["ungraded"] = [{"name": "close", "type": "multi", "error": "no number", "sample": judge}]
     evals.finish(run.id, records)
     done = await evals.client.evals.runs.retrieve(run.id, eval_id=made.id)
     strictly(run_retrieve_response.RunRetrieveResponse, done)
@@ -154,7 +155,8 @@ async def test_a_finished_run(evals: Evals) -> None:
     ]
     assert [(u.run_model_name, u.invocation_count, u.prompt_tokens, u.total_tokens) for u in done.per_model_usage] == [
         ("smollm2-135m-instruct", 2, 22, 28),
-        ("qwen-tiny", 1, 5, 6),
+        ("qwen-tiny", 2, 10, 12),
+        ("second", 1, 5, 6),
     ]
     listing = evals.client.evals.runs.output_items
     found = [item async for item in listing.list(run.id, eval_id=made.id, limit=2)]
@@ -163,7 +165,7 @@ async def test_a_finished_run(evals: Evals) -> None:
     assert [item.status for item in found] == ["pass", "fail", "error"]
     assert [item.datasource_item for item in found] == items
     assert found[1].sample.output[0].content == "3"
-    assert found[1].results[1].sample == judge
+    assert found[1].results[1].sample == records[1]["results"][1]["sample"]
     assert found[2].sample.error.message == "the model didn't answer"
     assert [i.id async for i in listing.list(run.id, eval_id=made.id, status="fail")] == [found[1].id]
     assert [i.id async for i in listing.list(run.id, eval_id=made.id, limit=1, order="desc")] == [

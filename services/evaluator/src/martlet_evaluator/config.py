@@ -104,6 +104,13 @@ class EvaluationConfig(Config):
 
         return any(parse_suite_options(entry).needs_conversations for entry in self.suites)
 
+    @property
+    def asks_targets(self) -> bool:
+        """Whether a suite asks the targets; if none does, their names are all there is to them."""
+        from martlet_evaluator.suite_options import parse_suite_options
+
+        return any(parse_suite_options(entry).asks_targets for entry in self.suites)
+
 
 def parse_evaluation_config(values: Mapping[str, Any], prefix: str = "spec") -> EvaluationConfig:
     """Read an evaluation's config from plain values.

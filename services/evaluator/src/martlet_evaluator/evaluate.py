@@ -179,10 +179,10 @@ class Evaluation:
         )
 
     def _open_target(self, target: TargetConfig) -> Target:
+        if target.engine == "gateway" or not self._spec.asks_targets:
+            return self._at_gateway(target.name, target.model)
         if target.engine == "transformers":
             return self._in_process(target)
-        if target.engine == "gateway":
-            return self._at_gateway(target.name, target.model)
         assert target.base_url is not None
         if not is_allowed(target.base_url, self._deployment.allowed_base_urls):
             raise PermissionDenied(

@@ -15,23 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from martlet_core.errors import FieldViolation, InvalidArgument
+from martlet_core.grader_rules import TEMPLATE, Namespace, check_criteria, check_messages, prompt_namespace, steps_of
 
-_TEMPLATE = re.compile(r"\{\{\s*([A-Za-z0-9_.\[\]-]+)\s*\}\}")
-_STEP = re.compile(r"[^.\[\]]+")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
-OPERATIONS = ("eq", "ne", "like", "ilike")
-SIMILARITIES = ("fuzzy_match", "bleu", "gleu", *(f"rouge_{n}" for n in range(1, 6)), "rouge_l")
-#: Metrics that OpenAI has and this deployment doesn't, with the reason.
-_UNSUPPORTED_SIMILARITIES = {"cosine": "it needs an embedding model", "meteor": "it needs WordNet's data"}
+#: What is sent of a row's own messages beside role and text.
+_SENT = ("content", "name", "tool_calls", "tool_call_id")
 MODEL_GRADERS = ("label_model", "score_model")
-_FIELDS: Mapping[str, tuple[str, ...]] = {
-    "string_check": ("input", "reference", "operation"),
-    "text_similarity": ("input", "reference", "evaluation_metric"),
-    "label_model": ("model", "input", "labels", "passing_labels"),
-    "score_model": ("model", "input"),
-    "multi": ("graders", "calculate_output"),
-}
 
 
 @dataclass(frozen=True)
@@ -70,98 +60,32 @@ class ModelRequest:
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
-def grader_violations(grader: Mapping[str, Any], at: str, *, is_inner: bool = False) -> list[FieldViolation]:
-    """What is wrong with a grader's definition; fields below ``at``."""
-    kind = str(grader.get("type"))
-    if kind == "python":
-        text = "is 'python'; that runs code of the request, which this deployment has no sandbox for. Use another type"
-        return [FieldViolation(f"{at}.type", text)]
-    if kind not in _FIELDS or (is_inner and kind == "multi"):
-        known = ", ".join(name for name in _FIELDS if not (is_inner and name == "multi"))
-        return [FieldViolation(f"{at}.type", f"is {kind!r}; must be one of: {known}")]
-    found = [FieldViolation(f"{at}.{name}", "is required") for name in ("name", *_FIELDS[kind]) if not grader.get(name)]
-    if found:
-        return found
-    return _KIND_CHECKS[kind](grader, at)
+def criteria_violations(criteria: Sequence[Mapping[str, Any]], at: str) -> list[FieldViolation]:
+    """What is wrong with graders by the rules that the gateway goes by; fields below ``at``, in dots as elsewhere in a spec."""
+    namespace = Namespace({}, has_sample=True)
+    check_criteria(whole_numbers(criteria), namespace)
+    return [FieldViolation(f"{at}{v.field.removeprefix('testing_criteria')}", v.description) for v in dotted(namespace)]
 
 
-def _check_string(grader: Mapping[str, Any], at: str) -> list[FieldViolation]:
-    operation = grader["operation"]
-    if operation in OPERATIONS:
-        return []
-    return [FieldViolation(f"{at}.operation", f"is {operation!r}; must be one of: {', '.join(OPERATIONS)}")]
+def prompt_violations(messages: Sequence[Mapping[str, Any]], at: str) -> list[FieldViolation]:
+    """The same of a prompt's template."""
+    namespace = prompt_namespace({})
+    check_messages(list(messages), at, namespace)
+    return dotted(namespace)
 
 
-def _check_similarity(grader: Mapping[str, Any], at: str) -> list[FieldViolation]:
-    metric = grader["evaluation_metric"]
-    if reason := _UNSUPPORTED_SIMILARITIES.get(str(metric)):
-        return [FieldViolation(f"{at}.evaluation_metric", f"is {metric!r}, which can't be had here: {reason}")]
-    if metric not in SIMILARITIES:
-        return [FieldViolation(f"{at}.evaluation_metric", f"is {metric!r}; must be one of: {', '.join(SIMILARITIES)}")]
-    return _check_threshold(grader, at)
+def dotted(namespace: Namespace) -> list[FieldViolation]:
+    """What was found, with ``a.0.b`` for ``a[0].b``."""
+    return [FieldViolation(v.field.replace("[", ".").replace("]", ""), v.description) for v in namespace.found]
 
 
-def _check_threshold(grader: Mapping[str, Any], at: str) -> list[FieldViolation]:
-    threshold = grader.get("pass_threshold")
-    if threshold is None or (isinstance(threshold, (int, float)) and not isinstance(threshold, bool)):
-        return []
-    return [FieldViolation(f"{at}.pass_threshold", f"is {threshold!r}; must be a number")]
-
-
-def _check_label_model(grader: Mapping[str, Any], at: str) -> list[FieldViolation]:
-    found = []
-    for name in ("labels", "passing_labels"):
-        values = grader[name]
-        if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
-            found.append(FieldViolation(f"{at}.{name}", "must be a list of texts"))
-    if not found and (strangers := [label for label in grader["passing_labels"] if label not in grader["labels"]]):
-        found.append(FieldViolation(f"{at}.passing_labels", f"{strangers[0]!r} is none of the labels"))
-    return found + _check_input(grader, at)
-
-
-def _check_score_model(grader: Mapping[str, Any], at: str) -> list[FieldViolation]:
-    bounds = grader.get("range")
-    found = _check_input(grader, at) + _check_threshold(grader, at)
-    if bounds is not None and not (
-        isinstance(bounds, list)
-        and len(bounds) == 2
-        and all(isinstance(b, (int, float)) for b in bounds)
-        and bounds[0] < bounds[1]
-    ):
-        found.append(FieldViolation(f"{at}.range", f"is {bounds!r}; must be two numbers, the smaller first"))
-    return found
-
-
-def _check_input(grader: Mapping[str, Any], at: str) -> list[FieldViolation]:
-    turns = grader["input"]
-    if isinstance(turns, list) and all(
-        isinstance(turn, Mapping) and "role" in turn and "content" in turn for turn in turns
-    ):
-        return []
-    return [FieldViolation(f"{at}.input", "must be a list of messages with role and content")]
-
-
-def _check_multi(grader: Mapping[str, Any], at: str) -> list[FieldViolation]:
-    inner = grader["graders"]
-    if not isinstance(inner, Mapping):
-        return [FieldViolation(f"{at}.graders", "must be an object of graders by name")]
-    found: list[FieldViolation] = []
-    for name, part in inner.items():
-        found += grader_violations(part if isinstance(part, Mapping) else {}, f"{at}.graders.{name}", is_inner=True)
-    try:
-        calculate(str(grader["calculate_output"]), dict.fromkeys(inner, 1.0))
-    except InvalidArgument as error:
-        found.append(FieldViolation(f"{at}.calculate_output", error.message))
-    return found
-
-
-_KIND_CHECKS: Mapping[str, Callable[[Mapping[str, Any], str], list[FieldViolation]]] = {
-    "string_check": _check_string,
-    "text_similarity": _check_similarity,
-    "label_model": _check_label_model,
-    "score_model": _check_score_model,
-    "multi": _check_multi,
-}
+def whole_numbers(value: Any) -> Any:
+    """A value with 5 for 5.0: a Struct has only doubles, and a seed is a whole number."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: whole_numbers(part) for key, part in value.items()}
+    return [whole_numbers(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def render(template: str, item: Any, sample: Any) -> str:
@@ -172,27 +96,65 @@ def render(template: str, item: Any, sample: Any) -> str:
     """
 
     def put(match: re.Match[str]) -> str:
-        value: Any = {"item": item, "sample": sample}
-        for step in _STEP.findall(match[1]):
-            try:
-                value = value[int(step)] if isinstance(value, list) else value[step]
-            except (KeyError, IndexError, ValueError, TypeError):
-                raise InvalidArgument(f"{{{{{match[1]}}}}}: the row has no {step!r}", reason="UNKNOWN_FIELD") from None
+        value = look_up(match[1], {"item": item, "sample": sample})
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
-    return _TEMPLATE.sub(put, template)
+    return TEMPLATE.sub(put, template)
+
+
+def look_up(path: str, values: Mapping[str, Any]) -> Any:
+    """What is at a path such as ``item.turns[0].text``.
+
+    Raises:
+        InvalidArgument: a step of it isn't there.
+    """
+    found: Any = values
+    for step in steps_of(path):
+        try:
+            found = found[int(step)] if isinstance(found, list) else found[step]
+        except (KeyError, IndexError, ValueError, TypeError):
+            raise InvalidArgument(f"{{{{{path}}}}}: the row has no {step!r}", reason="UNKNOWN_FIELD") from None
+    return found
 
 
 def render_messages(turns: Sequence[Mapping[str, Any]], item: Any, sample: Any) -> tuple[Mapping[str, Any], ...]:
     """Messages with their templates filled; content parts of OpenAI's kinds become text; ``developer`` becomes ``system``."""
-    rendered = []
-    for turn in turns:
-        content = turn["content"]
-        parts = content if isinstance(content, list) else [content]
-        texts = [part if isinstance(part, str) else str(part.get("text", "")) for part in parts]
-        role = "system" if turn["role"] == "developer" else turn["role"]
-        rendered.append({"role": role, "content": render("".join(texts), item, sample)})
-    return tuple(rendered)
+    return tuple({**_plain(turn), "content": render(_text(turn["content"]), item, sample)} for turn in turns)
+
+
+def referred_messages(reference: str, item: Any) -> tuple[Mapping[str, Any], ...]:
+    """The messages that a row holds at a path; what they say is no template.
+
+    Raises:
+        InvalidArgument: there are none, or they aren't text.
+    """
+    turns = look_up(reference, {"item": item})
+    if (
+        not isinstance(turns, list)
+        or not turns
+        or not all(isinstance(turn, Mapping) and "role" in turn for turn in turns)
+    ):
+        raise InvalidArgument(f"{reference} is no list of messages with role and content")
+    return tuple(
+        {
+            **{key: turn[key] for key in _SENT if key in turn},
+            **_plain(turn),
+            **({"content": _text(turn["content"])} if turn.get("content") is not None else {}),
+        }
+        for turn in turns
+    )
+
+
+def _plain(turn: Mapping[str, Any]) -> dict[str, Any]:
+    return {"role": "system" if turn["role"] == "developer" else turn["role"]}
+
+
+def _text(content: Any) -> str:
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise InvalidArgument("a message has content that is no text")
+    return "".join(map(str, texts))
 
 
 def model_requests(grader: Mapping[str, Any], item: Any, sample: Any) -> dict[str, ModelRequest]:
@@ -216,7 +178,7 @@ def grade(grader: Mapping[str, Any], item: Any, sample: Any, said: Mapping[str, 
     """Work a grader out.
 
     Args:
-        grader: its definition, checked by ``grader_violations``.
+        grader: its definition, checked by ``criteria_violations``.
         item: the row.
         sample: the answer: ``output_text`` and whatever templates name.
         said: what the models of ``model_requests`` answered, by the same keys.

@@ -38,7 +38,7 @@ class EvaluationHandler:
         inputs = dataset_inputs(config)
         base_models: dict[str, dict[str, str]] = {}
         models: dict[str, dict[str, str]] = {}
-        for index, target in enumerate(config.targets):
+        for index, target in enumerate(config.targets if config.asks_targets else ()):
             if target.engine != "transformers":
                 continue
             local = resolve_local_model(

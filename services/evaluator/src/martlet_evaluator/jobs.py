@@ -54,7 +54,7 @@ class Submissions:
             FailedPrecondition: this deployment loads no models in its own process.
             Unavailable: the gateway doesn't answer.
         """
-        for index, target in enumerate(config.targets):
+        for index, target in enumerate(config.targets if config.asks_targets else ()):
             await self._check_target(tenant, target, f"spec.targets.{index}")
         for field, model in _asked_models(config):
             await self._gateway.require(model, tenant, field)

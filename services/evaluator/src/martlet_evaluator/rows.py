@@ -70,7 +70,7 @@ def load_rows(
         path: a data file, or a directory of them.
         conversations: whether every row must be a conversation with an answer at its end; otherwise any object will do.
         max_rows: rows to use, from the start; all are read and checked.
-        category_field: field that tables are divided by; every row must have it.
+        category_field: field that tables are divided by; every row, or its ``item``, must have it.
         max_json_bytes: see ``martlet_inputs.rows.read``.
 
     Raises:
@@ -136,6 +136,8 @@ def _parse(row: FileRow, index: int, conversations: bool, category_field: str | 
 def _category(values: Mapping[str, Any], name: str | None) -> str:
     if name is None:
         return ""
+    if name not in values and isinstance(values.get("item"), Mapping):  # rows of graders
+        values = values["item"]
     if name not in values:
         raise RowError(
             name, f"is missing, and spec.category_field names it; {close_to(name, [str(k) for k in values])}"

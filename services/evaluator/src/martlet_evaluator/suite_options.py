@@ -8,10 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Le, MaxLen, MinLen
 from martlet_core.config import ARTIFACT_PATTERN, Config, parse_config
 from martlet_core.errors import FieldViolation, InvalidArgument
+from martlet_core.grader_rules import ITEM_REFERENCE
 from pydantic import BeforeValidator, Field
 
 from martlet_evaluator.config import EvaluationConfig, SuiteConfig, close_to
-from martlet_evaluator.graders import grader_violations
+from martlet_evaluator.graders import criteria_violations, prompt_violations
 
 
 def _whole(value: Any) -> Any:
@@ -44,6 +45,11 @@ class SuiteOptions(Config):
     def needs_conversations(self) -> bool:
         """Whether each row must be a conversation with an answer at its end."""
         return self.needs_rows
+
+    @property
+    def asks_targets(self) -> bool:
+        """Whether the suite asks the job's targets anything."""
+        return True
 
     def check(self, config: EvaluationConfig) -> list[FieldViolation]:
         """What is wrong with these options in this job; fields relative to the options."""
@@ -211,18 +217,29 @@ class GradersOptions(SuiteOptions):
     input_messages: tuple[dict[str, Any], ...] = Field(
         default=(), description="Template of the messages ({{item.field}}). Default: the row's own conversation."
     )
+    item_reference: str = Field(default="", description="Or the path of the messages in each row: item.messages.")
     sample: bool = Field(default=True, description="Ask the targets. Off: the rows hold answers already.")
+
+    @property
+    def asks_targets(self) -> bool:
+        """Answers may lie in the rows."""
+        return self.sample
 
     @property
     def needs_conversations(self) -> bool:
         """A template makes messages of any row."""
-        return self.sample and not self.input_messages
+        return self.sample and not self.input_messages and not self.item_reference
 
     def check(self, config: EvaluationConfig) -> list[FieldViolation]:
-        """Every grader must be known and whole."""
-        found: list[FieldViolation] = []
-        for index, grader in enumerate(self.testing_criteria):
-            found += grader_violations(grader, f"testing_criteria.{index}")
+        """Every grader must be known and whole, and the prompt too."""
+        found = criteria_violations(self.testing_criteria, "testing_criteria")
+        if self.input_messages:
+            found += prompt_violations(self.input_messages, "input_messages")
+        if self.item_reference and self.input_messages:
+            found.append(FieldViolation("item_reference", "is given beside input_messages; a row has one prompt"))
+        if self.item_reference and not ITEM_REFERENCE.fullmatch(self.item_reference):
+            text = f"is {self.item_reference!r:.80}; give the path of a row's messages, such as item.messages"
+            found.append(FieldViolation("item_reference", text))
         return found
 
 

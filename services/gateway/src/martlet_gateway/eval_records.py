@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def _summarise(path: Path) -> dict[str, Any]:
                 for result in record["results"]:
                     counts = criteria.setdefault(result["name"], {"passed": 0, "failed": 0})
                     counts["passed" if result["passed"] else "failed"] += 1
-                for sample in (record.get("sample"), *(result.get("sample") for result in record["results"])):
+                for sample in _samples(record):
                     _add_usage(usage, sample)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 return {"fault": f"line {number + 1} is no record of graders: {error!r:.200}"}
@@ -130,6 +130,16 @@ def _summarise(path: Path) -> dict[str, Any]:
         "per_model_usage": list(usage.values()),
     }
     return {"summary": summary, "rows": {"offsets": offsets, "statuses": "".join(letters)}}
+
+
+def _samples(record: Mapping[str, Any]) -> Iterator[Any]:
+    """What models said to a row: the answer, and the graders' with those that came to no grade."""
+    yield record.get("sample")
+    for result in (*record["results"], *record.get("ungraded", ())):
+        sample = result.get("sample")
+        yield sample
+        if isinstance(sample, Mapping):
+            yield from sample.get("others") or ()
 
 
 def _add_usage(usage: dict[str, dict[str, Any]], sample: Any) -> None:

@@ -14,17 +14,19 @@ from typing import Any
 import orjson
 from martlet.evaluator.v1 import evaluation_job_pb2
 from martlet_core.errors import FieldViolation, InvalidArgument, MartletError, NotFound
-
-from martlet_gateway import proto_json
-from martlet_gateway.eval_graders import (
+from martlet_core.grader_rules import (
+    ITEM_REFERENCE,
     Namespace,
     check_criteria,
     check_messages,
     check_sampling,
     is_default,
+    prompt_namespace,
     sample_fields,
     suggest,
 )
+
+from martlet_gateway import proto_json
 
 SUITE = "graders"
 #: The target where no model is asked: the answers are in the rows.
@@ -165,7 +167,7 @@ def read_source(
     if unknown:
         text = f"a grader names `sample.{unknown[0]:.80}`, which an answer to `{kind}` hasn't got; it has: {', '.join(GENERATED)}."
         raise InvalidArgument.field("data_source.type", text + suggest(unknown[0], GENERATED))
-    namespace = Namespace(item_schema, False)
+    namespace = prompt_namespace(item_schema)
     messages, reference = _prompt(values.get("input_messages"), file_id is not None, namespace)
     sampling = values.get("sampling_params")
     if sampling is not None:
@@ -223,7 +225,7 @@ def _prompt(given: Any, is_file: bool, namespace: Namespace) -> tuple[list[Mappi
         return given.get("template") or [], ""
     _refuse_unknown(given, ("type", "item_reference"), at)
     reference = given.get("item_reference")
-    if not isinstance(reference, str) or not re.fullmatch(r"item\.[A-Za-z0-9_.\[\]-]+", reference):
+    if not isinstance(reference, str) or not ITEM_REFERENCE.fullmatch(reference):
         text = f"must be the path of a row's messages, such as `item.messages`; got {reference!r:.60}."
         raise InvalidArgument.field(f"{at}.item_reference", text)
     namespace.check_path(reference, f"{at}.item_reference")

@@ -19,11 +19,11 @@ from martlet_core.errors import (
     PermissionDenied,
     Unimplemented,
 )
+from martlet_core.grader_rules import grader_models, sample_fields, steps_of
 from martlet_core.ids import ID_PATTERN
 
 from martlet_gateway import eval_objects
 from martlet_gateway.context import GatewayContext, in_thread, tenant
-from martlet_gateway.eval_graders import grader_models, sample_fields
 from martlet_gateway.eval_objects import FINAL
 from martlet_gateway.eval_records import Records
 from martlet_gateway.eval_request import DataSource, build_spec, read_source, rest_names
@@ -160,7 +160,7 @@ async def _dataset(
 
 
 def _needs(stored: StoredEval, source: DataSource, file: StoredFile | None) -> RowNeeds:
-    steps = source.item_reference.replace("[", ".").replace("]", "").split(".")[1:]
+    steps = steps_of(source.item_reference)[1:]
     return RowNeeds(
         item_schema=stored.item_schema,
         sample_fields=() if source.asks else sample_fields(stored.testing_criteria),

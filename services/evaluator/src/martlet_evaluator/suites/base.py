@@ -31,6 +31,7 @@ class Record:
         seconds: that the answer took.
         error: why there is no score; empty where there is one.
         details: what else is to be seen.
+        fields: that records of this suite have beside.
     """
 
     suite: str
@@ -44,6 +45,7 @@ class Record:
     seconds: float = 0.0
     error: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def score(self) -> float | None:
@@ -65,6 +67,7 @@ class Record:
             "seconds": round(self.seconds, 6),
             "error": self.error,
             "details": dict(self.details),
+            **self.fields,
         }
 
 

@@ -28,6 +28,7 @@ class Answer:
         finish_reason: as the engine says: ``stop``, ``length``.
         prompt_tokens: as the engine counts them; 0 where it doesn't.
         completion_tokens: the same of the answer.
+        cached_tokens: of the prompt's, those that the engine had from before.
         error: why there is no answer; empty where there is one.
         attempts: requests sent.
         data: what was asked for beside: ``logprobs``, ``is_greedy``, ``first_token_seconds``, ``gaps``, ``tool_calls``.
@@ -38,6 +39,7 @@ class Answer:
     finish_reason: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
     error: str = ""
     attempts: int = 1
     data: Mapping[str, Any] = field(default_factory=dict)

@@ -260,6 +260,7 @@ def _with_usage(values: Mapping[str, Any], answer: Answer) -> Answer:
         answer,
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
         completion_tokens=int(usage.get("completion_tokens") or 0),
+        cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
     )
 
 

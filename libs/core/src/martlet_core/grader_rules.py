@@ -1,7 +1,7 @@
 """OpenAI's graders as a definition: what is wrong with one, found before a model is asked anything.
 
-The evaluator works graders out, and may refuse what is right in form; here is what can be told from the definition and the item
-schema alone, in the client's own words.
+The gateway checks the graders of an eval by these rules, and the evaluator those of a job: one takes what the other does. Here is
+what can be told from the definition and the item schema alone, in the client's own words.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ TEMPLATE = re.compile(r"\{\{\s*([A-Za-z0-9_.\[\]-]+)\s*\}\}")
 _STEP = re.compile(r"[^.\[\]]+")
 _ANY_TEMPLATE = re.compile(r"\{\{\s*((?:item|sample)\b[^{}]*?)\s*\}\}")
 _MAX_FORMULA = 1000
+#: Path of the prompt in a row: ``item.messages``.
+ITEM_REFERENCE = re.compile(r"item\.[A-Za-z0-9_.\[\]-]+")
 
 OPERATIONS = ("eq", "ne", "like", "ilike")
 SIMILARITIES = ("fuzzy_match", "bleu", "gleu", *(f"rouge_{n}" for n in range(1, 6)), "rouge_l")
@@ -51,11 +53,13 @@ class Namespace:
     Attributes:
         item_schema: of the rows' items.
         has_sample: whether there is an answer beside the item.
+        no_sample: why there is none.
         found: what is wrong so far.
     """
 
     item_schema: Mapping[str, Any]
     has_sample: bool
+    no_sample: str = "which this eval has none of; set data_source_config.include_sample_schema."
     found: list[FieldViolation] = field(default_factory=list)
 
     def wrong(self, at: str, description: str) -> None:
@@ -72,16 +76,20 @@ class Namespace:
 
     def check_path(self, path: str, at: str) -> None:
         """Check one path, such as ``item.question``."""
-        root, *steps = _STEP.findall(path) or [""]
+        root, *steps = steps_of(path) or [""]
         if root == "sample":
             if not self.has_sample:
-                text = "is about answers, which this eval has none of; set data_source_config.include_sample_schema."
-                self.wrong(at, f"`{path:.80}` {text}")
+                self.wrong(at, f"`{path:.80}` is about answers, {self.no_sample}")
         elif root != "item":
             self.wrong(at, f"`{path:.80}` is not known; templates name `item.<field>` or `sample.<field>`.")
         elif (missing := missing_step(self.item_schema, steps)) is not None:
             name, known = missing
             self.wrong(at, f"`{path:.80}`: the item schema has no `{name:.80}`.{suggest(name, known)}")
+
+
+def prompt_namespace(item_schema: Mapping[str, Any]) -> Namespace:
+    """What the templates of a prompt may name."""
+    return Namespace(item_schema, False, "and a prompt is what they are answers to.")
 
 
 def missing_step(schema: Any, steps: Sequence[str]) -> tuple[str, list[str]] | None:
@@ -308,8 +316,13 @@ def texts(value: Any) -> Iterator[str]:
 
 def sample_fields(criteria: Sequence[Mapping[str, Any]]) -> list[str]:
     """Fields of the sample that templates name: ``output_text``."""
-    paths = [_STEP.findall(match[1]) for text in texts(criteria) for match in TEMPLATE.finditer(text)]
+    paths = [steps_of(match[1]) for text in texts(criteria) for match in TEMPLATE.finditer(text)]
     return list(dict.fromkeys(path[1] for path in paths if len(path) > 1 and path[0] == "sample"))
+
+
+def steps_of(path: str) -> list[str]:
+    """``item.turns[0].text`` -> ``item``, ``turns``, ``0``, ``text``."""
+    return _STEP.findall(path)
 
 
 def grader_models(criteria: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
