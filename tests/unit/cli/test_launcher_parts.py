@@ -87,6 +87,12 @@ def test_the_plan_of_a_platform(layout: Layout) -> None:
         "seaweedfs",
         "trainer",
         "trainer-worker",
+        "quantizer",
+        "quantizer-bnb-worker",
+        "quantizer-llmcompressor-worker",
+        "quantizer-gguf-worker",
+        "evaluator",
+        "evaluator-worker",
         "gateway",
         "gateway-worker",
         "base-model",
@@ -143,7 +149,8 @@ def test_a_model_that_can_not_be_had_is_refused_before_anything_starts(model: st
 
 def test_existing_servers_are_used_instead(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARTLET_S3_ACCESS_KEY", "theirs")
-    options = PlatformOptions(redis_url="redis://elsewhere:1/0", s3_endpoint="http://elsewhere:2", engine="echo")
+    servers = {"redis_url": "redis://elsewhere:1/0", "s3_endpoint": "http://elsewhere:2"}
+    options = PlatformOptions(**servers, engine="echo", stages=("trainer",))
     platform = plan(layout, options, load_or_make(layout.secrets_file), choose_ports({"http": 0, "grpc": 0}, {}))
     assert [spec.name for spec in platform.specs] == [
         "trainer",
