@@ -313,6 +313,29 @@ ROWS = (
         lambda r: f"{r['command_seconds'] / 60:.1f} min, of which {r['train_seconds'] / 60:.1f} min training",
         lambda r: r["command_seconds"] <= 1200,
     ),
+    Row(
+        "life cycle: held-out accuracy of each variant",
+        "lifecycle",
+        "",
+        lambda r: ", ".join(f"{v['name']} {v['accuracy']:.1%}" for v in r["variants"]),
+    ),
+    Row(
+        "life cycle: size and perplexity of what was quantized",
+        "lifecycle",
+        "",
+        lambda r: ", ".join(
+            f"{v['name']} x {v['size_ratio']:.2f}, x {v['perplexity_ratio']:.3f}"
+            for v in r["variants"]
+            if v["size_ratio"] and v["size_ratio"] < 1
+        ),
+    ),
+    Row(
+        "life cycle: whole command, environments in place",
+        "lifecycle",
+        "<= 25 min",
+        lambda r: f"{r['total_seconds'] / 60:.1f} min",
+        lambda r: r["total_seconds"] <= 1500,
+    ),
 )
 
 
