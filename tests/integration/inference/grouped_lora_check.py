@@ -6,7 +6,7 @@ import json
 
 import torch
 from martlet_inference.engines.vllm_grouped_lora import GroupedLora
-from vllm.lora.layers import LoRAMapping
+from vllm.lora.layers import LoRAMapping, base_linear
 
 SLOTS, RANK, WIDTHS, HIDDEN = 3, 4, (12, 8), 10
 #: Adapter ids in the slots; 0 in a request means none.
@@ -21,7 +21,15 @@ def main() -> None:
         "none": (0, 0, 0),
         "one token": (9,),
     }
-    print(json.dumps({name: error_of(ids) for name, ids in batches.items()}))
+    errors = {name: error_of(ids) for name, ids in batches.items()}
+    print(json.dumps({"errors": errors, "device_of_a_packed_layer": device_of_a_packed_layer()}))
+
+
+def device_of_a_packed_layer() -> str:
+    """Where LoRA is placed on a layer whose weight a kernel has packed away, as int8's does."""
+    layer = torch.nn.Linear(4, 4)
+    layer.weight = None  # pyright: ignore[reportAttributeAccessIssue]
+    return str(base_linear._get_lora_device(layer))
 
 
 def error_of(ids: tuple[int, ...]) -> dict[str, float]:

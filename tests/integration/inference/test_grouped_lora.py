@@ -21,7 +21,9 @@ def test_agrees_with_a_plain_loop_over_tokens(inference_python: str) -> None:
     script = Path(__file__).with_name("grouped_lora_check.py")
     command = [inference_python, str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
-    errors = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["device_of_a_packed_layer"] == "cpu"
+    errors = found["errors"]
     assert set(errors) == {"one adapter", "several", "none", "one token"}
     assert all(error < 1e-5 for batch in errors.values() for error in batch.values()), errors
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from vllm.lora.layers import base_linear, fused_moe
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 
@@ -45,11 +46,20 @@ def group_by_slot(slots: torch.Tensor) -> tuple[Group, ...]:
     return tuple(Group(slot, torch.nonzero(slots == slot).flatten(), len(slots)) for slot in used)
 
 
+def place_on_the_cpu() -> None:
+    """LoRA's matrices lie where everything is. vLLM looks where each layer's weight lies instead, and layers whose weight a
+    kernel has packed away (int8, W8A8) have none any more: the engine didn't start.
+    """
+    for module in (base_linear, fused_moe):
+        module._get_lora_device = lambda _layer: torch.device("cpu")
+
+
 class GroupedLora(PunicaWrapperCPU):
     """What a LoRA layer of vLLM calls; the weights and who has which adapter stay vLLM's own affair."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        place_on_the_cpu()
         self._token_groups: tuple[Group, ...] = ()
         self._sampler_groups: tuple[Group, ...] = ()
 
