@@ -51,7 +51,7 @@ def place_on_the_cpu() -> None:
     kernel has packed away (int8, W8A8) have none any more: the engine didn't start.
     """
     for module in (base_linear, fused_moe):
-        module._get_lora_device = lambda _layer: torch.device("cpu")
+        module._get_lora_device = lambda _layer: torch.device("cpu")  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class GroupedLora(PunicaWrapperCPU):
