@@ -156,19 +156,27 @@ def test_everything_it_said_is_in_the_events_in_order(stage: Stage) -> None:
     events = stage.jobs.events(job_id, limit=1000)
     metrics = [event.data["step"] for event in events if event.type == "metrics"]
     assert metrics == list(range(1, 11))
-    assert [event.data["step"] for event in events if event.type == "checkpoint"] == [5, 10]
+    stored = [event.data["step"] for event in events if event.type == "checkpoint"]
+    passed_over = [5] if any("step 5 was passed over" in event.message for event in events) else []
+    assert passed_over + stored == [5, 10], (
+        "a checkpoint whose upload hasn't begun makes way for a newer one, and it is said"
+    )
     assert ("log", "starting behind step 0") in [(event.type, event.message) for event in events]
     assert (events[-1].type, events[-1].data["to"]) == ("state", "SUCCEEDED")
 
 
 def test_last_two_checkpoints_are_kept_with_names_and_the_rest_is_deleted(stage: Stage) -> None:
-    job = stage.run(stage.submit(steps=20, step_seconds=0.03))
-    assert [entry["step"] for entry in job.checkpoints] == [15, 20]
+    job = stage.run(stage.submit(steps=40, step_seconds=0.02))
+    events = stage.jobs.events(job.id, limit=1000)
+    stored = [event.data["step"] for event in events if event.type == "checkpoint"]
+    assert len(stored) > 2, "others may have been passed over for newer ones"
+    assert stored[-1] == 40
+    assert [entry["step"] for entry in job.checkpoints] == stored[-2:]
     kept = {entry["artifact_id"] for entry in job.checkpoints}
     assert stage.kept_artifacts() == kept | {job.result["model_artifact"]}
-    assert stage.stores.models.get(f"toy:{job.id}:ckpt-step-20", tenant="acme").artifact_id in kept
+    assert stage.stores.models.get(f"toy:{job.id}:ckpt-step-40", tenant="acme").artifact_id in kept
     with pytest.raises(NotFound):
-        stage.stores.models.get(f"toy:{job.id}:ckpt-step-5", tenant="acme")
+        stage.stores.models.get(f"toy:{job.id}:ckpt-step-{stored[0]}", tenant="acme")
 
 
 def test_scratch_space_is_empty_afterwards(stage: Stage, tmp_path: Path) -> None:
