@@ -213,7 +213,7 @@ def test_scalars_are_read_as_yaml_1_2_has_them() -> None:
 def test_the_example_is_a_definition() -> None:
     text = (ROOT / "examples/lifecycle.yaml").read_text()
     definition, _ = parse_run(text, {"train_data": "artifacts/a", "test_data": "artifacts/b"})
-    assert list(definition.step("gate").needs) == ["evaluate", "int8"]
+    assert list(definition.step("gate").needs) == ["evaluate", "nf4"]
     assert list(definition.step("evaluate").needs) == ["train", "merge", "nf4", "int8"]
     assert definition.step("train").options["hyperparameters"]["learning_rate"] == 1e-3
 

@@ -332,7 +332,7 @@ async def test_a_step_whose_job_was_cancelled_by_hand_stops_the_run(runs: Any) -
 
 async def test_the_example_goes_the_whole_way(runs: Any) -> None:
     runs.stages.suites = {"classification": ["accuracy", "macro_f1"], "latency": ["ttft_seconds"]}
-    small = "ft:smollm2-135m-instruct:acme:int8:12345678"
+    small = "ft:smollm2-135m-instruct:acme:nf4:12345678"
     runs.gateway.stores.models.publish(PublishedModel(small, "whole", "acme", "a1"))
     await runs.start()
     text = (Path(__file__).parents[3] / "examples/lifecycle.yaml").read_text()
@@ -341,9 +341,9 @@ async def test_the_example_goes_the_whole_way(runs: Any) -> None:
     await runs.stages.succeed("train", fine_tuned_model="ft:t", model_artifact="artifacts/t")
     await runs.until_job("merge")
     await runs.stages.succeed("merge", merged_model="ft:m")
-    for step, name in (("nf4", "ft:nf4"), ("int8", small)):
+    for step, name in (("nf4", small), ("int8", "ft:int8")):
         await runs.until_job(step)
-        await runs.stages.succeed(step, quantized_model=name, perplexity_ratio=1.02)
+        await runs.stages.succeed(step, quantized_model=name, size_ratio=0.42)
     await runs.until_job("evaluate")
     targets = [
         {"name": name, "model": name, "metrics": {"classification.accuracy": {"value": value}}}
