@@ -20,8 +20,6 @@ steps:
     with:
       model: smollm2-135m-instruct
       method: bnb-nf4
-      evaluation_dataset: ${inputs.rows}
-      max_perplexity_ratio: 2.0
       sample_prompts: ["What colour is rose number 3?"]
   evaluate:
     kind: evaluate
