@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -376,10 +377,13 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPlatfo
     """
     home = tmp_path_factory.mktemp("echo")
     arguments = ("--engine", "echo", "--environment", "inference=dev", "--wait", "all")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("MARTLET_ACCEPTS_PLACEMENT", "false")
-        with running_platform(home, *arguments) as running:
-            yield running
+    with ExitStack() as stack:
+        with (
+            pytest.MonkeyPatch.context() as patched
+        ):  # for this platform's start alone: another one may be started beside
+            patched.setenv("MARTLET_ACCEPTS_PLACEMENT", "false")
+            running = stack.enter_context(running_platform(home, *arguments))
+        yield running
 
 
 @pytest.fixture(scope="session")
