@@ -107,6 +107,15 @@ async def test_where_nothing_can_be_placed_a_swapped_out_model_is_503(gateway: A
         answer = await ask(gateway, "ft:x")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_loaded")
         assert answer.headers["retry-after"]
+        assert "MARTLET_ACCEPTS_PLACEMENT" in answer.json()["error"]["message"]
+
+
+async def test_without_any_replica_it_says_so_at_once(gateway: Any) -> None:
+    gateway.stores.models.publish(PublishedModel("merged-1", "whole", "acme", "a1"))
+    answer = await ask(gateway, "merged-1")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_loaded")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert "MARTLET_GATEWAY_ADDRESS" in answer.json()["error"]["message"]
 
 
 async def load(gateway: Any, model: str) -> Any:
