@@ -61,6 +61,20 @@ async def test_real_replica_swaps_its_engine(gateway: Any, start_replica: Any, t
     assert back.model == tools.base
 
 
+async def test_a_name_that_a_later_attempt_took_is_loaded_anew(
+    gateway: Any, start_replica: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = await start_replica()
+    for artifact in ("a1", "a2"):
+        replica.source.publish(PublishedModel("merged-1", "whole", "acme", artifact))
+        if artifact == "a1":
+            gateway.stores.models.publish(PublishedModel("merged-1", "whole", "acme", artifact))
+        monkeypatch.setattr("martlet_inference.models.RECHECK_SECONDS", 0.0)
+        answer = await gateway.openai().chat.completions.create(model="merged-1", messages=MESSAGES, max_tokens=1)
+        assert answer.model == "merged-1"
+        assert replica.replica.pool.whole.held.model.artifact_id == artifact
+
+
 def gone(reason: str) -> MartletError:
     """What a replica says that gave its engine to another model since it last reported."""
     kind = NotFound if reason == "MODEL_NOT_LOADED" else FailedPrecondition

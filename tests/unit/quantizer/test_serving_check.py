@@ -225,19 +225,26 @@ class Kit:
         self._gateway = gateway
         gateway.answers = [answered("yes")]
 
-    def row(self, files: dict[str, str], *, spec: dict[str, Any] | None = None, gguf: bool = False, **deployment: Any) -> Any:
+    def row(
+        self, files: dict[str, str], *, spec: dict[str, Any] | None = None, gguf: bool = False, **deployment: Any
+    ) -> Any:
         directory = self._tmp_path / "model"
         directory.mkdir()
         for name, text in {"config.json": "{}", **files}.items():
             (directory / name).write_text(text)
         stored = self.stores.artifacts.put_directory(directory, kind="quantized_model", tenant="acme")
         serving = ServingCheck(**{"gateway_url": self._gateway.url, "internal_token": "internal", **deployment})
-        handler = QuantizationHandler(
-            self.stores, ModelDirs(self._tmp_path, self._tmp_path, ()), {}, serving
-        )
+        handler = QuantizationHandler(self.stores, ModelDirs(self._tmp_path, self._tmp_path, ()), {}, serving)
         assert isinstance(handler, TriesItsModel)
         method = "gguf" if gguf else "bnb-nf4"
-        job = Job("0" * 12 + "12345678", "quantizer", "quantization", "acme", {"model": "tiny", "method": method, **(spec or {})}, "q")
+        job = Job(
+            "0" * 12 + "12345678",
+            "quantizer",
+            "quantization",
+            "acme",
+            {"model": "tiny", "method": method, **(spec or {})},
+            "q",
+        )
         model = None if gguf else PublishedModel(NAME, "whole", "acme", stored.id, source_job=job.id)
         assert handler.tried_name(job) == (None if gguf else NAME)
         before = FinishedJob({"engines": [{"engine": "transformers", "loaded": True}], "method": method}, model)

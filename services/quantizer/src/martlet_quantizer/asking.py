@@ -118,7 +118,7 @@ class _Request:
             self._connection.request(self.method, self._path, data, headers)
             response = self._connection.getresponse()
             self._answer = _answer(response.status, response.getheader("retry-after"), response.read())
-        except Exception as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             self._error = error
         finally:
             self._connection.close()

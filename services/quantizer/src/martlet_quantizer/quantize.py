@@ -33,7 +33,9 @@ _LIBRARIES = (
     "torch", "transformers", "bitsandbytes", "llmcompressor", "compressed-tensors", "gguf", "autoawq", "gptqmodel",
 )  # fmt: skip
 _PROMPT = "What is the capital of France?"
-_SERVED = "Whether an inference replica serves it is tried behind this report; the job's result has that row in `engines`."
+_SERVED = (
+    "Whether an inference replica serves it is tried behind this report; the job's result has that row in `engines`."
+)
 
 
 def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:

@@ -50,7 +50,9 @@ class ServingCheck:
         if not self.gateway_url:
             return "this worker knows no gateway (MARTLET_GATEWAY_URL)"
         if not self.internal_token:
-            return "this deployment has no internal token (MARTLET_INTERNAL_TOKEN), so the gateway can't know the worker"
+            return (
+                "this deployment has no internal token (MARTLET_INTERNAL_TOKEN), so the gateway can't know the worker"
+            )
         return ""
 
     def run(self, model: str, tenant: str, *, chat: bool, give_up: Callable[[], bool]) -> dict[str, Any]:
@@ -62,7 +64,9 @@ class ServingCheck:
             chat: whether it has a chat template.
             give_up: ends the check at once.
         """
-        return _Check(self, model, make_service_token(self.internal_token, tenant, self.seconds + 60), give_up).run(chat)
+        return _Check(self, model, make_service_token(self.internal_token, tenant, self.seconds + 60), give_up).run(
+            chat
+        )
 
 
 def not_tried(why: str) -> dict[str, Any]:
@@ -148,9 +152,7 @@ class _Check:
         return list(known.get("replicas") or ()) if isinstance(known, dict) else []
 
     def _ask(self, method: str, route: str, body: Mapping[str, Any]) -> Answer:
-        return ask(
-            method, self._url + route, key=self._key, body=body, deadline=self._deadline, give_up=self._give_up
-        )
+        return ask(method, self._url + route, key=self._key, body=body, deadline=self._deadline, give_up=self._give_up)
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + min(seconds, _LONGEST_PAUSE_SECONDS)

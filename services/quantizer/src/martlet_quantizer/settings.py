@@ -26,7 +26,8 @@ class QuantizerSettings(StageSettings):
         "empty: the directory that its own environment lies in.",
     )
     gateway_url: str = Field(
-        "", description="The gateway's REST address, ending in /v1: replicas are asked there for finished models; empty: none."
+        "",
+        description="The gateway's REST address, ending in /v1: replicas are asked there for finished models; empty: none.",
     )
     serving_checks: bool = Field(
         True,
