@@ -63,6 +63,11 @@ def test_a_run_quantizes_measures_and_deploys(chatting_platform: RunningPlatform
     steps = {step["id"]: step for step in run["steps"]}
     assert {name: step["state"] for name, step in steps.items()} == dict.fromkeys(steps, "SUCCEEDED")
     assert steps["nf4"]["metrics"]["perplexity_ratio"] < 2.0
+    quantized = chatting_platform.martlet("quantize", "show", steps["nf4"]["job"])["result"]
+    served = quantized["engines"][-1]
+    assert (served["engine"], served["loaded"]) == ("vllm", True), served
+    assert served["detail"].startswith("answered 'The capital of France is Paris"), served
+    assert " on replicas/" in served["detail"]
     job = chatting_platform.martlet("evaluate", "show", steps["evaluate"]["job"])
     measured = {target["name"]: target["metrics"] for target in job["result"]["targets"]}
     assert set(measured) == {"base", "nf4"}

@@ -62,7 +62,9 @@ def test_a_job_ends_with_a_model_that_was_measured(quantizer: Quantizer, finishe
     assert 0.9 < result.perplexity_ratio < 1.35
     assert result.positions > 500
     assert result.peak_memory_bytes > 1e8
-    assert [(engine.engine, engine.loaded) for engine in result.engines] == [("transformers", True)]
+    read, served = result.engines
+    assert (read.engine, read.loaded) == ("transformers", True)
+    assert (served.loaded, served.detail) == (False, "not tried: this worker knows no gateway (MARTLET_GATEWAY_URL)")
     assert any(event.message.startswith("Perplexity ") for event in events), "the verdict was not told"
 
 
@@ -76,7 +78,9 @@ def test_the_model_is_published_and_the_report_is_complete(quantizer: Quantizer,
     facts = json.loads((report / "report.json").read_text())
     assert facts["details"]["evaluation_rows"] == 20
     assert facts["result"]["perplexity_ratio"] == pytest.approx(job.result.perplexity_ratio)
-    assert "quantized by bnb-nf4" in (report / "report.md").read_text()
+    page = (report / "report.md").read_text()
+    assert "quantized by bnb-nf4" in page
+    assert "tried behind this report" in page
 
 
 def test_a_model_worse_than_allowed_fails_with_its_report(quantizer: Quantizer) -> None:

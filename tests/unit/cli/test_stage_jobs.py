@@ -35,7 +35,11 @@ QUANTIZED = {
         "top1_agreement": 0.81,
         "quantize_seconds": 4.8,
         "peak_memory_bytes": 870_000_000,
-        "engines": [{"engine": "transformers", "loaded": True, "detail": "5.19.0", "seconds": 2.5}],
+        "engines": [
+            {"engine": "transformers", "loaded": True, "detail": "5.19.0", "seconds": 2.5},
+            {"engine": "vllm", "loaded": False, "detail": "it broke", "seconds": 31.0},
+            {"engine": "inference replica", "loaded": False, "detail": "not tried: the job said no", "seconds": 0.0},
+        ],
     },
 }
 EVALUATION = {
@@ -91,6 +95,16 @@ def test_a_quantization_is_made_by_our_names_and_by_swifts(
     assert body == {"spec": {"model": "m", "method": method, "calibration": calibration, "options": {"group_size": 64}}}
 
 
+@pytest.mark.parametrize(("flag", "said"), [("--check-serving", True), ("--no-check-serving", False)])
+def test_a_quantization_says_whether_a_replica_is_asked(
+    gateway: Any, martlet: Callable[..., Any], flag: str, said: bool
+) -> None:
+    gateway.answers = {"POST /v1/martlet/quantization/jobs": QUANTIZATION}
+    assert martlet("quantize", "m", "--method", "bnb-nf4", flag).code == 0
+    [body] = gateway.bodies("/v1/martlet/quantization/jobs")
+    assert body == {"spec": {"model": "m", "method": "bnb-nf4", "check_serving": said}}
+
+
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
@@ -122,6 +136,8 @@ def test_a_quantization_is_followed_to_its_table(
     assert "ft:m:acme:bnb-nf4:2 (0.42 of the size, perplexity x 1.253)" in done.out
     assert "bnb-nf4\t113.0 MB\t12.18\t81.0%" in done.out
     assert "transformers\tok\t2.5\t5.19.0" in done.out
+    assert "vllm\tfailed\t31\tit broke" in done.out
+    assert "inference replica\tnot tried\t0\tnot tried: the job said no" in done.out
 
 
 def test_quantizations_are_paused_and_listed(gateway: Any, martlet: Callable[..., Any]) -> None:

@@ -139,6 +139,7 @@ async def settings(tmp_path: Path, trainer: tuple[TrainerDouble, str]) -> Gatewa
         key_cache_seconds=0.2,
         name_cache_seconds=0.2,
         replica_refresh_seconds=0.05,
+        replica_settle_seconds=0.0,
         placement_timeout_seconds=10.0,
     )
 

@@ -10,6 +10,7 @@ import openai
 import pytest
 from martlet.common.v1 import job_pb2
 from martlet_core.artifacts.types import PublishedModel
+from martlet_gateway.testing.replica import scripted
 
 
 async def test_models_are_listed_and_read_with_slashes(gateway: Any, start_replica: Any, tools: Any) -> None:
@@ -35,6 +36,26 @@ async def test_models_are_listed_and_read_with_slashes(gateway: Any, start_repli
     assert (await client.models.delete(name)).deleted
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve(name)
+
+
+async def test_a_model_names_the_replicas_that_have_it_or_may_be_given_it(
+    gateway: Any, start_replica: Any, tools: Any
+) -> None:
+    await start_replica()
+    [view] = gateway.server.context.replicas.snapshot.replicas.values()
+    gateway.stores.models.publish(PublishedModel("merged-1", "whole", "acme", "a1"))
+    gateway.stores.models.publish(PublishedModel("ft:x", "adapter", "acme", "a2", tools.base, lora_rank=8))
+
+    async def shown(name: str) -> Any:
+        return (await gateway.http().get(f"/v1/models/{name}")).json()["martlet"]["replicas"]
+
+    mine = {"name": view.proto.name, "engine": "echo"}
+    assert await shown(tools.base) == [mine | {"loaded": True}]
+    assert await shown("ft:x") == await shown("merged-1") == [mine | {"loaded": False}]
+    async with scripted(gateway, "b", models=["merged-1"]):
+        replicas = await shown("merged-1")
+        assert [(entry["engine"], entry["loaded"]) for entry in replicas] == [("script", True), ("echo", False)]
+        assert await shown("ft:x") == [mine | {"loaded": False}], "the other keeps the model that it has"
 
 
 async def test_training_jobs_field_by_field(gateway: Any, tools: Any) -> None:

@@ -61,6 +61,20 @@ async def test_real_replica_swaps_its_engine(gateway: Any, start_replica: Any, t
     assert back.model == tools.base
 
 
+async def test_a_name_that_a_later_attempt_took_is_loaded_anew(
+    gateway: Any, start_replica: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = await start_replica()
+    for artifact in ("a1", "a2"):
+        replica.source.publish(PublishedModel("merged-1", "whole", "acme", artifact))
+        if artifact == "a1":
+            gateway.stores.models.publish(PublishedModel("merged-1", "whole", "acme", artifact))
+        monkeypatch.setattr("martlet_inference.models.RECHECK_SECONDS", 0.0)
+        answer = await gateway.openai().chat.completions.create(model="merged-1", messages=MESSAGES, max_tokens=1)
+        assert answer.model == "merged-1"
+        assert replica.replica.pool.whole.held.model.artifact_id == artifact
+
+
 def gone(reason: str) -> MartletError:
     """What a replica says that gave its engine to another model since it last reported."""
     kind = NotFound if reason == "MODEL_NOT_LOADED" else FailedPrecondition
@@ -107,6 +121,15 @@ async def test_where_nothing_can_be_placed_a_swapped_out_model_is_503(gateway: A
         answer = await ask(gateway, "ft:x")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_loaded")
         assert answer.headers["retry-after"]
+        assert "MARTLET_ACCEPTS_PLACEMENT" in answer.json()["error"]["message"]
+
+
+async def test_without_any_replica_it_says_so_at_once(gateway: Any) -> None:
+    gateway.stores.models.publish(PublishedModel("merged-1", "whole", "acme", "a1"))
+    answer = await ask(gateway, "merged-1")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_loaded")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert "MARTLET_GATEWAY_ADDRESS" in answer.json()["error"]["message"]
 
 
 async def load(gateway: Any, model: str) -> Any:

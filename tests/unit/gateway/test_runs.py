@@ -342,7 +342,8 @@ async def test_the_example_goes_the_whole_way(runs: Any) -> None:
     await runs.until_job("merge")
     await runs.stages.succeed("merge", merged_model="ft:m")
     for step, name in (("nf4", small), ("int8", "ft:int8")):
-        await runs.until_job(step)
+        spec = (await runs.until_job(step)).spec
+        assert (spec.HasField("check_serving"), spec.check_serving) == (True, False)
         await runs.stages.succeed(step, quantized_model=name, size_ratio=0.42)
     await runs.until_job("evaluate")
     targets = [

@@ -147,6 +147,32 @@ async def test_a_whole_model_is_not_loaded_by_a_request(pool: ModelPool, source:
     assert caught.value.reason == "MODEL_NOT_LOADED"
 
 
+async def test_a_name_that_means_another_whole_model_by_now_is_loaded_anew(
+    pool: ModelPool, source: MemorySource, engine: RecordingEngine, clock: Clock
+) -> None:
+    await touch(pool, BASE.name)
+    source.publish(replace(BASE, artifact_id="a2"))
+    await touch(pool, BASE.name)  # believed for a while
+    clock.now += RECHECK_SECONDS
+    with pytest.raises(NotFound) as caught:
+        await touch(pool, BASE.name)
+    assert caught.value.reason == "MODEL_NOT_LOADED"
+    held = await pool.load(BASE.name, "default", pin=False, drain_seconds=1)
+    assert held.model.artifact_id == "a2"
+    assert engine.log == [f"start {BASE.name}"]
+    await touch(pool, BASE.name)
+    await pool.load(BASE.name, "default", pin=False, drain_seconds=1)
+    assert engine.log == [f"start {BASE.name}"], "it is the one that is there"
+
+
+async def test_a_whole_model_whose_name_was_deleted_stays_while_nothing_takes_its_place(
+    pool: ModelPool, source: MemorySource, clock: Clock
+) -> None:
+    source.models.clear()
+    clock.now += RECHECK_SECONDS
+    await touch(pool, BASE.name)
+
+
 async def test_after_a_restart_of_the_engine_adapters_come_back_with_their_next_request(
     pool: ModelPool, source: MemorySource, engine: RecordingEngine
 ) -> None:

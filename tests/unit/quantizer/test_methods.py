@@ -56,6 +56,8 @@ def test_bnb_nf4(run: Run) -> None:
     ]
     assert len(facts["samples"]) == 1
     assert facts["versions"]["bitsandbytes"] == "0.50.2"
+    assert "the job's result has that row" in facts["served"]
+    assert facts["served"] in (workdir / "output" / "report" / "report.md").read_text()
     assert "quantizing" in report.phases
     assert (workdir / "output" / "model" / "tokenizer.json").is_file()
 
@@ -183,7 +185,9 @@ def test_a_model_worse_than_allowed_fails_with_its_report(run: Run) -> None:
     assert "more than max_perplexity_ratio = 1" in error.message
     assert list(result.outputs) == ["report"]
     assert result.values["perplexity_ratio"] > 1
-    assert error.message in (result.outputs["report"].path / "report.md").read_text()
+    page = (result.outputs["report"].path / "report.md").read_text()
+    assert error.message in page
+    assert "replica" not in page, "what isn't published is tried on none"
 
 
 @needs("bnb")

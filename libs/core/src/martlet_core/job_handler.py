@@ -4,9 +4,9 @@ mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from martlet_core.artifacts.types import Artifact, PublishedModel
 from martlet_core.jobs import Job
@@ -69,4 +69,21 @@ class JobHandler(Protocol):
 
     def checkpoint_model(self, job: Job, checkpoint: Mapping[str, Any]) -> PublishedModel | None:
         """The model to publish for a checkpoint (an entry of ``Job.checkpoints``); None where it can't be served."""
+        ...
+
+
+@runtime_checkable
+class TriesItsModel(Protocol):
+    """A handler that asks for its model's answer before the job is over. The model is published for that time already, and
+    withdrawn again where the job then doesn't succeed.
+    """
+
+    def try_out(self, job: Job, finished: FinishedJob, give_up: Callable[[], bool]) -> FinishedJob:
+        """Try the published model and return what to commit, which says how that went: a trial never fails the job. Also
+        called for a job without a model, and once ``give_up()`` is true already; it must then come back at once.
+        """
+        ...
+
+    def tried_name(self, job: Job) -> str | None:
+        """The name that attempts at the job publish before their end; None when it has none."""
         ...

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from martlet_core.errors import FailedPrecondition, MartletError, NotFound, Unavailable
 from martlet_core.job_archive import archive_job, final_key, is_whole, mark_whole, restore_jobs
 from martlet_core.job_bus import Bell
-from martlet_core.job_handler import JobHandler
+from martlet_core.job_handler import JobHandler, TriesItsModel
 from martlet_core.jobs import FINAL_STATES, Job, JobState
-from martlet_core.publishing import publish_model
+from martlet_core.publishing import publish_model, unpublish_model
 from martlet_core.stores import Stores
 from martlet_core.wishes import WISH_OF_STATE, Wish, forget_wishes, keep_wish, read_wishes
 
@@ -220,6 +220,8 @@ class Reconciler:
             return
         if job.state is JobState.SUCCEEDED:
             self._publish(job)
+        else:
+            self._withdraw(job)
         archive_job(self._stores.jobs, self._stores.objects, job)
         try:
             self._stores.jobs.expire_events(job.id, self._options.keep_events_seconds)
@@ -237,6 +239,23 @@ class Reconciler:
             raise
         except MartletError as error:
             logger.warning("The model of job %s could not be published: %s", job.id, error)
+
+    def _withdraw(self, job: Job) -> None:
+        """Take back the name that an attempt published for a trial (``TriesItsModel``), if it died in it."""
+        handler = self._handlers.get(job.kind)
+        if not isinstance(handler, TriesItsModel):
+            return
+        try:
+            name = handler.tried_name(job)
+            model = self._stores.models.get(name, tenant=job.tenant) if name else None
+            if model is not None and model.source_job == job.id:
+                unpublish_model(self._stores.models, model)
+        except NotFound:
+            return
+        except Unavailable:
+            raise
+        except MartletError as error:
+            logger.warning("The model of job %s could not be withdrawn: %s", job.id, error)
 
     def _pages(self, states: Sequence[JobState]) -> Iterator[Job]:
         token = ""

@@ -42,6 +42,7 @@ from martlet_core.outputs import OutputUploader
 from martlet_core.preemption import CHECK_SECONDS, Preemption
 from martlet_core.publishing import publish_model, unpublish_model
 from martlet_core.stores import Stores
+from martlet_core.trial import ModelTrial
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,9 @@ class JobRun:
             stores.jobs, claim, lease_seconds, on_renewed=self._on_renewed, on_change=self._wake.set
         )
         self._outbox = Outbox(stores.jobs, claim, on_lost=self._lease.mark_lost)
+        self._trial = ModelTrial(
+            stores.models, handler, claim.job, self._outbox, lambda: self._must_stop() or self._preemption.is_due()
+        )
 
     def wake(self) -> None:
         """Look at the shutdown flag now."""
@@ -266,7 +270,7 @@ class JobRun:
         final = exit_.final or {}
         kind = final.get("type")
         if kind == protocol.RESULT and exit_.exit_code == protocol.EXIT_OK:
-            return _Outcome(finished=self._upload(final))
+            return _Outcome(finished=self._trial.run(self._upload(final)))
         if kind == protocol.ERROR:
             error = error_from_dict(final["error"])
             if isinstance(error, _WORTH_ANOTHER_ATTEMPT):
@@ -297,6 +301,8 @@ class JobRun:
         self._flush()
         self._lease.renew()  # the newest word on cancel and pause
         if self._lease.lost:
+            if self._trial.published is not None:
+                self._withdraw(self._trial.published)
             return None
         state, result, error, model = self._decide(outcome)
         try:
@@ -316,7 +322,7 @@ class JobRun:
             self._withdraw(model)
             return None
         if not (job.state is JobState.SUCCEEDED or (job.state is JobState.FAILED and result)):
-            self._withdraw(model)
+            self._withdraw(model or self._trial.published)
         return job.state
 
     def _decide(

@@ -32,6 +32,14 @@ def whole_model_of(model: PublishedModel) -> str:
     return model.base_model if model.kind == "adapter" else model.name
 
 
+def holders_and_takers(snapshot: Snapshot, model: PublishedModel) -> tuple[list[ReplicaView], list[ReplicaView]]:
+    """Replicas that can answer for a model at once, and the others that may be asked to load what it needs."""
+    holders = candidates(snapshot, model)
+    needed = whole_model_of(model)
+    others = [view for view in snapshot.replicas.values() if view not in holders]
+    return holders, [view for view in others if view.takes_models or view.will_serve(needed)]
+
+
 def candidates(snapshot: Snapshot, model: PublishedModel) -> list[ReplicaView]:
     """Replicas that can answer at once, best first: those that hold the model, then those that can take the adapter; the
     least busy first.
@@ -72,7 +80,8 @@ class Placement:
         way.
 
         Raises:
-            Unavailable: no replica takes it, or not in time.
+            Unavailable: no replica takes it, which is said at once (but for the registry's first seconds, in which
+                replicas may yet come); or not in time.
             FailedPrecondition: the adapter's rank is too large, or no replica can ever load the model.
         """
         needed = whole_model_of(model)
@@ -87,7 +96,10 @@ class Placement:
                 raise _rank_too_large(model, holding)
             coming = any(view.will_serve(needed) for view in replicas)
             if not coming and not any(view.takes_models for view in replicas):
-                raise _not_loaded(model, needed, replicas, "No replica that is registered can take it.", 10.0)
+                if (settling := min(remaining, self._replicas.settling_seconds)) > 0:
+                    await self._replicas.wait_change(settling)
+                    continue
+                raise _not_loaded(model, needed, replicas, _why_nobody(replicas), 10.0)
             if remaining <= 0:
                 raise _not_loaded(model, needed, replicas, "It is still being loaded.", 5.0)
             if coming:
@@ -168,6 +180,12 @@ def _reluctance(view: ReplicaView, name: str) -> tuple[bool, bool, bool, bool, b
 def _full(view: ReplicaView) -> bool:
     limit = view.proto.load.max_requests
     return limit > 0 and view.load >= limit
+
+
+def _why_nobody(replicas: Sequence[ReplicaView]) -> str:
+    if not replicas:
+        return "No replica is registered (MARTLET_GATEWAY_ADDRESS of a replica names the gateway)."
+    return "No replica that is registered can take it (MARTLET_ACCEPTS_PLACEMENT=true lets one change its model)."
 
 
 def _rank_too_large(model: PublishedModel, holding: Sequence[ReplicaView]) -> FailedPrecondition:

@@ -141,6 +141,7 @@ class ReplicaRegistry:
         metrics: gets the counts of replicas.
         lease_seconds: life of a registration that isn't renewed.
         refresh_seconds: pause between two readings of the store.
+        settle_seconds: after the start, how long replicas that lost their lease meanwhile may take to come back.
     """
 
     def __init__(
@@ -151,12 +152,15 @@ class ReplicaRegistry:
         *,
         lease_seconds: float = 10.0,
         refresh_seconds: float = 0.5,
+        settle_seconds: float = 0.0,
     ) -> None:
         self._store = store
         self._channels = channels
         self._metrics = metrics
         self._lease_seconds = lease_seconds
         self._refresh_seconds = refresh_seconds
+        self._settle_seconds = settle_seconds
+        self._settled_at = 0.0
         self._views: dict[str, ReplicaView] = {}
         self.snapshot = Snapshot({}, {})
         self._changed = asyncio.Event()
@@ -165,6 +169,7 @@ class ReplicaRegistry:
 
     async def start(self) -> None:
         """Read the store once and go on doing so."""
+        self._settled_at = time.monotonic() + self._settle_seconds
         await self.refresh()
         self._task = asyncio.create_task(self._run(), name="replica-refresh")
 
@@ -173,6 +178,11 @@ class ReplicaRegistry:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+
+    @property
+    def settling_seconds(self) -> float:
+        """How much longer the list may lack replicas that are running; not above 0 once it is complete."""
+        return self._settled_at - time.monotonic()
 
     async def register(self, replica: replica_pb2.Replica) -> replica_pb2.Replica:
         """Make a replica known under a new id."""

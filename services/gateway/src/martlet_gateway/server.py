@@ -205,6 +205,7 @@ def _assemble(
         metrics,
         lease_seconds=settings.replica_lease_seconds,
         refresh_seconds=settings.replica_refresh_seconds,
+        settle_seconds=settings.replica_settle_seconds,
     )
     world = make_world(stores, stages)
     names = ModelNames(

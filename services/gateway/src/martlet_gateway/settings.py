@@ -41,6 +41,11 @@ class GatewaySettings(CoreSettings):
         10.0, gt=0, description="Lease of an inference replica; it renews at a third of it."
     )
     replica_refresh_seconds: float = Field(0.5, gt=0, description="How often the list of replicas is read.")
+    replica_settle_seconds: float = Field(
+        5.0,
+        ge=0,
+        description="How long after its start the gateway waits for replicas to report before it says that none takes a model.",
+    )
     placement_timeout_seconds: float = Field(
         240.0, gt=0, description="Longest a request waits for a model to be placed on a replica before it gets 503."
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from martlet_core.artifacts.types import PublishedModel
-from martlet_core.errors import FailedPrecondition, NotFound, ResourceExhausted
+from martlet_core.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from martlet_core.model_rules import check_plain_lora, serves_base
 
 from martlet_inference.engines.base import Engine, EngineState
@@ -114,7 +114,8 @@ class ModelPool:
     async def load(self, name: str, tenant: str, *, pin: bool, drain_seconds: float) -> Held:
         """Load a model or adapter and wait until it answers. Raises as ``use`` and ``WholeModelSlot.load`` do."""
         present = self.whole.held
-        if present and present.model.name == name and present.visible_to(tenant):
+        here = present is not None and present.model.name == name and present.visible_to(tenant)
+        if present and here and not await self._is_outdated(present, tenant):
             self.whole.check_ready()
             held = present
         elif name not in self._adapters and (model := await self._source.resolve(name, tenant)).kind != "adapter":
@@ -160,8 +161,10 @@ class ModelPool:
     async def _find(self, name: str, tenant: str) -> Held:
         whole = self.whole.held
         if whole and whole.model.name == name and whole.visible_to(tenant):
-            self.whole.check_ready()
-            return whole
+            await self._check_meaning(whole, tenant)
+            if whole is self.whole.held:
+                self.whole.check_ready()
+                return whole
         held = self._adapters.get(name)
         if held is not None and held.visible_to(tenant) and serves_base(self.whole.name, held.model.base_model):
             self.whole.check_ready()
@@ -177,6 +180,30 @@ class ModelPool:
         held = self._adapters.setdefault(name, Held(model))  # another request may have been faster meanwhile
         held.checked = self._clock()
         return held
+
+    async def _check_meaning(self, whole: Held, tenant: str) -> None:
+        """Refuse a name that by now means another model than the whole one that is here."""
+        if self._clock() - whole.checked < RECHECK_SECONDS:
+            return
+        whole.checked = self._clock()
+        if await self._is_outdated(whole, tenant):
+            whole.checked = 0.0
+            raise NotFound(
+                f"The model {whole.model.name!r} is not loaded here: this replica has what the name meant before.",
+                reason="MODEL_NOT_LOADED",
+                metadata={"model": whole.model.name},
+            )
+
+    async def _is_outdated(self, whole: Held, tenant: str) -> bool:
+        """Whether a job's later attempt has given the name to its own model: a model may be published before its job is over.
+        While the store is away, and when the name was deleted, what is loaded stays what it is.
+        """
+        if not whole.model.artifact_id:
+            return False
+        try:
+            return (await self._source.resolve(whole.model.name, tenant)).artifact_id != whole.model.artifact_id
+        except (NotFound, Unavailable):
+            return False
 
     async def _forget_deleted(self, name: str, tenant: str) -> None:
         """Let go of a name that the tenant could use and the registry no longer knows, if nothing uses it."""

@@ -120,7 +120,7 @@ class WholeModelSlot:
     async def _load(self, model: PublishedModel, pin: bool, drain_seconds: float) -> Held:
         async with self._lock:
             present = self.held
-            if present and self._started_with and present.model.name == model.name:
+            if present and self._started_with and _same(present.model, model):
                 present.pinned = present.pinned or pin
                 return present
             if present and present.pinned:
@@ -165,3 +165,7 @@ class WholeModelSlot:
         finally:
             self._leaving = ""
             self._changed()
+
+
+def _same(here: PublishedModel, wanted: PublishedModel) -> bool:
+    return (here.name, here.artifact_id) == (wanted.name, wanted.artifact_id)

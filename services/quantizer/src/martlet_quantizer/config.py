@@ -71,6 +71,7 @@ class QuantizationConfig(Config):
     suffix: str | None = None
     seed: Annotated[Int, Ge(0), Le(2**31 - 1)] = 42
     resources: QueueConfig = Field(default_factory=QueueConfig)
+    check_serving: bool = True
 
     @property
     def bits(self) -> int:

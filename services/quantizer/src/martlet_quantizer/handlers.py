@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from martlet_core.artifacts.types import Artifact, PublishedModel
+from martlet_core.artifacts.types import Artifact, ArtifactStore, PublishedModel
+from martlet_core.errors import MartletError
 from martlet_core.job_handler import FinishedJob, PreparedJob
 from martlet_core.jobs import Job
 from martlet_core.model_rules import ARTIFACT_PREFIX
@@ -15,6 +18,9 @@ from martlet_inputs.base_models.locate import ModelDirs
 from martlet_quantizer.config import parse_config
 from martlet_quantizer.jobs import resolve_model
 from martlet_quantizer.naming import QUANTIZATION, quantized_name
+from martlet_quantizer.serving_check import ServingCheck, not_tried
+
+_TEMPLATE, _TOKENIZER = "chat_template.jinja", "tokenizer_config.json"
 
 
 class QuantizationHandler:
@@ -24,15 +30,19 @@ class QuantizationHandler:
         stores: where everything is kept.
         dirs: where base models that are no artifacts lie.
         engine_pythons: interpreters of further families' environments on this machine, by family.
+        serving: asks a replica for the finished model.
     """
 
     kind = QUANTIZATION
     entrypoint = "martlet_quantizer.child:run_quantization"
 
-    def __init__(self, stores: Stores, dirs: ModelDirs, engine_pythons: Mapping[str, str]) -> None:
+    def __init__(
+        self, stores: Stores, dirs: ModelDirs, engine_pythons: Mapping[str, str], serving: ServingCheck | None = None
+    ) -> None:
         self._stores = stores
         self._dirs = dirs
         self._engine_pythons = engine_pythons
+        self._serving = serving or ServingCheck()
 
     def prepare(self, job: Job) -> PreparedJob:
         """See ``JobHandler.prepare``."""
@@ -61,6 +71,28 @@ class QuantizationHandler:
             result["quantized_model"] = model.name
         return FinishedJob(result, model)
 
+    def try_out(self, job: Job, finished: FinishedJob, give_up: Callable[[], bool]) -> FinishedJob:
+        """See ``TriesItsModel.try_out``: one more row of ``engines``."""
+        row = self._served(job, finished.model, give_up)
+        return replace(finished, result={**finished.result, "engines": [*finished.result.get("engines", ()), row]})
+
+    def tried_name(self, job: Job) -> str | None:
+        """See ``TriesItsModel.tried_name``."""
+        return quantized_name(job, parse_config(job.spec))
+
+    def _served(self, job: Job, model: PublishedModel | None, give_up: Callable[[], bool]) -> dict[str, Any]:
+        if model is None:
+            return not_tried("no engine of ours serves this format")
+        if not parse_config(job.spec).check_serving:
+            return not_tried("the job said no (check_serving)")
+        if why := self._serving.why_not():
+            return not_tried(why)
+        try:
+            chat = has_chat_template(self._stores.artifacts, model.artifact_id)
+        except MartletError as error:
+            return not_tried(f"its files could not be looked at: {error.message}")
+        return self._serving.run(model.name, model.tenant, chat=chat, give_up=give_up)
+
     def published_model(self, job: Job) -> PublishedModel | None:
         """See ``JobHandler.published_model``."""
         return self._model(job, str(job.result["model_artifact"]).removeprefix(ARTIFACT_PREFIX))
@@ -72,3 +104,12 @@ class QuantizationHandler:
     def _model(self, job: Job, artifact_id: str) -> PublishedModel | None:
         name = quantized_name(job, parse_config(job.spec))
         return PublishedModel(name, "whole", job.tenant, artifact_id, source_job=job.id) if name else None
+
+
+def has_chat_template(artifacts: ArtifactStore, artifact_id: str) -> bool:
+    """Whether a model's tokenizer knows how to write a conversation."""
+    artifact = artifacts.get(artifact_id)
+    paths = {file.path for file in artifact.files}
+    if _TEMPLATE in paths:
+        return True
+    return _TOKENIZER in paths and "chat_template" in json.loads(b"".join(artifacts.open_file(artifact, _TOKENIZER)))

@@ -33,6 +33,9 @@ _LIBRARIES = (
     "torch", "transformers", "bitsandbytes", "llmcompressor", "compressed-tensors", "gguf", "autoawq", "gptqmodel",
 )  # fmt: skip
 _PROMPT = "What is the capital of France?"
+_SERVED = (
+    "Whether an inference replica serves it is tried behind this report; the job's result has that row in `engines`."
+)
 
 
 def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
@@ -198,7 +201,7 @@ class _Quantization:
             raise self._failure("QUALITY_TOO_LOW", message, result, details, samples)
         self._try_further_engines()
         result["engines"] = self.engines
-        self._report(told, result, details, samples)
+        self._report(told, result, details, samples, served=_SERVED)
         facts = {
             "base_model": self.config.model,
             "method": self.method.name,
@@ -249,7 +252,13 @@ class _Quantization:
         return FailedWithResult(error, RecipeResult(finite, {"report": attached}))
 
     def _report(
-        self, verdict: str, result: Mapping[str, Any], details: Mapping[str, Any], samples: list[dict[str, str]]
+        self,
+        verdict: str,
+        result: Mapping[str, Any],
+        details: Mapping[str, Any],
+        samples: list[dict[str, str]],
+        *,
+        served: str = "",
     ) -> None:
         facts = {
             "spec": self.config.model_dump(mode="json"),
@@ -257,6 +266,7 @@ class _Quantization:
             "limit": self.config.ratio_limit,
             "result": result,
             "samples": samples,
+            **({"served": served} if served else {}),
             "details": details,
             "versions": {"python": platform.python_version(), **_versions()},
         }

@@ -14,7 +14,8 @@ def write_report(directory: Path, facts: Mapping[str, Any]) -> None:
     Args:
         directory: made if it isn't there.
         facts: ``spec`` (what was asked for), ``result`` (the job's result values), ``verdict`` (one sentence), ``limit``
-            (largest perplexity ratio), ``samples`` ([{prompt, base, quantized}]), ``details`` (further facts).
+            (largest perplexity ratio), ``samples`` ([{prompt, base, quantized}]), ``details`` (further facts), ``served``
+            (a sentence about the check that comes behind the report; may be missing).
     """
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(facts, indent=2, ensure_ascii=False, default=str)
@@ -40,6 +41,7 @@ def _markdown(facts: Mapping[str, Any]) -> str:
         "",
         *_table(("engine", "loaded", "seconds", ""), [_engine(entry) for entry in result["engines"]]),
         "",
+        *([facts["served"], ""] if facts.get("served") else []),
         "## Samples (greedy)",
         "",
         *_table(

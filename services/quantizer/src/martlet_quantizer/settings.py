@@ -25,6 +25,15 @@ class QuantizerSettings(StageSettings):
         description="Directory of environments named quantizer-<family>, which a worker may ask to load what it wrote; "
         "empty: the directory that its own environment lies in.",
     )
+    gateway_url: str = Field(
+        "",
+        description="The gateway's REST address, ending in /v1: replicas are asked there for finished models; empty: none.",
+    )
+    serving_checks: bool = Field(
+        True,
+        description="Whether a finished model is placed on a replica to see that its engine serves it; others wait meanwhile.",
+    )
+    serving_check_seconds: float = Field(600.0, gt=0, description="Longest that such a check may take.")
 
     def family_queue(self, family: str) -> str:
         """The queue of a family."""

@@ -14,6 +14,7 @@ from martlet_inputs.base_models.locate import ModelDirs
 
 from martlet_quantizer.handlers import QuantizationHandler
 from martlet_quantizer.methods import FAMILIES
+from martlet_quantizer.serving_check import ServingCheck
 from martlet_quantizer.settings import QuantizerSettings
 
 STAGE = "quantizer"
@@ -22,7 +23,10 @@ STAGE = "quantizer"
 def build_handlers(stores: Stores, settings: QuantizerSettings) -> Sequence[JobHandler]:
     """The handler of the one kind of job."""
     dirs = ModelDirs(settings.models_dir, settings.cache_dir, settings.allowed_roots)
-    return [QuantizationHandler(stores, dirs, engine_pythons(settings))]
+    serving = ServingCheck(
+        settings.gateway_url, settings.internal_token, settings.serving_check_seconds, settings.serving_checks
+    )
+    return [QuantizationHandler(stores, dirs, engine_pythons(settings), serving)]
 
 
 def engine_pythons(settings: QuantizerSettings) -> dict[str, str]:

@@ -59,8 +59,14 @@ def _describe(output: Output, job: dict[str, Any]) -> None:
     output.table(rows, rows[1])
     if result.get("engines"):
         output.console.print("\n[bold]engines that were asked to load it[/]")
-        engines = [engine | {"result": "ok" if engine["loaded"] else "failed"} for engine in result["engines"]]
+        engines = [engine | {"result": _verdict(engine)} for engine in result["engines"]]
         output.table(engines, ("engine", "result", "seconds", "detail"))
+
+
+def _verdict(engine: dict[str, Any]) -> str:
+    if engine["loaded"]:
+        return "ok"
+    return "not tried" if engine.get("detail", "").startswith("not tried: ") else "failed"
 
 
 _JOBS = StageJobs(
@@ -100,6 +106,12 @@ def add(subparsers: Subparsers) -> None:
     create.add_argument("--ignore", nargs="+", metavar="NAME", help="layers to leave alone, by name or expression")
     create.add_argument("--gguf_type", choices=("q8_0", "q4_0", "q4_1"), help="kind of GGUF weights (default q8_0)")
     create.add_argument("--max_perplexity_ratio", type=float, metavar="X", help="worse results fail the job")
+    create.add_argument(
+        "--check-serving",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="place the result on a replica to see that its engine serves it; others wait meanwhile (default: yes)",
+    )
     create.add_argument("--suffix", help="part of the quantized model's name (default: the method)")
     create.add_argument("--priority", type=int, metavar="N", help="place in the queue, 0 (low) to 9 (high)")
     create.add_argument("--watch", action="store_true", help="follow the job until it is over")
@@ -130,6 +142,7 @@ def _create(context: Context, arguments: argparse.Namespace) -> int:
         },
         max_perplexity_ratio=arguments.max_perplexity_ratio,
         suffix=arguments.suffix,
+        check_serving=arguments.check_serving,
         resources={"priority": arguments.priority},
     )
     return _JOBS.create(context, {"spec": spec}, watch=arguments.watch)

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from martlet_core.artifacts.types import PublishedModel
 
 from martlet_gateway.context import Gateway, GatewayContext, Json, tenant
+from martlet_gateway.placement import holders_and_takers
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -37,6 +38,7 @@ async def _model(gateway: GatewayContext, model: PublishedModel) -> dict[str, An
     snapshot = gateway.replicas.snapshot
     holders = snapshot.by_model.get(model.name, ())
     base_holders = snapshot.by_model.get(model.base_model, ()) if model.base_model else ()
+    able, takers = holders_and_takers(snapshot, model)
     return {
         "id": model.name,
         "object": "model",
@@ -55,5 +57,9 @@ async def _model(gateway: GatewayContext, model: PublishedModel) -> dict[str, An
             "license": known.license if known else None,
             "loaded": bool(holders),
             "answers_now": bool(holders or base_holders),
+            "replicas": [
+                {"name": view.proto.name, "engine": view.proto.engine, "loaded": view in holders}
+                for view in (*able, *takers)
+            ],
         },
     }

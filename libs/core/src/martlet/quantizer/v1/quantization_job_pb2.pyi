@@ -46,7 +46,7 @@ class QuantizationJob(_message.Message):
     def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., spec: _Optional[_Union[QuantizationSpec, _Mapping]] = ..., state: _Optional[_Union[_job_pb2.JobState, str]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., attempt: _Optional[int] = ..., progress: _Optional[_Union[_job_pb2.JobProgress, _Mapping]] = ..., result: _Optional[_Union[QuantizationResult, _Mapping]] = ...) -> None: ...
 
 class QuantizationSpec(_message.Message):
-    __slots__ = ("model", "method", "calibration", "evaluation_dataset", "options", "max_perplexity_ratio", "sample_prompts", "suffix", "seed", "resources")
+    __slots__ = ("model", "method", "calibration", "evaluation_dataset", "options", "max_perplexity_ratio", "sample_prompts", "suffix", "seed", "resources", "check_serving")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class QuantizationSpec(_message.Message):
     SUFFIX_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     RESOURCES_FIELD_NUMBER: _ClassVar[int]
+    CHECK_SERVING_FIELD_NUMBER: _ClassVar[int]
     model: str
     method: str
     calibration: CalibrationSpec
@@ -67,7 +68,8 @@ class QuantizationSpec(_message.Message):
     suffix: str
     seed: int
     resources: QuantizationResources
-    def __init__(self, model: _Optional[str] = ..., method: _Optional[str] = ..., calibration: _Optional[_Union[CalibrationSpec, _Mapping]] = ..., evaluation_dataset: _Optional[str] = ..., options: _Optional[_Union[QuantizationOptions, _Mapping]] = ..., max_perplexity_ratio: _Optional[float] = ..., sample_prompts: _Optional[_Iterable[str]] = ..., suffix: _Optional[str] = ..., seed: _Optional[int] = ..., resources: _Optional[_Union[QuantizationResources, _Mapping]] = ...) -> None: ...
+    check_serving: bool
+    def __init__(self, model: _Optional[str] = ..., method: _Optional[str] = ..., calibration: _Optional[_Union[CalibrationSpec, _Mapping]] = ..., evaluation_dataset: _Optional[str] = ..., options: _Optional[_Union[QuantizationOptions, _Mapping]] = ..., max_perplexity_ratio: _Optional[float] = ..., sample_prompts: _Optional[_Iterable[str]] = ..., suffix: _Optional[str] = ..., seed: _Optional[int] = ..., resources: _Optional[_Union[QuantizationResources, _Mapping]] = ..., check_serving: bool = ...) -> None: ...
 
 class CalibrationSpec(_message.Message):
     __slots__ = ("dataset", "builtin", "max_rows", "sequence_length")
