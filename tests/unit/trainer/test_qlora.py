@@ -19,7 +19,8 @@ from martlet_trainer.training.models import dequantize, load_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig
 
 MakeWorkdir = Callable[..., Path]
-SCHEMES = ["nf4", "int8"]
+MADE = ["nf4", "int8"]
+SCHEMES = [*MADE, "fp4"]
 
 
 def train(workdir: Path, **changes: Any) -> tuple[Any, Recorder]:
@@ -51,7 +52,7 @@ def plain_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stored_dirs(plain_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same model as the quantizer's methods bnb-nf4 and bnb-int8 store it."""
+    """The same model as the quantizer's methods bnb-nf4 and bnb-int8 store it, and as other programs may."""
     configs = {
         "nf4": BitsAndBytesConfig(
             load_in_4bit=True,
@@ -60,6 +61,7 @@ def stored_dirs(plain_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> di
             bnb_4bit_compute_dtype=torch.bfloat16,
         ),
         "int8": BitsAndBytesConfig(load_in_8bit=True),
+        "fp4": BitsAndBytesConfig(load_in_4bit=True),
     }
     made = {}
     for scheme, config in configs.items():
@@ -76,7 +78,7 @@ def lay_out(workdir: Path, base_model: Path, count: int = 20, **inputs: Any) -> 
     return testing.lay_out(workdir, base_model, chat_rows(count), **inputs)
 
 
-@pytest.mark.parametrize("quantization", SCHEMES)
+@pytest.mark.parametrize("quantization", MADE)
 def test_qlora_trains_on_a_quantized_base(make_workdir: MakeWorkdir, quantization: str) -> None:
     result, report = train(
         make_workdir("a", chat_rows(20)),
@@ -111,7 +113,7 @@ def test_training_on_stored_weights_is_training_on_what_they_stand_for(
     assert norms["stored"] == pytest.approx(norms["ordinary"], rel=0.05)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", MADE)
 def test_it_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(
     stored_dirs: dict[str, Path], tmp_path: Path, scheme: str
 ) -> None:
@@ -161,7 +163,7 @@ def test_a_base_quantized_beforehand_trains_as_it_is(stored_dirs: dict[str, Path
     result, report = train(workdir, tuner={"kind": "qlora"}, hyperparameters={"max_steps": 1})
     assert result.values["resolved_config"]["tuner"]["quantization"] == "int8"
     assert "the base model is quantized by bitsandbytes (int8), and stays so" in report.lines
-    with pytest.raises(InvalidArgument, match="is quantized by bitsandbytes .* set it to lora"):
+    with pytest.raises(InvalidArgument, match=r"is quantized by bitsandbytes .* set it to lora"):
         train(workdir, tuner={"kind": "full"})
     with pytest.raises(InvalidArgument, match="is nf4, but the base model is stored as int8; leave it out"):
         train(workdir, tuner={"kind": "qlora", "quantization": "nf4"})
@@ -178,7 +180,7 @@ def test_what_was_found_on_the_hub_is_judged_before_anything_is_loaded(plain_dir
     assert report.phases == []
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", MADE)
 def test_an_adapter_merges_into_what_the_stored_weights_stand_for(
     stored_dirs: dict[str, Path], tmp_path: Path, scheme: str
 ) -> None:

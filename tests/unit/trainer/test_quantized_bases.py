@@ -145,7 +145,9 @@ async def test_other_methods_are_refused_by_every_name(kit: Kit, method: str) ->
             assert error.reason == "BASE_IS_QUANTIZED"
             assert f"is quantized by {method}" in error.message
             parent = "the model that it was made from" if base_model == directory else "the-parent"
-            assert f"Train on {parent}, or on what the quantizer makes of that one by bnb-nf4 or bnb-int8" in error.message
+            assert (
+                f"Train on {parent}, or on what the quantizer makes of that one by bnb-nf4 or bnb-int8" in error.message
+            )
     assert f"{adapter} is an adapter on {name}, which is quantized" in error.message
 
 

@@ -13,6 +13,8 @@ from martlet_inputs.base_models.model_files import ModelFiles, Quantization
 from martlet_trainer.config import TunerConfig
 
 _REASON = "BASE_IS_QUANTIZED"
+#: More of it is in the README.
+_NEEDS_GPTQMODEL = "it is read by GPTQModel alone, whose requirements the trainer's environment can't hold"
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Rule:
 #: ``Quantization.method`` -> what is done with it. A method that isn't here is refused.
 RULES: Mapping[str, Rule] = {
     "bitsandbytes": Rule(("bnb-nf4", "bnb-int8"), trains=True),
-    "gptq": Rule(("gptq",), why="TODO"),
-    "awq": Rule(("awq",), why="TODO"),
+    "gptq": Rule(("gptq",), why=_NEEDS_GPTQMODEL),
+    "awq": Rule(("awq",), why=_NEEDS_GPTQMODEL),
     "compressed-tensors": Rule(
         ("w8a8-int8", "w4a16", "fp8-dynamic"),
         why="the trainer has no library that reads it, and its layers are made for inference",

@@ -80,7 +80,8 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
         should_stop: ends the merge between its steps.
 
     Raises:
-        FailedPrecondition: the base is quantized in a way that can't be undone, or the merged model differs from the unmerged one by more than the limit.
+        FailedPrecondition: the base is quantized in a way that can't be undone, or the merged model differs from the unmerged one by more
+            than the limit.
         StopRequested: ``should_stop`` said so.
     """
     values = dict(config)

@@ -76,7 +76,9 @@ def dequantize(model: Any) -> Any:
     ordinary._weight_conversions = [
         conversion
         for conversion in ordinary._weight_conversions or ()
-        if not any(isinstance(step, (Bnb4bitDeserialize, Bnb8bitDeserialize)) for step in getattr(conversion, "operations", ()))
+        if not any(
+            isinstance(step, (Bnb4bitDeserialize, Bnb8bitDeserialize)) for step in getattr(conversion, "operations", ())
+        )
     ]
     return ordinary
 
