@@ -97,11 +97,12 @@ def test_a_difference_over_the_limit_fails_and_names_both_numbers(workdir: Path)
     assert caught.value.reason == "MERGE_DIFFERS"
 
 
-def test_a_quantized_base_is_refused(workdir: Path) -> None:
+def test_a_base_that_cannot_be_made_ordinary_again_is_refused(workdir: Path) -> None:
     path = workdir / "inputs" / "base_model" / "config.json"
-    path.write_text(path.read_text().replace("{", '{"quantization_config": {"quant_method": "bitsandbytes"},', 1))
-    with pytest.raises(FailedPrecondition, match="tiny is quantized by bitsandbytes"):
+    path.write_text(path.read_text().replace("{", '{"quantization_config": {"quant_method": "gptq"},', 1))
+    with pytest.raises(FailedPrecondition, match="tiny is quantized by gptq") as caught:
         run(workdir)
+    assert caught.value.reason == "BASE_IS_QUANTIZED"
 
 
 def test_stops_when_asked(workdir: Path) -> None:

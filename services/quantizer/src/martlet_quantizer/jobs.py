@@ -5,27 +5,24 @@ can be read. Imports no ML library.
 from __future__ import annotations
 
 import asyncio
-import json
 import tempfile
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from martlet_core.artifacts.types import ArtifactStore, ModelRegistry
 from martlet_core.errors import InvalidArgument
 from martlet_core.model_rules import ARTIFACT_PREFIX, PUBLISHED_PREFIX
-from martlet_inputs.base_models.catalog import Reference, is_prepared
+from martlet_inputs.base_models.catalog import Reference
+from martlet_inputs.base_models.model_files import files_at_hand
 from martlet_inputs.base_models.resolve import get_artifact, get_model, resolve_base_model
 from martlet_inputs.datasets import DatasetChecker
 
 from martlet_quantizer.config import MIN_CALIBRATION_ROWS, QuantizationConfig
 from martlet_quantizer.methods import check_model_type, find
 from martlet_quantizer.rows import check_disjoint, read_rows, require_whole
-from martlet_quantizer.weights import check_unquantized
+from martlet_quantizer.weights import check_unquantized, require_config
 
 _CHECKS_AT_A_TIME = 4
-_CONFIG = "config.json"
 
 
 class Submissions:
@@ -71,10 +68,11 @@ class Submissions:
 
     def _check(self, tenant: str, config: QuantizationConfig) -> None:
         reference = resolve_model(config.model, tenant, self._artifacts, self._models, self._model_roots)
-        known = self._model_config(reference)
-        if known is not None:
-            check_unquantized(known, config.model)
-            check_model_type(find(config.method), str(known.get("model_type", "")))
+        files = files_at_hand(reference, self._artifacts, self._models_dir, "spec.model")
+        if files is not None:  # else a worker fetches it, and sees
+            require_config(files, config.model)
+            check_unquantized(files, config.model)
+            check_model_type(find(config.method), str(files.config.get("model_type", "")))
         if config.calibration.dataset:
             rows = self._rows_used(config.calibration.dataset, tenant, "spec.calibration.dataset")
             if rows < MIN_CALIBRATION_ROWS:
@@ -102,19 +100,6 @@ class Submissions:
                 self._artifacts.download(name.removeprefix(ARTIFACT_PREFIX), path)
                 rows.append(read_rows(path, field))
             check_disjoint(*rows)
-
-    def _model_config(self, reference: Reference) -> Mapping[str, Any] | None:
-        """The model's config.json; None where it isn't at hand, and the worker will see."""
-        if reference.kind == "artifact":
-            artifact = self._artifacts.get(reference.value)
-            if not any(file.path == _CONFIG for file in artifact.files):
-                raise InvalidArgument.field("spec.model", f"artifact {artifact.id} has no {_CONFIG}; give a model")
-            return json.loads(b"".join(self._artifacts.open_file(artifact, _CONFIG)))
-        directory = Path(reference.value) if reference.kind == "path" else self._models_dir / reference.value
-        if reference.kind == "hub" or (reference.kind == "catalog" and not is_prepared(directory)):
-            return None
-        path = directory / _CONFIG
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def resolve_model(

@@ -101,10 +101,10 @@ class _Quantization:
 
     def _check(self) -> None:
         name = self.config.model
-        model = weights.read_config(self.source)
-        weights.check_unquantized(model, name)
+        files = weights.read_files(self.source)
+        weights.check_unquantized(files, name)
         weights.check_safetensors(self.source, name)
-        check_model_type(self.method, str(model.get("model_type", "")))
+        check_model_type(self.method, str(files.config.get("model_type", "")))
         calibration, evaluation = self._input("calibration"), self._input("evaluation")
         if calibration and evaluation:
             check_disjoint(

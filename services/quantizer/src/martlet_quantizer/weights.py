@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from martlet_core.errors import FailedPrecondition, InvalidArgument
+from martlet_inputs.base_models.model_files import CONFIG, ModelFiles, files_in
 
 _WEIGHTS = ("*.safetensors", "*.gguf")
 #: Files beside the weights and the config that belong to a model's tokenizer or say how it generates.
@@ -23,25 +23,39 @@ _TOKENIZER_FILES = (
 )
 
 
-def read_config(directory: Path) -> Mapping[str, Any]:
-    """config.json.
+def read_files(directory: Path) -> ModelFiles:
+    """The model in a directory.
 
     Raises:
-        InvalidArgument: there is none, or it isn't JSON.
+        InvalidArgument: it has no config.json, or one that can't be read.
     """
-    try:
-        return json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidArgument.field("spec.model", f"its config.json can't be read: {error}") from error
+    files = files_in(directory, "spec.model")
+    require_config(files, "it")
+    return files
 
 
-def check_unquantized(config: Mapping[str, Any], name: str) -> None:
+def require_config(files: ModelFiles, name: str) -> None:
+    """Refuse what has no config.json.
+
+    Raises:
+        InvalidArgument: it is no model, or one for another program.
+    """
+    if CONFIG not in files.names:
+        raise InvalidArgument.field("spec.model", f"{name} has no {CONFIG}; give a model")
+
+
+def read_config(directory: Path) -> Mapping[str, Any]:
+    """config.json; raises as ``read_files``."""
+    return read_files(directory).config
+
+
+def check_unquantized(files: ModelFiles, name: str) -> None:
     """Refuse a model that is quantized already.
 
     Raises:
         FailedPrecondition: with the method it was quantized by.
     """
-    if found := (config.get("quantization_config") or {}).get("quant_method"):
+    if found := files.quantization:
         raise FailedPrecondition(
             f"spec.model: {name} is quantized by {found} already; quantize the model it was made from.",
             reason="BASE_IS_QUANTIZED",

@@ -17,11 +17,13 @@ from martlet_core.artifacts.types import ArtifactStore, ModelRegistry, Published
 from martlet_core.errors import InvalidArgument
 from martlet_core.model_rules import ARTIFACT_PREFIX, PUBLISHED_PREFIX
 from martlet_inputs.base_models.catalog import Reference
+from martlet_inputs.base_models.model_files import files_at_hand
 from martlet_inputs.base_models.resolve import get_artifact, get_model, resolve_adapter, resolve_base_model
 from martlet_inputs.datasets import DatasetChecker
 
 from martlet_trainer.adapter_shape import SHAPE_FIELDS, require_shape
 from martlet_trainer.config import MergeConfig, TrainingConfig
+from martlet_trainer.quantized_bases import check_mergeable, check_trainable
 from martlet_trainer.row_lengths import RowLengths
 
 _CHECKS_AT_A_TIME = 4
@@ -52,6 +54,7 @@ class Submissions:
         self._artifacts = artifacts
         self._models = models
         self._model_roots = model_roots
+        self._models_dir = models_dir
         self._datasets = DatasetChecker(artifacts, scratch_dir, max_json_bytes)
         self._lengths = RowLengths(artifacts, models_dir, scratch_dir)
         self._threads = ThreadPoolExecutor(_CHECKS_AT_A_TIME, thread_name_prefix="submission")
@@ -63,6 +66,7 @@ class Submissions:
             NotFound: the base model or a data set doesn't exist, with close matches where there are any.
             InvalidArgument: a data set can't be trained on (field, line, remedy), rows are longer than the model takes, or a
                 reference is of the wrong kind.
+            FailedPrecondition: the base model is quantized in a way that can't be trained on.
             PermissionDenied: a local path outside of what the operator allowed.
         """
         await self._in_thread(lambda: self._check_training(tenant, config))
@@ -75,6 +79,9 @@ class Submissions:
         base = resolve_training_base(config, tenant, self._artifacts, self._models, self._model_roots)
         if base.adapter is not None:
             require_shape(config.tuner, config.base_model, adapter_shape(base.adapter, tenant, self._artifacts))
+        files = files_at_hand(base.reference, self._artifacts, self._models_dir)
+        if files is not None:
+            check_trainable(config.tuner, config.base_model, files, underneath=base.underneath)
         names = {"spec.training_dataset": config.training_dataset, "spec.validation_dataset": config.validation_dataset}
         longest = 0
         for field, name in names.items():
@@ -85,9 +92,12 @@ class Submissions:
 
     def _check_merge(self, tenant: str, config: MergeConfig) -> None:
         adapter = resolve_adapter(config.adapter, tenant, self._artifacts, self._models)
-        resolve_base_model(
+        reference = resolve_base_model(
             adapter.base_model, tenant, self._artifacts, self._models, self._model_roots, field="spec.adapter"
         )
+        files = files_at_hand(reference, self._artifacts, self._models_dir, "spec.adapter")
+        if files is not None:
+            check_mergeable(adapter.base_model, files)
 
     async def _in_thread(self, check: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._threads, check)
@@ -104,6 +114,11 @@ class TrainingBase:
 
     reference: Reference
     adapter: PublishedModel | None = None
+
+    @property
+    def underneath(self) -> str:
+        """Name of the whole model under an adapter; empty where the base is a whole model itself."""
+        return self.adapter.base_model if self.adapter is not None else ""
 
 
 def resolve_training_base(

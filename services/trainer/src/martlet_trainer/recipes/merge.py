@@ -3,6 +3,9 @@
 The weights are added in 32 bit, stored in the asked-for type, and read back from disk; then the log-probabilities that both give to the next
 token are compared on a few probe texts. What is compared is what is published. Storage in 16 bit rounds the sum of base and
 adapter, so small differences are natural; large ones mean a merge that went wrong, and nothing is published.
+
+An adapter that was trained on a base quantized by bitsandbytes is merged into what those weights stand for, made ordinary again:
+that is the model it was trained on. The unquantized parent is another model, which the adapter has never seen.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ from typing import Any
 import torch
 from martlet_core.errors import FailedPrecondition
 from martlet_core.recipe import OutputArtifact, RecipeResult, Report, ShouldStop, StopRequested
+from martlet_inputs.base_models.model_files import ModelFiles, files_in
 from peft import PeftModel
 
 from martlet_trainer.config import MergeConfig, parse_merge_config
-from martlet_trainer.training.models import load_model, load_tokenizer, stored_quantization
+from martlet_trainer.quantized_bases import check_mergeable
+from martlet_trainer.training.models import dequantize, load_model, load_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Mean difference in nats that rounding explains, by bytes a stored weight.
@@ -75,7 +80,8 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
         should_stop: ends the merge between its steps.
 
     Raises:
-        FailedPrecondition: the base is quantized, or the merged model differs from the unmerged one by more than the limit.
+        FailedPrecondition: the base is quantized in a way that can't be undone, or the merged model differs from the unmerged one by more
+            than the limit.
         StopRequested: ``should_stop`` said so.
     """
     values = dict(config)
@@ -86,12 +92,8 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
         workdir / "inputs" / "adapter",
         workdir / "output" / "model",
     )
-    if method := stored_quantization(base):
-        raise FailedPrecondition(
-            f"spec.adapter: its base model {base_name} is quantized by {method}; an adapter can only be merged into the"
-            " unquantized model.",
-            reason="BASE_IS_QUANTIZED",
-        )
+    files = files_in(base, "spec.adapter")
+    check_mergeable(base_name, files)
     dtype = _storage_type(settings, base)
     tokenizer = load_tokenizer(base)
     probes = _encode(tokenizer)
@@ -102,7 +104,7 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
         report.phase(name)
 
     step("loading")
-    model = PeftModel.from_pretrained(load_model(base, torch.float32, _CPU), adapter)
+    model = PeftModel.from_pretrained(_load_base(base, files, dtype, report.log), adapter)
     step("probing the unmerged model")
     before = _probe(model, probes)
     step("merging")
@@ -113,8 +115,19 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
     step("probing the merged model")
     difference = _compare(before, _probe(load_model(output, dtype, _CPU).float(), probes))
     _judge(difference, settings, dtype, report.log)
-    metadata = {"base_model": base_name, "precision": str(dtype).removeprefix("torch."), **asdict(difference)}
+    metadata = {"base_model": base_name, "precision": _name(dtype), **asdict(difference)}
     return RecipeResult(asdict(difference), {"model": OutputArtifact(output, "merged_model", metadata)})
+
+
+def _load_base(directory: Path, files: ModelFiles, dtype: torch.dtype, log: Callable[[str], None]) -> Any:
+    model = load_model(directory, torch.float32, _CPU)
+    if files.quantization is None:
+        return model
+    log(
+        f"The base model is quantized by {files.quantization}; its weights are made ordinary ones again, and the merged model"
+        f" is stored unquantized, in {_name(dtype)}."
+    )
+    return dequantize(model)
 
 
 def _storage_type(settings: MergeConfig, base: Path) -> torch.dtype:
@@ -125,6 +138,10 @@ def _storage_type(settings: MergeConfig, base: Path) -> torch.dtype:
 
     stored = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True).dtype
     return stored if isinstance(stored, torch.dtype) and stored in _DTYPES.values() else torch.float32
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _encode(tokenizer: Any) -> list[list[int]]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from martlet_core.errors import FailedPrecondition, InvalidArgument
 from martlet_core.recipe import OutputArtifact, RecipeResult, Report, ShouldStop, StopRequested
+from martlet_inputs.base_models.model_files import files_in
 from martlet_inputs.rows.report import DataReport
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from martlet_trainer.config import TrainingConfig, parse_training_config, resolve_max_length
 from martlet_trainer.data.encode import EncodedRow, RowEncoder
 from martlet_trainer.data.load import load_rows, split_rows
+from martlet_trainer.quantized_bases import check_trainable
 from martlet_trainer.training import launch
 from martlet_trainer.training.checkpoint import TrainingState
 from martlet_trainer.training.computation import Computation, choose_computation
@@ -46,10 +48,12 @@ def run(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
 
     Raises:
         InvalidArgument: a row or a field that only tokenizer or model could judge.
+        FailedPrecondition: the base model is quantized in a way that can't be trained on.
         StopRequested: after ``should_stop()``; the last whole step is in a checkpoint.
     """
-    config, _ = _parse(values)
+    config, adapter_base = _parse(values)
     workdir = workdir.resolve()
+    _check_base(config, adapter_base, workdir, report)
     if config.resources.device_count > 1:
         place(config)  # refuses what can't run before any process is started
         return launch.run_processes(_THIS, values, workdir, config.resources.device_count, report, should_stop)
@@ -62,7 +66,7 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
     adapter = _existing(workdir / "inputs" / "adapter")
     if adapter is not None:
         config = with_shape_of(config, adapter)
-    config = config.resolved()
+    config = _as_stored(config.resolved(), workdir)
     _quiet_libraries()
     set_threads(config.resources.device_count)
     placement = place(config, launch.rank())
@@ -106,6 +110,22 @@ def _parse(values: Mapping[str, Any]) -> tuple[TrainingConfig, str]:
     spec = dict(values)
     adapter_base = str(spec.pop("adapter_base_model", ""))
     return parse_training_config(spec), adapter_base
+
+
+def _check_base(config: TrainingConfig, adapter_base: str, workdir: Path, report: Report) -> None:
+    """Refuse a quantized base model that can't be trained on: one from the hub is seen here for the first time."""
+    files = files_in(_required(workdir / "inputs" / "base_model"))
+    check_trainable(config.tuner, config.base_model, files, underneath=adapter_base)
+    if files.quantization is not None:
+        report.log(f"the base model is quantized by {files.quantization}, and stays so")
+
+
+def _as_stored(config: TrainingConfig, workdir: Path) -> TrainingConfig:
+    """The config with the storage of a base that was quantized beforehand, where it would show a default."""
+    found = files_in(_required(workdir / "inputs" / "base_model")).quantization
+    if found is None or config.tuner.kind != "qlora":
+        return config
+    return config.model_copy(update={"tuner": config.tuner.model_copy(update={"quantization": found.scheme})})
 
 
 def _quiet_libraries() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import torch
 from martlet_core.errors import InvalidArgument
+from martlet_inputs.base_models.model_files import files_in
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.integrations.bitsandbytes import Bnb4bitDeserialize, Bnb8bitDeserialize
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -25,25 +27,19 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(directory: Path, dtype: torch.dtype, device: torch.device, quantization: Any = None) -> Any:
-    """The causal language model of an ordinary Hugging Face directory.
+    """The causal language model of an ordinary Hugging Face directory, or of one that bitsandbytes quantized, which stays so.
 
     Args:
         directory: config and safetensors weights; pickled weights and code are refused.
-        dtype: type of the weights in memory.
+        dtype: type of the weights in memory, and of the arithmetic on quantized ones.
         device: where they go.
-        quantization: a transformers quantization config; None leaves the weights as they are stored.
+        quantization: a transformers quantization config for ordinary weights; None leaves the weights as they are stored.
 
     Raises:
         InvalidArgument: the directory holds no causal language model that can be loaded.
     """
-    stored = stored_quantization(directory)
-    if stored not in ("", "bitsandbytes"):
-        description = (
-            f"is quantized by {stored}, which can't be trained; use the model it was made from, or a bitsandbytes one"
-        )
-        raise InvalidArgument.field("spec.base_model", description)
-    kwargs: dict[str, Any] = {"quantization_config": quantization} if quantization is not None and not stored else {}
-    if kwargs or stored:
+    kwargs: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
+    if kwargs or files_in(directory).quantization is not None:
         kwargs["device_map"] = {"": str(device)}
     try:
         if _caps_scores(directory):
@@ -55,31 +51,42 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device, quanti
         raise InvalidArgument.field(
             "spec.base_model", f"can't be loaded as a causal language model: {error}"
         ) from error
-    return model if "device_map" in kwargs else nn.Module.to(model, device)
+    if "device_map" not in kwargs:
+        return nn.Module.to(model, device)
+    _compute_in(model, dtype)
+    return model
+
+
+def _compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Make 4-bit layers compute in a type, whichever one they were stored with, and keep them as they are.
+
+    On a CPU with AVX-512 BF16, bitsandbytes 0.50 packs a layer's weights for inference the first time that it computes without gradients,
+    as a check or a validation does. From then on the layer computes in bfloat16, and no gradient passes through it.
+    """
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.compute_dtype, module.compute_type_is_set = dtype, True
+            module.support_avx512bf16_for_cpu = False
+
+
+def dequantize(model: Any) -> Any:
+    """A quantized model with ordinary weights in 32 bit, which give what the quantized ones give."""
+    ordinary = model.dequantize(torch.float32)
+    # transformers keeps how it read bitsandbytes' tensors, and fails to save ordinary ones by that.
+    ordinary._weight_conversions = [
+        conversion
+        for conversion in ordinary._weight_conversions or ()
+        if not any(
+            isinstance(step, (Bnb4bitDeserialize, Bnb8bitDeserialize)) for step in getattr(conversion, "operations", ())
+        )
+    ]
+    return ordinary
 
 
 def _caps_scores(directory: Path) -> bool:
     """Whether the model caps its attention scores (Gemma 2), which transformers' default attention leaves out without a word."""
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     return bool(getattr(config.get_text_config(), "attn_logit_softcapping", None))
-
-
-def stored_quantization(directory: Path) -> str:
-    """The method that the weights were quantized with before; empty for none."""
-    return str(_quantization_config(directory).get("quant_method", ""))
-
-
-def stored_bits(directory: Path) -> str:
-    """How bitsandbytes quantized the weights before: ``int8``, ``nf4``, ``fp4``; empty if it didn't."""
-    config = _quantization_config(directory)
-    if config.get("load_in_8bit"):
-        return "int8"
-    return str(config.get("bnb_4bit_quant_type", "fp4")) if config.get("load_in_4bit") else ""
-
-
-def _quantization_config(directory: Path) -> dict[str, Any]:
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    return config.get("quantization_config") or {}
 
 
 def context_length(directory: Path, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from martlet_core.errors import InvalidArgument
 
-from martlet_trainer.training.models import load_model, stored_quantization
+from martlet_trainer.training.models import load_model
 from martlet_trainer.tuners.base import TunerInputs
 
 
@@ -19,9 +18,6 @@ class FullTuner:
     artifact_kind = "model"
 
     def __init__(self, inputs: TunerInputs) -> None:
-        """Raises InvalidArgument for a quantized base: its weights can't move."""
-        if stored_quantization(inputs.base_model):
-            raise InvalidArgument.field("spec.tuner.kind", "is full, but the base model is quantized; set it to lora")
         self._inputs = inputs
         self.model: Any = load_model(inputs.checkpoint or inputs.base_model, torch.float32, inputs.placement.device)
         for parameter in self.model.parameters():

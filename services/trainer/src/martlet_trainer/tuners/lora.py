@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from martlet_core.errors import FailedPrecondition, InvalidArgument
+from martlet_inputs.base_models.model_files import files_in
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.other import prepare_model_for_kbit_training
 from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig
 
 from martlet_trainer.config import TunerConfig
-from martlet_trainer.training.models import load_model, stored_bits, stored_quantization
+from martlet_trainer.training.models import load_model
 from martlet_trainer.tuners.base import TunerInputs
 from martlet_trainer.tuners.continued import load_adapter
 
@@ -26,16 +27,12 @@ class LoraTuner:
     artifact_kind = "adapter"
 
     def __init__(self, inputs: TunerInputs) -> None:
-        """Raises InvalidArgument if a target module doesn't exist or the base is quantized in another way, FailedPrecondition if the
-        adapter to go on from doesn't fit.
-        """
-        tuner = inputs.config.tuner
-        quantization = None
-        if tuner.kind == "qlora":
-            _require_stored(tuner, inputs.base_model)
-            quantization = _quantization(tuner, inputs.placement.dtype)
+        """Raises InvalidArgument if a target module doesn't exist, FailedPrecondition if the adapter to go on from doesn't fit."""
+        tuner, stored = inputs.config.tuner, files_in(inputs.base_model).quantization
+        quantizes = tuner.kind == "qlora" and stored is None
+        quantization = _quantization(tuner, inputs.placement.dtype) if quantizes else None
         base = load_model(inputs.base_model, inputs.placement.dtype, inputs.placement.device, quantization)
-        if quantization is not None or stored_quantization(inputs.base_model):
+        if quantizes or stored is not None:
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         self.model: Any = _with_adapter(base, inputs)
         self._name = inputs.base_name
@@ -118,14 +115,6 @@ def _with_adapter(base: Any, inputs: TunerInputs) -> Any:
         )
         description = f"can't be adapted: {error} Linear modules of this model: {', '.join(linear)}"
         raise InvalidArgument.field("spec.tuner.target_modules", description) from error
-
-
-def _require_stored(tuner: TunerConfig, base_model: Path) -> None:
-    """A base that was quantized beforehand stays as it is; a request for something else is refused."""
-    stored = stored_bits(base_model)
-    if stored and "quantization" in tuner.model_fields_set and tuner.quantization != stored:
-        text = f"is {tuner.quantization}, but the base model is stored as {stored}; leave it out"
-        raise InvalidArgument.field("spec.tuner.quantization", text)
 
 
 def _quantization(tuner: TunerConfig, dtype: torch.dtype) -> BitsAndBytesConfig:
