@@ -81,7 +81,7 @@ def test_many_at_once_keep_to_the_rules(gpus: RedisGpuLeases) -> None:
 
     def hold(number: int) -> int:
         granted = 0
-        pick = random.Random(number)  # noqa: S311
+        pick = random.Random(number)
         for turn in range(15):
             share = pick.choice((0.25, 0.35, 0.65, 1.0))
             answer = gpus.take(wish(f"{number}.{turn}", "a", "b", share=share), LONG)

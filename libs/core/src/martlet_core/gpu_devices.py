@@ -17,10 +17,8 @@ from pathlib import Path
 
 from martlet_core.errors import FailedPrecondition
 from martlet_core.gpu_settings import GpuSettings
+from martlet_core.gpus import MEMORY_SHARE, VISIBLE
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-#: Share of the memory of each visible GPU that a job's process may allocate, for ``limit_memory``.
-MEMORY_SHARE = "MARTLET_GPU_MEMORY_SHARE"
 #: Part of a GPU that a process takes beside what its libraries count: CUDA's context, kernels, cuBLAS.
 CONTEXT_SHARE = 0.05
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

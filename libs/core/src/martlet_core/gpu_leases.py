@@ -85,7 +85,7 @@ class RedisGpuLeases:
             if done:
                 return outcome
             text, now = present, int(micros) / 1_000_000
-            time.sleep(random.uniform(0, _LONGEST_PAUSE_SECONDS))  # noqa: S311  # apart from the others, no secret
+            time.sleep(random.uniform(0, _LONGEST_PAUSE_SECONDS))  # apart from the others, no secret
         raise Unavailable("The GPU leases change too fast to be changed.", reason="JOB_STORE_UNAVAILABLE")
 
     def _read(self) -> tuple[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Protocol
 
-from martlet_core.gpu_devices import MEMORY_SHARE
+from martlet_core.gpus import MEMORY_SHARE
 
 
 class CudaMemory(Protocol):

@@ -182,9 +182,7 @@ def _choose(book: GpuBook, mine: GpuTicket) -> tuple[str, ...] | None:
     return tuple(sorted(fitting, key=lambda gpu: _used(leases, gpu))[: mine.wish.count])
 
 
-def _promise(
-    leases: Iterable[GpuLease], ticket: GpuTicket, promised: dict[str, int], since: dict[str, int]
-) -> None:
+def _promise(leases: Iterable[GpuLease], ticket: GpuTicket, promised: dict[str, int], since: dict[str, int]) -> None:
     """Note where an earlier ticket will fit; one that lasting leases keep out everywhere is promised nothing."""
     share = _thousandths(ticket.wish.share)
     lasting = {gpu: _used((lease for lease in leases if lease.lasting), gpu) for gpu in ticket.wish.gpus}

@@ -12,6 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+#: Variable that says which GPUs CUDA shows a process.
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+#: Variable that says what share of the memory of each visible GPU a job's process may allocate (``gpu_memory``).
+MEMORY_SHARE = "MARTLET_GPU_MEMORY_SHARE"
+
 
 @dataclass(frozen=True)
 class GpuWish:

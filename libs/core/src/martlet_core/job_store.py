@@ -267,9 +267,7 @@ class RedisJobStore:
         stream = f"{self._prefix}events:{job_id}"
         while not events and (left := deadline - time.monotonic()) > 0:
             block = max(1, math.ceil(min(left, _LONGEST_BLOCK_SECONDS) * 1000))  # 0 would wait for ever
-            answer = send(
-                lambda block=block: self._client.xread({stream: after or "0-0"}, count=100, block=block)
-            )
+            answer = send(lambda block=block: self._client.xread({stream: after or "0-0"}, count=100, block=block))
             events = [codec.event_from_mapping(cursor, fields) for _, rows in answer or () for cursor, fields in rows]
         return events
 
