@@ -137,8 +137,9 @@ def test_shares_by_the_number_of_gpus_and_the_settings() -> None:
 
 def test_a_process_keeps_to_its_share_of_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     class Cuda:
-        calls: list[tuple[float, int]] = []
-        there = True
+        def __init__(self) -> None:
+            self.calls: list[tuple[float, int]] = []
+            self.there = True
 
         def is_available(self) -> bool:
             return self.there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -126,9 +127,7 @@ def test_a_job_on_several_gpus_sees_those_alone(stage: Stage) -> None:
     assert stage.jobs.get(job_id).result["visible_gpus"] == "0,2"
 
 
-def test_a_job_that_needs_none_sees_none_and_waits_for_nothing(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_needs_none_sees_none_and_waits_for_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARTLET_GPU_MEMORY_SHARE", "0.5")  # only a lease may say that
     stage.hold()
     job_id = stage.submit(gpus=0)
@@ -241,7 +240,7 @@ def test_two_workers_take_turns(stage: Stage) -> None:
         thread.join(DEADLINE_SECONDS)
     spans = sorted((stage.jobs.get(job_id).start_time, stage.jobs.get(job_id).end_time) for job_id in jobs)
     assert all(stage.jobs.get(job_id).state is JobState.SUCCEEDED for job_id in jobs)
-    assert all(end < begin for (_, end), (begin, _) in zip(spans, spans[1:], strict=False))
+    assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(spans))
 
 
 def test_a_job_that_asks_for_more_than_there_ever_is_fails_and_says_so(stage: Stage) -> None:

@@ -61,7 +61,7 @@ class JobGpus:
         lease_seconds: length of a lease; as long as that of a job, whose heartbeat renews both.
 
     Attributes:
-        reason: why the job that was asked for last must wait.
+        reason: why the job that was asked for last must wait; empty where another worker says it.
     """
 
     def __init__(self, leases: GpuLeases, machine: GpuMachine, share: float, lease_seconds: float) -> None:
@@ -111,7 +111,9 @@ class JobGpus:
         self._in_line = holder
         answer = self._leases.take(wish, self._lease_seconds)
         if isinstance(answer, GpuWait):
-            self.reason = describe_wait(wish, answer, self._machine.names)
+            # Another worker of this machine is in line for the same job, and says why.
+            is_said = any(ticket.wish.label == label for ticket in answer.ahead)
+            self.reason = "" if is_said else describe_wait(wish, answer, self._machine.names)
             return None
         self._in_line = self.reason = ""
         names = [name for gpu, name in self._machine.names.items() if gpu in answer.gpus]
@@ -139,11 +141,13 @@ class WaitNotes:
         self._reason = ""
 
     def note(self, job: Job, reason: str) -> None:
-        """``job``, as it was just read, waits for ``reason``. Workers of other machines may say other things of the same job:
+        """``job``, as it was just read, waits for ``reason`` (empty: others know). Workers of other machines may say other things of the same job:
         each says its own once, so that they don't outshout one another.
         """
         if job.id != self._job_id:
             self.close()
+        if not reason:
+            return
         if job.id != self._job_id or reason != self._reason or not job.queued_reason:
             self._jobs.note_queued(job.id, reason)
             if reason != self._reason:
