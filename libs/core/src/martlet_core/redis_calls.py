@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -13,8 +13,6 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from martlet_core.errors import Internal, Unavailable
-
-T = TypeVar("T")
 
 DEFAULT_PREFIX = "martlet:"
 CONNECT_TIMEOUT_SECONDS = 3.0
@@ -41,7 +39,7 @@ def connect(url: str) -> redis.Redis:
     )
 
 
-def send(command: Callable[[], T]) -> T:
+def send(command: Callable[[], Any]) -> Any:
     """Run a command of a client.
 
     Raises:
