@@ -27,7 +27,7 @@ from martlet_core.testing.toy_stage import KIND, QUEUE, STAGE, ToyHandler
 from martlet_core.worker import Worker, WorkerOptions
 
 DEADLINE_SECONDS = 30.0
-LEASE_SECONDS = 5.0
+LEASE_SECONDS = 30.0
 LONG = 600.0
 
 
@@ -261,8 +261,7 @@ def test_a_job_whose_gpus_went_to_another_is_killed(stage: Stage, tmp_path: Path
     job_id = stage.submit(steps=10_000, step_seconds=0.01, ignore_stop=True, trace=str(trace))
     thread = stage.drain(stage.worker())
     wait_until(lambda: stage.jobs.get(job_id).progress.get("step"), "the first step")
-    stage.leases.forget_all()
-    stage.hold()
+    stage.leases.give_to(GpuWish("other", "training job other", ("uuid-0",)), LONG)
     thread.join(DEADLINE_SECONDS)
     assert not thread.is_alive()
     steps = trace.read_text()

@@ -134,8 +134,7 @@ async def test_an_outage_of_the_store_is_outlived(kit: Kit) -> None:
 async def test_lost_gpus_end_the_engine_until_there_are_others(kit: Kit) -> None:
     kit.start()
     await kit.pool.whole.load(BASE)
-    kit.leases.forget_all()
-    kit.hold("x", "uuid-0", "uuid-1")
+    kit.leases.give_to(GpuWish("x", "training job x", ("uuid-0", "uuid-1"), 2), 600.0)
     await wait_until(lambda: kit.lost)
     restart = asyncio.create_task(kit.pool.whole.restart())
     await wait_until(lambda: kit.engine.state is EngineState.STOPPED)

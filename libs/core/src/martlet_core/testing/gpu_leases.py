@@ -47,6 +47,12 @@ class MemoryGpuLeases:
         with self._lock:
             return rules.in_order(self._book, self._clock())[1]
 
+    def give_to(self, wish: GpuWish, lease_seconds: float) -> GpuLease | GpuWait:
+        """Forget all leases and grant a wish, as if nobody else had asked for long."""
+        with self._lock:
+            self._book = rules.GpuBook()
+            return rules.take(self._book, wish, lease_seconds, self._clock())
+
     def forget_all(self) -> None:
         """Lose everything, as a server that was emptied."""
         with self._lock:
