@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Mapping
 
 from martlet_core.errors import FailedPrecondition, MartletError
@@ -33,22 +34,26 @@ class GpuHold:
         self._leases = leases
         self._lease = lease
         self._lease_seconds = lease_seconds
+        self._lock = threading.Lock()  # a renewal under way must not bring back what is given back
         self.environ = environ
         self.text = text
 
     def renew(self) -> None:
-        """Keep the GPUs. LeaseLost if others have them; Unavailable if the store doesn't answer."""
-        if self._lease is not None:
-            self._leases.renew(self._lease, self._lease_seconds)
+        """Keep the GPUs, until they are given back. LeaseLost if others have them; Unavailable if the store doesn't answer."""
+        with self._lock:
+            if self._lease is not None:
+                self._leases.renew(self._lease, self._lease_seconds)
 
     def release(self) -> None:
-        """Give the GPUs back. What the store can't be told lapses by itself."""
-        if self._lease is None:
-            return
-        try:
-            self._leases.release(self._lease.holder)
-        except MartletError as error:
-            logger.warning("The GPUs of %s are left to lapse: %s", self._lease.label, error)
+        """Give the GPUs back; once is enough. What the store can't be told lapses by itself."""
+        with self._lock:
+            lease, self._lease = self._lease, None
+            if lease is None:
+                return
+            try:
+                self._leases.release(lease.holder)
+            except MartletError as error:
+                logger.warning("The GPUs of %s are left to lapse: %s", lease.label, error)
 
 
 class JobGpus:

@@ -81,7 +81,7 @@ class JobRun:
         stop_grace_seconds: time between asking the recipe to stop and killing it.
         shutdown: set when the worker must end.
         preempt_after_seconds: see ``Preemption``.
-        gpus: the GPUs leased for it, kept as long as the job; None where no leases are taken.
+        gpus: the GPUs leased for it, kept until its process is dead; None where no leases are taken.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class JobRun:
         self._shutdown = shutdown
         self._preemption = Preemption(stores.jobs, claim.job, preempt_after_seconds, check_seconds=CHECK_SECONDS)
         self._makes_room = False
-        self._environ = gpus.environ if gpus else {}
+        self._gpus = gpus
         self._wake = threading.Event()
         self._child: ChildProcess | None = None
         self._checkpoints: CheckpointKeeper | None = None
@@ -221,7 +221,7 @@ class JobRun:
             self._handler.entrypoint,
             self._workdir,
             silence_seconds=self._lease.trusted_seconds,
-            environ=self._environ,
+            environ=self._gpus.environ if self._gpus else {},
             on_message=relay.on_message,
             on_log_line=relay.on_log_line,
             on_exit=self._wake.set,
@@ -246,6 +246,8 @@ class JobRun:
                 child.kill()
                 child.wait()
             self._wait(kill_at)
+        if self._gpus:
+            self._gpus.release()  # its process is dead: what follows computes nothing
         return exit_, kill_at is not None
 
     def _look_for_preemption(self) -> None:
