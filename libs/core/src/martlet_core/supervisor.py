@@ -112,13 +112,9 @@ class JobRun:
         self._checkpoints: CheckpointKeeper | None = None
         self._outputs = OutputUploader(stores.artifacts, claim, workdir, self._must_stop_uploading)
         self._stop_deadline: float | None = None
+        renew = gpus.renew if gpus else None
         self._lease = LeaseKeeper(
-            stores.jobs,
-            claim,
-            lease_seconds,
-            on_renewed=self._on_renewed,
-            on_change=self._wake.set,
-            renew_also=gpus.renew if gpus else None,
+            stores.jobs, claim, lease_seconds, on_renewed=self._on_renewed, on_change=self._wake.set, renew_also=renew
         )
         self._outbox = Outbox(stores.jobs, claim, on_lost=self._lease.mark_lost)
         self._trial = ModelTrial(
