@@ -107,17 +107,6 @@ def test_the_plan_of_a_platform(layout: Layout) -> None:
     assert not any(secret in word for spec in platform.specs for word in spec.argv), "command lines are for all to read"
 
 
-@pytest.mark.parametrize(("said", "told"), [("", "0.35"), ("0.8", "0.8")])
-def test_inference_leaves_room_on_the_gpu(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch, said: str, told: str
-) -> None:
-    monkeypatch.setenv("MARTLET_GPU_MEMORY_SHARE", said)
-    ports = choose_ports({"http": 0, "grpc": 0}, {})
-    platform = plan(layout, PlatformOptions(), load_or_make(layout.secrets_file), ports)
-    inference = next(spec for spec in platform.specs if spec.name == "inference")
-    assert inference.environ["MARTLET_GPU_MEMORY_SHARE"] == told
-
-
 def test_a_model_of_the_hub_is_left_to_inference(layout: Layout) -> None:
     options = PlatformOptions(model="org/model@c1")
     options.check()

@@ -88,6 +88,12 @@ def test_a_queued_job_tells_its_place() -> None:
     assert view(queued).line() == "queued, place 4 in the queue"
 
 
+def test_a_queued_job_tells_why_no_worker_has_it() -> None:
+    reason = "waiting for a GPU: GPU 0 of gpu1 is held by training job x (0.65)"
+    queued = job(status="queued", martlet={"queue_position": 1, "progress": {"queued_reason": reason}})
+    assert view(queued).line() == f"queued, place 1 in the queue, {reason}"
+
+
 def test_a_job_without_our_extension_is_shown_too() -> None:
     plain = {"id": "ftjob-1", "status": "failed", "error": {"message": "line 3: no assistant turn"}}
     assert view(plain).line() == "failed, line 3: no assistant turn"

@@ -130,6 +130,7 @@ def test_the_picture_of_a_run() -> None:
                 TRAINED,
                 step("nf4", "quantize", "RUNNING", start_time=START, progress=progress),
                 step("int8", "quantize", "QUEUED", start_time=START, progress={"queue_position": 2}),
+                step("awq", "quantize", "QUEUED", start_time=START, progress={"queued_reason": "waiting for a GPU"}),
                 step("gate", "gate", "WAITING", needs=["nf4", "int8"]),
                 step("late", "merge", "WAITING", note="waits: [no] answer"),
                 step("old", "merge", "SUCCEEDED", reused=True),
@@ -137,10 +138,11 @@ def test_the_picture_of_a_run() -> None:
             now=NOW,
         )
     )
-    assert "chain  r1  running  2/6 steps" in out
+    assert "chain  r1  running  2/7 steps" in out
     for words in (
         "12/30, loss 0.31, 42.0 s left",
         "place 2 in the queue",
+        "waiting for a GPU",
         "after nf4, int8",
         "waits: [no] answer",
         "reused",

@@ -141,6 +141,12 @@ def test_a_jobs_process_gets_a_token_for_its_tenant_and_not_the_internal_one(kit
     assert deployment.deadline_seconds == 600.0
 
 
+def test_only_models_in_the_jobs_own_process_need_a_gpu(kit: Kit) -> None:
+    inside = {"name": "y", "model": "m", "engine": "transformers"}
+    assert kit.handler.gpus_needed(kit.job()) == 0
+    assert kit.handler.gpus_needed(kit.job(targets=[OUTSIDE, inside])) == 1
+
+
 def test_serve_and_work_import_no_ml_library() -> None:
     code = (
         "import sys, martlet_evaluator.service, martlet_evaluator.worker;"

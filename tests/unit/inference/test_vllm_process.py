@@ -67,6 +67,14 @@ def test_without_adapters_lora_is_off(model: WholeModel) -> None:
     assert option(args, "--max-cpu-loras") == "3"
 
 
+def test_a_gpu_is_shared_as_told_and_several_are_used_together(model: WholeModel) -> None:
+    args = command(VllmOptions("cuda", gpu_memory_share=0.35), model, Path("s"))
+    assert option(args, "--gpu-memory-utilization") == "0.35"
+    assert "--tensor-parallel-size" not in args
+    args = command(VllmOptions("cuda", gpu_count=2), model, Path("s"))
+    assert option(args, "--tensor-parallel-size") == "2"
+
+
 def test_our_settings_and_secrets_stay_out_of_the_childs_environment() -> None:
     env = environment(CPU, {"MARTLET_S3_SECRET_KEY": "secret", "PATH": "/bin", "PYTHONDONTWRITEBYTECODE": "1"})
     assert "secret" not in env.values()

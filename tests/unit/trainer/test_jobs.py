@@ -384,6 +384,15 @@ def test_checkpoint_name_of_a_published_base() -> None:
     assert checkpoint_model_name(job, 3) == "ft:llama:acme::cdefghjk:ckpt-step-3"
 
 
+def test_a_training_needs_the_gpus_it_asks_for_and_a_merge_none(kit: Kit) -> None:
+    needed = kit.training.gpus_needed
+    spec = {"base_model": BASE, "training_dataset": kit.dataset}
+    assert needed(kit.job(**spec)) == 1
+    assert needed(kit.job(**spec, resources={"device_count": 4})) == 4
+    assert needed(kit.job(**spec, resources={"device": "cpu", "device_count": 2})) == 0
+    assert kit.merge.gpus_needed(kit.job(MERGE, adapter="ft:x")) == 0
+
+
 def test_neither_process_imports_an_ml_library() -> None:
     code = (
         "import sys, martlet_trainer.service, martlet_trainer.worker, martlet_trainer.__main__\n"

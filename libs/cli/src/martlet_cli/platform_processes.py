@@ -16,8 +16,6 @@ from martlet_cli.platform_options import PlatformOptions
 from martlet_cli.processes import ProcessSpec
 
 BUCKET = "martlet"
-#: Share of a GPU's memory that the engine takes beside a trainer on the same GPU, unless MARTLET_GPU_MEMORY_SHARE says it.
-SHARED_GPU = "0.35"
 #: A worker that is told to stop may have to write a checkpoint first.
 WORKER_STOP_SECONDS = 60.0
 
@@ -142,8 +140,6 @@ def _inference(builder: _Builder, ports: Mapping[str, int]) -> list[ProcessSpec]
         "MARTLET_ENGINE": options.engine,
         "MARTLET_MODEL": options.model,
     }
-    if not os.environ.get("MARTLET_GPU_MEMORY_SHARE"):
-        environ["MARTLET_GPU_MEMORY_SHARE"] = SHARED_GPU  # training on the same GPU needs the rest
     if echo or prepared:
         environ["MARTLET_MODEL_DIR"] = str(model_directory)
     if prepared:

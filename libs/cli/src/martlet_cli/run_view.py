@@ -140,6 +140,8 @@ def _what(step: Mapping[str, Any]) -> RenderableType:
         return Text(step.get("summary") or step.get("note") or "")
     if step.get("note"):
         return Text(step["note"], "dim" if step["state"] in ("SKIPPED", "CANCELLED") else "yellow")
+    if step["state"] == "QUEUED" and progress.get("queued_reason"):
+        return Text(progress["queued_reason"], "dim")
     if step["state"] == "QUEUED" and progress.get("queue_position"):
         return Text(f"place {progress['queue_position']} in the queue", "dim")
     if step["state"] == "RUNNING":

@@ -89,6 +89,8 @@ class StageJobs:
         text = f"{job['id']}: {job['state'].lower()}"
         if job["state"] == "QUEUED" and progress.get("queue_position"):
             text += f", place {progress['queue_position']}"
+        if job["state"] == "QUEUED" and progress.get("queued_reason"):
+            text += f", {progress['queued_reason']}"
         if job["state"] == "RUNNING" and progress.get("phase"):
             text += f", {progress['phase']}"
             if progress.get("total_steps"):

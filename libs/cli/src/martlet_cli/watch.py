@@ -33,6 +33,7 @@ class JobView:
         eta_seconds: estimated time to the end.
         phase: what the worker is doing.
         queue_position: from 1; 0 when not queued.
+        queued_reason: why it waits although it is the first of its queue; empty otherwise.
         fine_tuned_model: its name, once the job has succeeded.
         error: why it failed.
         raw: the job as the gateway sent it.
@@ -46,6 +47,7 @@ class JobView:
     eta_seconds: float | None = None
     phase: str = ""
     queue_position: int = 0
+    queued_reason: str = ""
     fine_tuned_model: str = ""
     error: str = ""
     raw: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +62,8 @@ class JobView:
         parts = [self.status]
         if self.status == "queued" and self.queue_position:
             parts.append(f"place {self.queue_position} in the queue")
+        if self.status == "queued" and self.queued_reason:
+            parts.append(self.queued_reason)
         if self.status == "running" and self.phase and not self.step:
             parts.append(self.phase)
         if self.total_steps:
@@ -95,6 +99,7 @@ def view(job: dict[str, Any]) -> JobView:
         eta_seconds=progress.get("eta_seconds"),
         phase=progress.get("phase") or "",
         queue_position=int(extension.get("queue_position") or progress.get("queue_position") or 0),
+        queued_reason=progress.get("queued_reason") or "",
         fine_tuned_model=job.get("fine_tuned_model") or "",
         error=(error.get("message") or "") if error else "",
         raw=job,
@@ -140,7 +145,12 @@ class _Lines:
 
     def update(self, seen: JobView) -> None:
         """Print the job unless nothing but the step changed since a moment ago."""
-        changed = self._last is None or (seen.status, seen.error) != (self._last.status, self._last.error)
+        last = self._last
+        changed = last is None or (seen.status, seen.error, seen.queued_reason) != (
+            last.status,
+            last.error,
+            last.queued_reason,
+        )
         if not changed and not seen.is_over and time.monotonic() - self._said_at < QUIET_SECONDS:
             return
         self._last, self._said_at = seen, time.monotonic()
@@ -176,7 +186,7 @@ class _Bar:
         """Move the bar."""
         words = seen.phase if seen.status == "running" and seen.phase else seen.status
         if seen.status == "queued" and seen.queue_position:
-            words = f"queued, place {seen.queue_position}"
+            words = seen.queued_reason or f"queued, place {seen.queue_position}"
         if self._task is None:
             self._task = self._progress.add_task(words, total=None, numbers="")
         self._progress.update(

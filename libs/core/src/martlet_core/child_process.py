@@ -101,6 +101,7 @@ class ChildProcess:
         entrypoint: the recipe, ``module:function``.
         workdir: the job's directory; also the process's working directory.
         silence_seconds: the child kills its group when ``renew`` was not called for that long.
+        environ: variables that it has beside ours.
         on_message: called with each message but the final one, from a reader thread.
         on_log_line: called with (``stdout`` or ``stderr``, line), from a reader thread.
         on_exit: called once the whole group is dead and its pipes are drained.
@@ -112,6 +113,7 @@ class ChildProcess:
         workdir: Path,
         *,
         silence_seconds: float,
+        environ: Mapping[str, str] | None = None,
         on_message: Callable[[Mapping[str, Any]], None],
         on_log_line: Callable[[str, str], None],
         on_exit: Callable[[], None],
@@ -124,7 +126,7 @@ class ChildProcess:
         self._exited = threading.Event()
         self._lifeline_lock = threading.Lock()
         self._lifeline_fd: int | None
-        self._process, report_fd, self._lifeline_fd = self._spawn(entrypoint, workdir, silence_seconds)
+        self._process, report_fd, self._lifeline_fd = self._spawn(entrypoint, workdir, silence_seconds, environ or {})
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._readers = [
@@ -175,7 +177,9 @@ class ChildProcess:
         return self.exit()
 
     @staticmethod
-    def _spawn(entrypoint: str, workdir: Path, silence_seconds: float) -> tuple[subprocess.Popen[bytes], int, int]:
+    def _spawn(
+        entrypoint: str, workdir: Path, silence_seconds: float, environ: Mapping[str, str]
+    ) -> tuple[subprocess.Popen[bytes], int, int]:
         report_read, report_write = os.pipe()
         lifeline_read, lifeline_write = os.pipe()
         os.set_blocking(lifeline_write, False)
@@ -185,7 +189,8 @@ class ChildProcess:
                 cwd=workdir,
                 env=protocol.child_environment(
                     os.environ, report_fd=report_write, lifeline_fd=lifeline_read, silence_seconds=silence_seconds
-                ),
+                )
+                | dict(environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

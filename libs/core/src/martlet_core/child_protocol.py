@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from martlet_core.gpus import MEMORY_SHARE
+
 #: Environment variables that hand the pipes and the lease over.
 REPORT_FD = "MARTLET_CHILD_REPORT_FD"
 LIFELINE_FD = "MARTLET_CHILD_LIFELINE_FD"
@@ -37,8 +39,8 @@ EXIT_CRASH = 1
 EXIT_ERROR = 2
 EXIT_STOPPED = 3
 
-#: Deployment secrets that a recipe has no business with: it runs user data and models.
-_WITHHELD_PREFIXES = ("MARTLET_S3_", "MARTLET_REDIS_URL", "MARTLET_INTERNAL_TOKEN")
+#: Deployment secrets that a recipe has no business with: it runs user data and models. And what only a lease may say.
+_WITHHELD_PREFIXES = ("MARTLET_S3_", "MARTLET_REDIS_URL", "MARTLET_INTERNAL_TOKEN", MEMORY_SHARE)
 
 
 def child_environment(

@@ -17,7 +17,7 @@ from martlet_core.jobs import Job, JobEvent, JobState
 
 LABEL = "label."
 RESULT = "result."
-_TEXTS = ("id", "stage", "kind", "tenant", "queue", "display_name", "request_id", "lease_owner")
+_TEXTS = ("id", "stage", "kind", "tenant", "queue", "display_name", "request_id", "lease_owner", "queued_reason")
 _NUMBERS = ("priority", "attempt", "max_attempts", "lost_attempts")
 _TIMES = ("lease_until", "create_time", "start_time", "end_time", "update_time")
 _STORE_SETS = frozenset({"create_time", "update_time"})  # of a new job
@@ -69,7 +69,8 @@ def job_from_fields(fields: Sequence[str]) -> Job:
 
 def job_from_mapping(fields: Mapping[str, str]) -> Job:
     """The job that a hash's fields describe."""
-    values: dict[str, Any] = {name: fields[name] for name in _TEXTS}
+    # Records of earlier versions lack the newest texts.
+    values: dict[str, Any] = {name: fields.get(name, "") for name in _TEXTS}
     values |= {name: int(fields[name]) for name in _NUMBERS}
     values |= {name: from_micros(fields[name]) for name in _TIMES}
     return Job(

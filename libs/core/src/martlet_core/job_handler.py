@@ -53,6 +53,11 @@ class JobHandler(Protocol):
         """The recipe, ``module:function``; it is imported in the child process only."""
         ...
 
+    def gpus_needed(self, job: Job) -> int:
+        """How many GPUs the job computes on where there are any; 0 for none. Asked again and again while the job waits,
+        so by its spec alone."""
+        ...
+
     def prepare(self, job: Job) -> PreparedJob:
         """Say what the recipe needs."""
         ...

@@ -66,6 +66,7 @@ def progress_to_proto(job: Job, queue_position: int) -> job_pb2.JobProgress:
         metrics={name: float(value) for name, value in progress.get("metrics", {}).items()},
         queue_position=queue_position,
         phase=str(progress.get("phase", "")) if job.state.is_held else "",
+        queued_reason=job.queued_reason if job.state is JobState.QUEUED else "",
     )
     eta_seconds = progress.get("eta_seconds")
     if eta_seconds is not None and job.state.is_held:

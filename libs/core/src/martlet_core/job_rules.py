@@ -157,6 +157,11 @@ def state_event(before: JobState | None, move: Move) -> StateEvent:
     )
 
 
+def queued_event(reason: str, attempt: int = 0) -> JobEvent:
+    """The event that says why a job waits."""
+    return JobEvent("log", reason, attempt=attempt, data={"source": "worker"})
+
+
 def restored_event(state: JobState, reason: str) -> StateEvent:
     """The event of a job that came back in a state which it had, or would have, for that reason."""
     level = "warn" if reason in _WARNINGS else "info"

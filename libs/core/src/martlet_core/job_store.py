@@ -15,31 +15,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
 
 from martlet_core import job_codec as codec
 from martlet_core import job_rules as rules
-from martlet_core.errors import Internal, Unavailable
 from martlet_core.job_store_lua import load_scripts
 from martlet_core.jobs import Claim, Job, JobEvent, JobPage, JobState, LeaseSignal
+from martlet_core.redis_calls import DEFAULT_PREFIX, connect, send
 
-DEFAULT_PREFIX = "martlet:"
-CONNECT_TIMEOUT_SECONDS = 3.0
-SOCKET_TIMEOUT_SECONDS = 10.0
-HEALTH_CHECK_SECONDS = 15
 _LONGEST_BLOCK_SECONDS = 4.0  # a blocking read stays well below the socket timeout, so that a dead server is noticed
 _LIST_BUDGET = 1000  # jobs that one list script looks at: the server serves nobody else meanwhile
 _BATCH = 200
-#: Answers of a server that is there but can't serve now: disk full, background save failing, starting, failing over.
-_UNAVAILABLE_PREFIXES = ("MISCONF", "LOADING", "MASTERDOWN", "NOREPLICAS", "BUSY", "TRYAGAIN", "CLUSTERDOWN")
 
 
 class RedisJobStore:
@@ -58,18 +47,7 @@ class RedisJobStore:
     @classmethod
     def from_url(cls, url: str, *, prefix: str = DEFAULT_PREFIX) -> RedisJobStore:
         """A store on the server at ``redis://[user:password@]host:port/db`` (``rediss://``: TLS). Connects later."""
-        client = redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            encoding_errors="replace",
-            protocol=2,
-            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            socket_timeout=SOCKET_TIMEOUT_SECONDS,
-            socket_keepalive=True,
-            health_check_interval=HEALTH_CHECK_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
-        return cls(client, prefix=prefix)
+        return cls(connect(url), prefix=prefix)
 
     def close(self) -> None:
         """Close all connections."""
@@ -106,7 +84,7 @@ class RedisJobStore:
 
     def get(self, job_id: str) -> Job:
         """See ``JobStore.get``."""
-        fields = self._send(lambda: self._client.hgetall(f"{self._prefix}job:{job_id}"))
+        fields = send(lambda: self._client.hgetall(f"{self._prefix}job:{job_id}"))
         if not fields:
             raise rules.unknown_job(job_id)
         return codec.job_from_mapping(fields)
@@ -140,7 +118,7 @@ class RedisJobStore:
 
     def queued(self, stage: str, *, older_than_seconds: float = 0.0) -> Sequence[Job]:
         """See ``JobStore.queued``."""
-        queues = cast("set[str]", self._send(lambda: self._client.smembers(f"{self._prefix}queues:{stage}")))
+        queues = cast("set[str]", send(lambda: self._client.smembers(f"{self._prefix}queues:{stage}")))
         jobs: list[Job] = []
         for queue in queues:
             member = ""
@@ -193,6 +171,16 @@ class RedisJobStore:
         rules.check_lease_seconds(lease_seconds)
         answer = self._run("claim_next", queue, owner, codec.to_micros(lease_seconds))
         return None if answer[0] == "none" else _claim(answer)
+
+    def first_queued(self, queue: str) -> Job | None:
+        """See ``JobStore.first_queued``."""
+        answer = self._run("first_queued", queue)
+        return None if answer[0] == "none" else codec.job_from_fields(answer[1])
+
+    def note_queued(self, job_id: str, reason: str) -> bool:
+        """See ``JobStore.note_queued``."""
+        event = rules.queued_event(reason)
+        return self._run_on_job("note_queued", job_id, reason, rules.to_json("data", event.data))[1] == 1
 
     def heartbeat(self, job_id: str, token: int, lease_seconds: float) -> LeaseSignal:
         """See ``JobStore.heartbeat``."""
@@ -279,16 +267,14 @@ class RedisJobStore:
         stream = f"{self._prefix}events:{job_id}"
         while not events and (left := deadline - time.monotonic()) > 0:
             block = max(1, math.ceil(min(left, _LONGEST_BLOCK_SECONDS) * 1000))  # 0 would wait for ever
-            answer = self._send(
-                lambda block=block: self._client.xread({stream: after or "0-0"}, count=100, block=block)
-            )
+            answer = send(lambda block=block: self._client.xread({stream: after or "0-0"}, count=100, block=block))
             events = [codec.event_from_mapping(cursor, fields) for _, rows in answer or () for cursor, fields in rows]
         return events
 
     def expire_events(self, job_id: str, after_seconds: float) -> None:
         """See ``JobStore.expire_events``."""
         self.get(job_id)
-        self._send(lambda: self._client.pexpire(f"{self._prefix}events:{job_id}", max(1, int(after_seconds * 1000))))
+        send(lambda: self._client.pexpire(f"{self._prefix}events:{job_id}", max(1, int(after_seconds * 1000))))
 
     # Named leases and health
 
@@ -303,12 +289,12 @@ class RedisJobStore:
 
     def ping(self) -> None:
         """See ``JobStore.ping``."""
-        self._send(self._client.ping)
+        send(self._client.ping)
 
     # Plumbing
 
     def _run(self, script: str, *args: str | int) -> list[Any]:
-        return self._send(lambda: self._scripts[script](args=(self._prefix, *args)))
+        return send(lambda: self._scripts[script](args=(self._prefix, *args)))
 
     def _run_on_job(self, script: str, job_id: str, *args: str | int) -> list[Any]:
         answer = self._run(script, job_id, *args)
@@ -327,26 +313,7 @@ class RedisJobStore:
             raise rules.unknown_job(job_id)
         return codec.job_from_fields(answer[1])
 
-    def _send(self, command: Callable[[], Any]) -> Any:
-        """Run a command of the client; its errors become ours."""
-        try:
-            return command()
-        except (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError) as error:
-            raise _unavailable(error) from error
-        except ResponseError as error:
-            if str(error).startswith(_UNAVAILABLE_PREFIXES):
-                raise _unavailable(error) from error
-            raise Internal(f"The job store refused a command: {error}", reason="JOB_STORE_ERROR") from error
-        except RedisError as error:
-            raise Internal(f"The job store failed: {error}", reason="JOB_STORE_ERROR") from error
-
 
 def _claim(answer: list[Any]) -> Claim:
     job = codec.job_from_fields(answer[1])
     return Claim(job, job.attempt)
-
-
-def _unavailable(error: RedisError) -> Unavailable:
-    return Unavailable(
-        f"The job store doesn't answer: {error}", reason="JOB_STORE_UNAVAILABLE", retry_after_seconds=1.0
-    )

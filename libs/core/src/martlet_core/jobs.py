@@ -60,6 +60,8 @@ class Job:
             a worker's shutdown) don't count.
         lease_owner: worker that holds it; empty when none does.
         lease_until: when the lease ends unless renewed.
+        queued_reason: why no worker has it although it is the first of its queue, for people; empty when there is no
+            more to say than that it is QUEUED.
         progress: newest progress (step, total_steps, metrics, eta_seconds, phase), JSON-ready.
         result: (partial) result, JSON-ready.
         error: ``MartletError.to_dict()`` of the last failure; None when there is none.
@@ -83,6 +85,7 @@ class Job:
     lost_attempts: int = 0
     lease_owner: str = ""
     lease_until: float = 0.0
+    queued_reason: str = ""
     create_time: float = 0.0
     start_time: float = 0.0
     end_time: float = 0.0
@@ -185,6 +188,16 @@ class JobStore(Protocol):
 
     def claim_next(self, queue: str, owner: str, lease_seconds: float) -> Claim | None:
         """Claim the first job of a queue by priority, then age; None if it is empty."""
+        ...
+
+    def first_queued(self, queue: str) -> Job | None:
+        """The job that ``claim_next`` would claim; None if the queue is empty."""
+        ...
+
+    def note_queued(self, job_id: str, reason: str) -> bool:
+        """Set a QUEUED job's ``queued_reason``, and append it as an event unless it is empty. False, and nothing done, if
+        the job isn't QUEUED or the reason is the same as before. The reason goes when the job leaves QUEUED.
+        """
         ...
 
     def heartbeat(self, job_id: str, token: int, lease_seconds: float) -> LeaseSignal:

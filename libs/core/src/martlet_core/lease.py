@@ -31,6 +31,7 @@ class LeaseKeeper:
         lease_seconds: length of the lease.
         on_renewed: called after each renewal.
         on_change: called when the signal changes or the lease is lost.
+        renew_also: renews what must be held together with the job; raises as ``JobStore.heartbeat`` does.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class LeaseKeeper:
         *,
         on_renewed: Callable[[], None],
         on_change: Callable[[], None],
+        renew_also: Callable[[], None] | None = None,
     ) -> None:
         self._store = store
         self._claim = claim
@@ -48,6 +50,7 @@ class LeaseKeeper:
         self._interval = min(lease_seconds / 3, _LONGEST_INTERVAL_SECONDS)
         self._on_renewed = on_renewed
         self._on_change = on_change
+        self._renew_also = renew_also
         self._renewed_at = time.monotonic()
         self._lost = threading.Event()
         self._stopped = threading.Event()
@@ -89,6 +92,8 @@ class LeaseKeeper:
         sent_at = time.monotonic()
         try:
             signal = self._store.heartbeat(self._claim.job.id, self._claim.token, self._lease_seconds)
+            if self._renew_also is not None:
+                self._renew_also()
         except (LeaseLost, NotFound) as error:
             if not self._stopped.is_set():
                 logger.warning("Lost the lease of job %s: %s", self._claim.job.id, error)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from martlet_core.settings import CoreSettings
+from martlet_core.gpu_settings import GpuSettings
 
 
-class StageSettings(CoreSettings):
+class StageSettings(GpuSettings):
     """Settings of a stage's ``serve`` and ``work``, from ``MARTLET_*`` variables. A stage gives ``grpc_address`` and ``queue``
     defaults of its own."""
 

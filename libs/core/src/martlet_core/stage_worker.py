@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from martlet_core.job_bus import CeleryBell
+from martlet_core.job_gpus import JobGpus
 from martlet_core.job_handler import JobHandler
 from martlet_core.stage_settings import StageSettings
 from martlet_core.stores import Stores, open_stores
@@ -23,5 +24,6 @@ def work_until_told(
         stop_grace_seconds=settings.stop_grace_seconds,
         preempt_after_seconds=settings.preempt_after_seconds,
     )
-    worker = Worker(stores, CeleryBell(settings.redis_url), handlers(stores), options)
+    bell = CeleryBell(settings.redis_url)
+    worker = Worker(stores, bell, handlers(stores), options, JobGpus.open(settings))
     return run_worker(worker, settings.redis_url, queue)

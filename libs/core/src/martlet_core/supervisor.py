@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from martlet_core.errors import (
     Unavailable,
     error_from_dict,
 )
+from martlet_core.job_gpus import GpuHold
 from martlet_core.job_handler import FinishedJob, JobHandler
 from martlet_core.jobs import Claim, Job, JobState, LeaseSignal
 from martlet_core.lease import LeaseKeeper
@@ -41,6 +41,7 @@ from martlet_core.outbox import Outbox
 from martlet_core.outputs import OutputUploader
 from martlet_core.preemption import CHECK_SECONDS, Preemption
 from martlet_core.publishing import publish_model, unpublish_model
+from martlet_core.stop_reason import StopReason
 from martlet_core.stores import Stores
 from martlet_core.trial import ModelTrial
 
@@ -49,16 +50,6 @@ logger = logging.getLogger(__name__)
 #: Errors of a recipe or handler that another attempt may not meet; every other MartletError is the user's to mend.
 _WORTH_ANOTHER_ATTEMPT = (Unavailable, DeadlineExceeded, Aborted, Internal)
 _FLUSH_SECONDS = 10.0
-
-
-class StopReason(Enum):
-    """Why an attempt must end before its work is done; earlier members win over later ones."""
-
-    LOST = "lost"
-    CANCEL = "cancel"
-    PAUSE = "pause"
-    SHUTDOWN = "shutdown"
-    PREEMPT = "preempt"
 
 
 @dataclass(frozen=True)
@@ -90,6 +81,7 @@ class JobRun:
         stop_grace_seconds: time between asking the recipe to stop and killing it.
         shutdown: set when the worker must end.
         preempt_after_seconds: see ``Preemption``.
+        gpus: the GPUs leased for it, kept until its process is dead; None where no leases are taken.
     """
 
     def __init__(
@@ -103,6 +95,7 @@ class JobRun:
         stop_grace_seconds: float,
         shutdown: threading.Event,
         preempt_after_seconds: float = 0.0,
+        gpus: GpuHold | None = None,
     ) -> None:
         self._stores = stores
         self._handler = handler
@@ -113,13 +106,15 @@ class JobRun:
         self._shutdown = shutdown
         self._preemption = Preemption(stores.jobs, claim.job, preempt_after_seconds, check_seconds=CHECK_SECONDS)
         self._makes_room = False
+        self._gpus = gpus
         self._wake = threading.Event()
         self._child: ChildProcess | None = None
         self._checkpoints: CheckpointKeeper | None = None
         self._outputs = OutputUploader(stores.artifacts, claim, workdir, self._must_stop_uploading)
         self._stop_deadline: float | None = None
+        renew = gpus.renew if gpus else None
         self._lease = LeaseKeeper(
-            stores.jobs, claim, lease_seconds, on_renewed=self._on_renewed, on_change=self._wake.set
+            stores.jobs, claim, lease_seconds, on_renewed=self._on_renewed, on_change=self._wake.set, renew_also=renew
         )
         self._outbox = Outbox(stores.jobs, claim, on_lost=self._lease.mark_lost)
         self._trial = ModelTrial(
@@ -222,6 +217,7 @@ class JobRun:
             self._handler.entrypoint,
             self._workdir,
             silence_seconds=self._lease.trusted_seconds,
+            environ=self._gpus.environ if self._gpus else {},
             on_message=relay.on_message,
             on_log_line=relay.on_log_line,
             on_exit=self._wake.set,
@@ -246,6 +242,8 @@ class JobRun:
                 child.kill()
                 child.wait()
             self._wait(kill_at)
+        if self._gpus:
+            self._gpus.release()  # its process is dead: what follows computes nothing
         return exit_, kill_at is not None
 
     def _look_for_preemption(self) -> None:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from martlet_core.artifacts.types import Artifact, PublishedModel
-from martlet_core.errors import MartletError, NotFound, Unimplemented
+from martlet_core.errors import FailedPrecondition, InvalidArgument, MartletError, NotFound, Unimplemented
 from martlet_core.job_bus import Bell, run_celery_worker
+from martlet_core.job_gpus import GpuHold, JobGpus, WaitNotes
 from martlet_core.job_handler import FinishedJob, JobHandler, PreparedJob
-from martlet_core.jobs import Claim, Job, JobState
+from martlet_core.jobs import Claim, Job, JobEvent, JobState
 from martlet_core.logs import job_context
 from martlet_core.stores import Stores
 from martlet_core.supervisor import JobRun
@@ -46,6 +47,7 @@ class WorkerOptions:
             a busy worker.
         preempt_after_seconds: how long a job of higher priority must have waited before the running one writes a
             checkpoint and makes room for it; 0: it never does.
+        gpu_poll_seconds: how often a job that waits for GPUs asks for them again.
     """
 
     queue: str
@@ -54,6 +56,16 @@ class WorkerOptions:
     stop_grace_seconds: float = 60.0
     idle_poll_seconds: float = 1.0
     preempt_after_seconds: float = 0.0
+    gpu_poll_seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A claimed job, the GPUs it got (None where no leases are taken), and why it can't be done, if that is known."""
+
+    claim: Claim
+    gpus: GpuHold | None = None
+    refusal: MartletError | None = None
 
 
 class Worker:
@@ -64,13 +76,22 @@ class Worker:
         bell: rung when a job is given back, so that another worker takes it at once.
         handlers: one for each kind of job.
         options: see ``WorkerOptions``.
+        gpus: takes the GPUs that jobs need; None where no leases are taken.
     """
 
-    def __init__(self, stores: Stores, bell: Bell, handlers: Sequence[JobHandler], options: WorkerOptions) -> None:
+    def __init__(
+        self,
+        stores: Stores,
+        bell: Bell,
+        handlers: Sequence[JobHandler],
+        options: WorkerOptions,
+        gpus: JobGpus | None = None,
+    ) -> None:
         self._stores = stores
         self._bell = bell
         self._handlers = {handler.kind: handler for handler in handlers}
         self._options = options
+        self._gpus = gpus
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._busy = threading.Lock()
         self._shutdown = threading.Event()
@@ -109,14 +130,64 @@ class Worker:
 
     def _drain(self, job_id: str | None) -> None:
         try:
-            claim = self._claim(job_id) if job_id else self._claim_next()
-            while claim is not None:
-                self._carry_out(claim)
-                claim = self._claim_next()
+            work = self._next(job_id)
+            while work is not None:
+                self._carry_out(work)
+                work = self._next(None)
         except MartletError as error:
             logger.warning("No job could be claimed: %s", error)
         except Exception:  # the lease of a job that was left lapses; this worker must stay to hear the next bell
             logger.exception("A job was left.")
+
+    def _next(self, job_id: str | None) -> _Work | None:
+        """Claim the job that was rung for, or the first of the queue; with GPUs always the first, whoever rang."""
+        if self._gpus is not None:
+            return self._next_with_gpus(self._gpus)
+        claim = self._claim(job_id) if job_id else self._claim_next()
+        return _Work(claim) if claim is not None else None
+
+    def _next_with_gpus(self, gpus: JobGpus) -> _Work | None:
+        """Claim the first job of the queue once it has the GPUs that it needs. Until then it stays QUEUED, with the reason
+        on record: it can be paused or cancelled, and another worker may have it.
+        """
+        notes = WaitNotes(self._stores.jobs)
+        try:
+            while not self._shutdown.is_set():
+                job = self._stores.jobs.first_queued(self._options.queue)
+                if job is None:
+                    return None
+                hold, refusal = None, None
+                try:
+                    hold = gpus.take(job, self._gpus_needed(job))
+                except FailedPrecondition as error:
+                    refusal = error
+                if hold is None and refusal is None:
+                    notes.note(job, gpus.reason)
+                    self._shutdown.wait(self._options.gpu_poll_seconds)
+                    continue
+                work = self._claim_with(job.id, hold, refusal)
+                if work is not None:
+                    notes.is_claimed(job)
+                    return work
+        finally:
+            gpus.leave_line()
+            notes.close()
+        return None
+
+    def _gpus_needed(self, job: Job) -> int:
+        try:
+            return self._handler(job).gpus_needed(job)
+        except InvalidArgument:
+            return 0  # preparing the job will say what is wrong with its spec
+
+    def _claim_with(self, job_id: str, hold: GpuHold | None, refusal: MartletError | None) -> _Work | None:
+        claim = None
+        try:
+            claim = self._claim(job_id)
+        finally:
+            if claim is None and hold is not None:
+                hold.release()
+        return _Work(claim, hold, refusal) if claim is not None else None
 
     def _claim(self, job_id: str) -> Claim | None:
         if self._shutdown.is_set():
@@ -132,19 +203,29 @@ class Worker:
             return None
         return self._stores.jobs.claim_next(self._options.queue, self.owner, self._options.lease_seconds)
 
-    def _carry_out(self, claim: Claim) -> None:
-        job = claim.job
+    def _carry_out(self, work: _Work) -> None:
+        try:
+            self._attempt(work)
+        finally:
+            if work.gpus is not None:
+                work.gpus.release()
+
+    def _attempt(self, work: _Work) -> None:
+        claim, job = work.claim, work.claim.job
         logger.info("Attempt %s at %s job %s begins.", claim.token, job.kind, job.id)
+        if work.gpus is not None and work.gpus.text:
+            self._say(claim, work.gpus.text)
         with job_context(job.id), _scratch(self._options.work_dir, f"{job.id}-{claim.token}") as workdir:
             self._run = JobRun(
                 self._stores,
-                self._handler(claim),
+                _Refusal(job.kind, work.refusal) if work.refusal else self._handler(job),
                 claim,
                 workdir=workdir,
                 lease_seconds=self._options.lease_seconds,
                 stop_grace_seconds=self._options.stop_grace_seconds,
                 shutdown=self._shutdown,
                 preempt_after_seconds=self._options.preempt_after_seconds,
+                gpus=work.gpus,
             )
             try:
                 state = self._run.run()
@@ -154,6 +235,14 @@ class Worker:
         if state is JobState.QUEUED:
             self._after_queued(job.id, job.lost_attempts)
 
+    def _say(self, claim: Claim, text: str) -> None:
+        try:
+            self._stores.jobs.append_event(
+                claim.job.id, JobEvent("log", text, attempt=claim.token, data={"source": "worker"})
+            )
+        except MartletError as error:
+            logger.info("Not on record: %s (%s)", text, error)
+
     def _after_queued(self, job_id: str, lost_before: int) -> None:
         """Let another worker have a job that was given back; wait a little before a crashed one is tried again."""
         if self._shutdown.is_set():
@@ -161,8 +250,12 @@ class Worker:
         elif self._stores.jobs.get(job_id).lost_attempts > lost_before:
             self._shutdown.wait(min(2.0**lost_before, _LONGEST_PAUSE_SECONDS))
 
-    def _handler(self, claim: Claim) -> JobHandler:
-        return self._handlers.get(claim.job.kind) or _UnknownKind(claim.job.kind, sorted(self._handlers))
+    def _handler(self, job: Job) -> JobHandler:
+        if job.kind in self._handlers:
+            return self._handlers[job.kind]
+        known = ", ".join(sorted(self._handlers))
+        text = f"No worker of queue {job.queue!r} knows jobs of kind {job.kind!r}; known: {known}."
+        return _Refusal(job.kind, Unimplemented(text))
 
     def _poll(self) -> None:
         while not self._shutdown.wait(self._options.idle_poll_seconds):
@@ -182,19 +275,20 @@ def run_worker(worker: Worker, redis_url: str, queue: str) -> int:
     return exit_code
 
 
-class _UnknownKind:
-    """Stands in for the handler of a kind that this worker doesn't know: the job fails with a readable reason."""
+class _Refusal:
+    """Stands in for the handler of a job that this worker can't do: it fails with a readable reason."""
 
     entrypoint = ""
 
-    def __init__(self, kind: str, known: Sequence[str]) -> None:
+    def __init__(self, kind: str, error: MartletError) -> None:
         self.kind = kind
-        self._known = known
+        self._error = error
+
+    def gpus_needed(self, job: Job) -> int:
+        return 0
 
     def prepare(self, job: Job) -> PreparedJob:
-        raise Unimplemented(
-            f"No worker of queue {job.queue!r} knows jobs of kind {self.kind!r}; known: {', '.join(self._known)}."
-        )
+        raise self._error
 
     def finish(self, job: Job, values: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> FinishedJob:
         raise NotImplementedError  # not reached: prepare refuses

@@ -32,6 +32,12 @@ class EvaluationHandler:
         self._dirs = dirs
         self._settings = settings
 
+    def gpus_needed(self, job: Job) -> int:
+        """One if a model is loaded in the job's own process; those that are asked over HTTP have their own."""
+        config = parse_evaluation_config(job.spec)
+        targets = config.targets if config.asks_targets else ()
+        return int(any(target.engine == "transformers" for target in targets))
+
     def prepare(self, job: Job) -> PreparedJob:
         """See ``JobHandler.prepare``."""
         config = parse_evaluation_config(job.spec)

@@ -190,6 +190,7 @@ def served_model(held: Held, pool: ModelPool, context_length: int) -> pb.ServedM
         pinned=held.pinned,
         active_requests=held.active,
         context_length=context_length,
+        state_reason=pool.whole.waits_for,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 
 from martlet.gateway.v1 import replica_pb2
@@ -12,6 +13,8 @@ from martlet_core.artifacts.s3 import S3ObjectStore
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import MartletError, NotFound, Unavailable
+from martlet_core.gpu_devices import GpuMachine, find_machine
+from martlet_core.gpu_leases import RedisGpuLeases
 from martlet_core.models import ObjectModelRegistry
 from martlet_core.rpc.context import DEFAULT_TENANT
 from martlet_core.rpc.server import GrpcServer, Service
@@ -22,6 +25,7 @@ from martlet_inference.engines.base import Engine
 from martlet_inference.engines.echo import EchoEngine
 from martlet_inference.engines.vllm import VllmEngine, installed_vllm
 from martlet_inference.engines.vllm_process import VllmOptions
+from martlet_inference.gpu_gate import GpuGate
 from martlet_inference.home import HomeSource, home_model
 from martlet_inference.hub import HubModels
 from martlet_inference.model_cache import ModelCache
@@ -34,6 +38,8 @@ from martlet_inference.settings import InferenceSettings
 log = logging.getLogger(__name__)
 
 STORE_POLL_SECONDS = 1.0
+#: vLLM's own default for a GPU that it has to itself: the rest is for what it doesn't count.
+MOST_GPU_MEMORY = 0.9
 #: After a first model that the engine could not start, in seconds.
 START_RETRY_SECONDS = 15.0
 
@@ -45,12 +51,15 @@ class Replica:
         settings: where it is deployed.
         engine: the engine, not started yet.
         source: where models come from that the settings don't bring along.
+        gpus: the GPUs that the engine needs a lease of; None where it needs none.
 
     Raises:
         InvalidArgument, FailedPrecondition: the settings name a model that can never be served.
     """
 
-    def __init__(self, settings: InferenceSettings, engine: Engine, source: ModelSource) -> None:
+    def __init__(
+        self, settings: InferenceSettings, engine: Engine, source: ModelSource, gpus: GpuMachine | None = None
+    ) -> None:
         self._settings = settings
         self._engine = engine
         self._home = home_model(settings)
@@ -63,17 +72,21 @@ class Replica:
             internal_token=settings.internal_token,
         )
         self.port = 0
+        self._gate = self.pool.whole.gpus = self._make_gate(gpus) if gpus else None
+        self._starting_again: set[asyncio.Task[None]] = set()
         self._registration: Registration | None = None
         self._bring_up: asyncio.Task[None] | None = None
 
     @classmethod
     async def build(cls, settings: InferenceSettings) -> Replica:
         """A replica with the engine and the stores that the settings name; waits for the object store to be there."""
-        engine = build_engine(settings)
+        machine = find_machine(settings, os.environ)
+        engine = build_engine(settings, machine)
+        gpus = machine if machine and (machine.simulated or engine.device == "cuda") else None
         home_model(settings)  # what can never be served is said before anything is waited for
         while True:
             try:
-                return cls(settings, engine, await asyncio.to_thread(build_source, settings))
+                return cls(settings, engine, await asyncio.to_thread(build_source, settings), gpus)
             except Unavailable as exc:
                 log.warning("waiting for the object store", extra={"error": exc.message})
                 await asyncio.sleep(STORE_POLL_SECONDS)
@@ -92,6 +105,8 @@ class Replica:
             )
             self.pool.on_change(self._registration.changed)
             self._registration.start()
+        if self._gate:
+            self._gate.start(on_change=self._gpus_changed, on_lost=self._gpus_lost)
         if self._settings.model:
             self._bring_up = asyncio.create_task(self._load_first_model(), name="first-model")
 
@@ -123,14 +138,50 @@ class Replica:
         if self._registration:
             await self._registration.stop()
         await self.server.stop(grace_seconds=1.0)
+        for task in self._starting_again:
+            task.cancel()
         await self.pool.whole.close()
+        if self._gate:
+            await self._gate.stop()
+
+    @property
+    def _address(self) -> str:
+        return self._settings.advertise_address or own_address(self._settings.grpc_address, self.port)
+
+    def _make_gate(self, machine: GpuMachine) -> GpuGate:
+        return GpuGate(
+            RedisGpuLeases.from_url(self._settings.redis_url, machine.id),
+            machine,
+            count=self._settings.gpu_count,
+            share=self._settings.replica_share(machine.seen),
+            lease_seconds=self._settings.lease_seconds,
+            label=lambda: f"inference replica {self._address}",
+        )
+
+    def _gpus_changed(self) -> None:
+        self._report_health()
+        if self._registration:
+            self._registration.changed()
+
+    def _gpus_lost(self) -> None:
+        task = asyncio.create_task(self._start_again(), name="start-again")
+        self._starting_again.add(task)
+        task.add_done_callback(self._starting_again.discard)
+
+    async def _start_again(self) -> None:
+        while True:
+            try:
+                await self.pool.whole.restart()
+                return
+            except MartletError as exc:
+                log.error("the engine did not start again; trying once more", extra={"error": exc.message})
+                await asyncio.sleep(START_RETRY_SECONDS)
 
     async def _describe(self, name: str) -> replica_pb2.Replica:
-        address = self._settings.advertise_address or own_address(self._settings.grpc_address, self.port)
         return await convert.replica(
             self.plane,
             name=name,
-            address=address,
+            address=self._address,
             accepts_placement=self._settings.accepts_placement,
             home_models=[self._home.name] if self._home else [],
         )
@@ -169,8 +220,8 @@ def own_address(grpc_address: str, port: int) -> str:
     return f"{socket.gethostname() if host in ('', '0.0.0.0', '[::]') else host}:{port}"
 
 
-def build_engine(settings: InferenceSettings) -> Engine:
-    """The engine that the settings name."""
+def build_engine(settings: InferenceSettings, machine: GpuMachine | None = None) -> Engine:
+    """The engine that the settings name, for the GPUs of a machine."""
     if settings.engine == "echo":
         return EchoEngine(
             tokens_per_second=settings.echo_tokens_per_second,
@@ -186,7 +237,8 @@ def build_engine(settings: InferenceSettings) -> Engine:
         max_lora_rank=settings.max_lora_rank,
         max_adapters=settings.max_adapters,
         kv_cache_gib=settings.kv_cache_gib,
-        gpu_memory_share=settings.gpu_memory_share,
+        gpu_memory_share=min(settings.replica_share(machine.seen if machine else 0), MOST_GPU_MEMORY),
+        gpu_count=settings.gpu_count,
         threads=settings.engine_threads,
         tool_call_parser=settings.tool_call_parser,
         extra_args=settings.engine_args,

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 from martlet_core.artifacts.cache import DEFAULT_MAX_BYTES
-from martlet_core.settings import CoreSettings
+from martlet_core.gpu_settings import GpuSettings
 from pydantic import Field, field_validator
 
 #: What vLLM takes as its maximum.
 LORA_RANKS = (0, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
-class InferenceSettings(CoreSettings):
+class InferenceSettings(GpuSettings):
     """Settings of the inference service, from ``MARTLET_*`` variables."""
 
     grpc_address: str = Field(
@@ -60,7 +60,9 @@ class InferenceSettings(CoreSettings):
         "", description="Type the engine computes in; default: float32 on a CPU, the model's own on a GPU."
     )
     kv_cache_gib: int = Field(1, ge=1, description="Memory for the KV cache on a CPU, in GiB.")
-    gpu_memory_share: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that the engine takes.")
+    gpu_count: int = Field(
+        1, ge=1, description="GPUs of the replica; more than one hold a part of the model each (tensor parallelism)."
+    )
     engine_threads: int = Field(
         0,
         ge=0,

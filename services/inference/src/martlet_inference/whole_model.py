@@ -11,6 +11,7 @@ from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import FailedPrecondition, MartletError, Unavailable
 
 from martlet_inference.engines.base import Engine, EngineState, WholeModel
+from martlet_inference.gpu_gate import GpuGate
 from martlet_inference.held import Held
 from martlet_inference.model_source import ModelSource
 
@@ -25,6 +26,9 @@ class WholeModelSlot:
         source: where files come from.
         wait_idle: waits until no request is in work, at most so many seconds.
         changed: called when the model or its state changes.
+
+    Attributes:
+        gpus: what the engine must wait for before it starts; None where no GPUs are leased.
     """
 
     def __init__(
@@ -45,6 +49,12 @@ class WholeModelSlot:
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Held]] = set()
         self._leaving = ""
+        self.gpus: GpuGate | None = None
+
+    @property
+    def waits_for(self) -> str:
+        """What keeps the engine from starting, for people; empty for nothing."""
+        return self.gpus.reason if self.gpus is not None else ""
 
     @property
     def swapping(self) -> bool:
@@ -70,6 +80,10 @@ class WholeModelSlot:
 
     def check_ready(self) -> None:
         """Raises Unavailable unless requests can be answered now."""
+        if self.waits_for:
+            raise Unavailable(
+                f"This replica is {self.waits_for}; try again.", reason="ENGINE_NOT_READY", retry_after_seconds=5
+            )
         if self._leaving:
             raise Unavailable(
                 f"This replica is {self._leaving}; try again.", reason="MODEL_SWAPPING", retry_after_seconds=5
@@ -98,6 +112,15 @@ class WholeModelSlot:
         self._tasks.add(task)
         task.add_done_callback(self._forget)
         return await asyncio.shield(task)
+
+    async def restart(self) -> None:
+        """Stop the engine at once, and start it again with its model when it may. Raises as ``load`` does."""
+        async with self._lock:
+            if self._started_with is None:
+                return
+            async with self._leave("starting its engine again", 0.0):
+                await self._engine.stop()
+                await self._start_engine(self._started_with)
 
     async def unload(self, drain_seconds: float) -> None:
         """Stop the engine once running requests have ended, at the latest after ``drain_seconds``."""
@@ -143,7 +166,7 @@ class WholeModelSlot:
         previous, previous_target = self.held, self._started_with
         self.held, self._started_with = held, None
         try:
-            await self._engine.start(target)
+            await self._start_engine(target)
             self._started_with = target
         except MartletError:
             self.held = previous
@@ -152,6 +175,11 @@ class WholeModelSlot:
                 await self._engine.start(previous_target)
                 self._started_with = previous_target
             raise
+
+    async def _start_engine(self, target: WholeModel) -> None:
+        if self.gpus is not None:
+            await self.gpus.ready()
+        await self._engine.start(target)
 
     @asynccontextmanager
     async def _leave(self, what: str, drain_seconds: float) -> AsyncIterator[None]:

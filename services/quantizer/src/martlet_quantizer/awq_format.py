@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from martlet_quantizer.loading import device
+
 #: Where each of the eight 4-bit numbers of a 32-bit word lies (in steps of 4 bits), in AutoAWQ's GEMM layout.
 _ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
@@ -77,7 +79,7 @@ def load_by_autoawq(directory: Path) -> Any:
     import awq.models.base
     from awq import AutoAWQForCausalLM
 
-    if not torch.cuda.is_available():
+    if device().type == "cpu":
         awq.models.base.get_best_device = lambda: "naive"
     model: Any = AutoAWQForCausalLM.from_quantized(str(directory), fuse_layers=False, trust_remote_code=False)
     return model.model.eval()

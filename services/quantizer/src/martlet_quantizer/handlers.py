@@ -44,6 +44,10 @@ class QuantizationHandler:
         self._engine_pythons = engine_pythons
         self._serving = serving or ServingCheck()
 
+    def gpus_needed(self, job: Job) -> int:
+        """One: every method is measured on a GPU where there is one, and most compute on it."""
+        return 1
+
     def prepare(self, job: Job) -> PreparedJob:
         """See ``JobHandler.prepare``."""
         config = parse_config(job.spec)

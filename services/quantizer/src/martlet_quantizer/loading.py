@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 import transformers
+from martlet_core.gpu_memory import limit_memory
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 _OLD_TRANSFORMERS = int(transformers.__version__.split(".")[0]) < 5
 
 
 def device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """The GPU where there is one, kept to what the job leased of it, else the CPU."""
+    limit_memory(torch.cuda)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

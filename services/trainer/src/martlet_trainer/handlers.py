@@ -31,6 +31,11 @@ class TrainingHandler:
         self._stores = stores
         self._dirs = dirs
 
+    def gpus_needed(self, job: Job) -> int:
+        """See ``JobHandler.gpus_needed``."""
+        resources = parse_training_config(job.spec).resources
+        return 0 if resources.device == "cpu" else resources.device_count
+
     def prepare(self, job: Job) -> PreparedJob:
         """See ``JobHandler.prepare``."""
         config = parse_training_config(job.spec)
@@ -102,6 +107,10 @@ class MergeHandler:
     def __init__(self, stores: Stores, dirs: ModelDirs) -> None:
         self._stores = stores
         self._dirs = dirs
+
+    def gpus_needed(self, job: Job) -> int:
+        """None: merges compute on the CPU."""
+        return 0
 
     def prepare(self, job: Job) -> PreparedJob:
         """See ``JobHandler.prepare``."""

@@ -96,6 +96,8 @@ local function make_move(job, move, fields, detail, lease_until)
   if move.to ~= job.state then
     if job.state == 'QUEUED' then
       redis.call('ZREM', queue_key(job.queue), queue_member(job))
+      fields[#fields + 1] = 'queued_reason'
+      fields[#fields + 1] = ''
     end
     if HELD[job.state] and not HELD[move.to] then
       redis.call('ZREM', leases_key(job.stage), job.id)

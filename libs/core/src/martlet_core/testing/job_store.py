@@ -185,6 +185,23 @@ class MemoryJobStore:
         self._make_move(record, move)
         return Claim(record.job, record.job.attempt)
 
+    def first_queued(self, queue: str) -> Job | None:
+        """See ``JobStore.first_queued``."""
+        with self._changed:
+            waiting = self._queue(queue)
+            return waiting[0] if waiting else None
+
+    def note_queued(self, job_id: str, reason: str) -> bool:
+        """See ``JobStore.note_queued``."""
+        with self._changed:
+            record = self._record(job_id)
+            if record.job.state is not JobState.QUEUED or record.job.queued_reason == reason:
+                return False
+            record.job = replace(record.job, queued_reason=reason, update_time=self._now())
+            if reason:
+                self._append_event(record, rules.queued_event(reason, record.job.attempt))
+            return True
+
     def heartbeat(self, job_id: str, token: int, lease_seconds: float) -> LeaseSignal:
         """See ``JobStore.heartbeat``."""
         rules.check_lease_seconds(lease_seconds)
@@ -366,6 +383,8 @@ class MemoryJobStore:
     def _make_move(self, record: _Record, move: rules.Move, detail: str = "") -> None:
         before, now = record.job.state, self._now()
         changes: dict[str, Any] = {"state": move.to, "update_time": now}
+        if before is JobState.QUEUED and move.to is not JobState.QUEUED:
+            changes["queued_reason"] = ""
         if before.is_held and not move.to.is_held:
             changes |= {"lease_owner": "", "lease_until": 0.0}
         if move.to.is_final:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from martlet_core.errors import InvalidArgument
+from martlet_core.gpus import MEMORY_SHARE, VISIBLE
 from martlet_core.recipe import FailedWithResult, OutputArtifact, RecipeResult, Report, StopRequested
 
 _MULTIPLIER, _INCREMENT, _MODULUS = 6364136223846793005, 1442695040888963407, 2**64
@@ -40,7 +41,8 @@ def run(config: dict[str, Any], workdir: Path, report: Report, should_stop: Call
     attempt = json.loads((workdir / "job.json").read_text())["attempt"]
     step, value = _resume(workdir)
     report.phase("counting")
-    report.partial_result({"started_at": step})
+    gpus = {"visible_gpus": os.environ.get(VISIBLE), "gpu_memory_share": os.environ.get(MEMORY_SHARE)}
+    report.partial_result({"started_at": step, **gpus})
     print(f"starting behind step {step}")
     last_saved = step
     while step < config["steps"]:

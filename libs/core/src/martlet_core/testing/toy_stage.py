@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from martlet_core.artifacts.types import Artifact, PublishedModel
+from martlet_core.gpu_settings import GpuSettings
 from martlet_core.job_bus import CeleryBell
+from martlet_core.job_gpus import JobGpus
 from martlet_core.job_handler import FinishedJob, PreparedJob
 from martlet_core.job_service import NewJob
 from martlet_core.jobs import Job
 from martlet_core.reconciler import Reconciler, ReconcilerOptions
-from martlet_core.settings import CoreSettings
 from martlet_core.stores import open_stores
 from martlet_core.worker import Worker, WorkerOptions, run_worker
 
@@ -27,7 +28,7 @@ STAGE = QUEUE = "toy"
 KIND = "counting"
 
 
-class ToySettings(CoreSettings):
+class ToySettings(GpuSettings):
     """Settings of the worker process."""
 
     stop_grace_seconds: float = 10.0
@@ -40,6 +41,10 @@ class ToyHandler:
 
     kind: str = KIND
     entrypoint: str = "martlet_core.testing.toy_recipe:run"
+
+    def gpus_needed(self, job: Job) -> int:
+        """As many as the spec's ``gpus`` says."""
+        return int(job.spec.get("gpus", 0))
 
     def prepare(self, job: Job) -> PreparedJob:
         """See ``JobHandler.prepare``."""
@@ -80,7 +85,8 @@ def main(argv: list[str]) -> int:
     options = WorkerOptions(
         QUEUE, settings.work_dir, settings.lease_seconds, settings.stop_grace_seconds, idle_poll_seconds=1.0
     )
-    exit_code = run_worker(Worker(stores, bell, [ToyHandler()], options), settings.redis_url, QUEUE)
+    worker = Worker(stores, bell, [ToyHandler()], options, JobGpus.open(settings))
+    exit_code = run_worker(worker, settings.redis_url, QUEUE)
     if reconciler is not None:
         reconciler.stop()
     return exit_code

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from martlet_core.errors import FailedPrecondition
+from martlet_core.gpu_memory import limit_memory
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from martlet_evaluator.targets.base import Answer, Messages, Sampling
@@ -46,6 +47,7 @@ class LocalTarget:
                 )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        limit_memory(torch.cuda)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = "auto" if device == "cuda" else torch.float32
         loaded: Any = AutoModelForCausalLM.from_pretrained(

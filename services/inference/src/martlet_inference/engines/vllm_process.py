@@ -42,7 +42,8 @@ class VllmOptions:
         max_lora_rank: 0 serves without adapters.
         max_adapters: adapters held at a time.
         kv_cache_gib: KV cache on a CPU.
-        gpu_memory_share: share of a GPU's memory.
+        gpu_memory_share: share of each GPU's memory that it takes, its context included.
+        gpu_count: GPUs that hold a part of the model each.
         threads: threads on a CPU; 0 takes ``OMP_NUM_THREADS`` where that is set, else all cores.
         tool_call_parser: how the model writes tool calls; empty refuses ``tool_choice: auto``.
         extra_args: more arguments, as in a shell.
@@ -56,6 +57,7 @@ class VllmOptions:
     max_adapters: int = 8
     kv_cache_gib: int = 1
     gpu_memory_share: float = 0.9
+    gpu_count: int = 1
     threads: int = 0
     tool_call_parser: str = "hermes"
     extra_args: str = ""
@@ -81,7 +83,9 @@ def command(options: VllmOptions, model: WholeModel, socket_path: Path) -> list[
         args += ["--distributed-executor-backend", "uni"]  # see VLLM_ENABLE_V1_MULTIPROCESSING below
         args += ["--block-size", "32"]  # prompts share whole blocks only, and most are shorter than the default of 128
     else:
-        args += ["--gpu-memory-utilization", str(options.gpu_memory_share)]
+        args += ["--gpu-memory-utilization", f"{options.gpu_memory_share:g}"]
+        if options.gpu_count > 1:
+            args += ["--tensor-parallel-size", str(options.gpu_count)]
     return args + shlex.split(options.extra_args)
 
 

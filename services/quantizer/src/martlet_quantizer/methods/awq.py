@@ -15,7 +15,7 @@ from awq import AutoAWQForCausalLM
 from awq.quantize.quantizer import AwqQuantizer
 from martlet_core.errors import InvalidArgument
 
-from martlet_quantizer.loading import load_tokenizer
+from martlet_quantizer.loading import device, load_tokenizer
 from martlet_quantizer.methods.base import Task, Written
 from martlet_quantizer.transformers4 import readable_copy
 
@@ -62,7 +62,7 @@ def quantize(task: Task, quantizer: type[AwqQuantizer] = Quantizer) -> Written:
     if issubclass(quantizer, Quantizer):
         quantizer.progress = staticmethod(task.progress)
     # float32: in half precision its products took 20 times as long on a CPU.
-    dtype = torch.float16 if torch.cuda.is_available() else torch.float32
+    dtype = torch.float16 if device().type == "cuda" else torch.float32
     model: Any = AutoAWQForCausalLM.from_pretrained(
         str(source), torch_dtype=dtype, trust_remote_code=False, safetensors=True, device_map=None
     )

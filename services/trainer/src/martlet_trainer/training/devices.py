@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from martlet_core.errors import FailedPrecondition, InvalidArgument
+from martlet_core.gpu_memory import limit_memory
 
 from martlet_trainer.config import TrainingConfig
 
@@ -60,6 +61,7 @@ def place(config: TrainingConfig, local_rank: int = 0) -> Placement:
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        limit_memory(torch.cuda, local_rank)
     return Placement(device, precision)
 
 

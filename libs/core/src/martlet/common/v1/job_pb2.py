@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmartlet/common/v1/job.proto\x12\x11martlet.common.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xff\x01\n\x0bJobProgress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\x12\x10\n\x08\x66raction\x18\x03 \x01(\x01\x12<\n\x07metrics\x18\x04 \x03(\x0b\x32+.martlet.common.v1.JobProgress.MetricsEntry\x12&\n\x03\x65ta\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0equeue_position\x18\x06 \x01(\x05\x12\r\n\x05phase\x18\x07 \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x80\x03\n\x08JobEvent\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x05level\x18\x03 \x01(\x0e\x32\x1d.martlet.common.v1.EventLevel\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x36\n\x0cstate_change\x18\x06 \x01(\x0b\x32\x1e.martlet.common.v1.StateChangeH\x00\x12\x33\n\x07metrics\x18\x07 \x01(\x0b\x32 .martlet.common.v1.MetricsReportH\x00\x12<\n\ncheckpoint\x18\x08 \x01(\x0b\x32&.martlet.common.v1.CheckpointCommittedH\x00\x12.\n\x08log_line\x18\t \x01(\x0b\x32\x1a.martlet.common.v1.LogLineH\x00\x42\x08\n\x06\x64\x65tail\"}\n\x0bStateChange\x12/\n\nfrom_state\x18\x01 \x01(\x0e\x32\x1b.martlet.common.v1.JobState\x12-\n\x08to_state\x18\x02 \x01(\x0e\x32\x1b.martlet.common.v1.JobState\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x8a\x01\n\rMetricsReport\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12<\n\x06values\x18\x02 \x03(\x0b\x32,.martlet.common.v1.MetricsReport.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"5\n\x13\x43heckpointCommitted\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\"\x19\n\x07LogLine\x12\x0e\n\x06source\x18\x01 \x01(\t\"]\n\x15ListJobEventsResponse\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.martlet.common.v1.JobEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xfb\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14JOB_STATE_VALIDATING\x10\x01\x12\x14\n\x10JOB_STATE_QUEUED\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x15\n\x11JOB_STATE_PAUSING\x10\x04\x12\x14\n\x10JOB_STATE_PAUSED\x10\x05\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x06\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x07\x12\x14\n\x10JOB_STATE_FAILED\x10\x08\x12\x17\n\x13JOB_STATE_CANCELLED\x10\t*l\n\nEventLevel\x12\x1b\n\x17\x45VENT_LEVEL_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45VENT_LEVEL_INFO\x10\x01\x12\x14\n\x10\x45VENT_LEVEL_WARN\x10\x02\x12\x15\n\x11\x45VENT_LEVEL_ERROR\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmartlet/common/v1/job.proto\x12\x11martlet.common.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x96\x02\n\x0bJobProgress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\x12\x10\n\x08\x66raction\x18\x03 \x01(\x01\x12<\n\x07metrics\x18\x04 \x03(\x0b\x32+.martlet.common.v1.JobProgress.MetricsEntry\x12&\n\x03\x65ta\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0equeue_position\x18\x06 \x01(\x05\x12\r\n\x05phase\x18\x07 \x01(\t\x12\x15\n\rqueued_reason\x18\x08 \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x80\x03\n\x08JobEvent\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x05level\x18\x03 \x01(\x0e\x32\x1d.martlet.common.v1.EventLevel\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x36\n\x0cstate_change\x18\x06 \x01(\x0b\x32\x1e.martlet.common.v1.StateChangeH\x00\x12\x33\n\x07metrics\x18\x07 \x01(\x0b\x32 .martlet.common.v1.MetricsReportH\x00\x12<\n\ncheckpoint\x18\x08 \x01(\x0b\x32&.martlet.common.v1.CheckpointCommittedH\x00\x12.\n\x08log_line\x18\t \x01(\x0b\x32\x1a.martlet.common.v1.LogLineH\x00\x42\x08\n\x06\x64\x65tail\"}\n\x0bStateChange\x12/\n\nfrom_state\x18\x01 \x01(\x0e\x32\x1b.martlet.common.v1.JobState\x12-\n\x08to_state\x18\x02 \x01(\x0e\x32\x1b.martlet.common.v1.JobState\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x8a\x01\n\rMetricsReport\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12<\n\x06values\x18\x02 \x03(\x0b\x32,.martlet.common.v1.MetricsReport.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"5\n\x13\x43heckpointCommitted\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\"\x19\n\x07LogLine\x12\x0e\n\x06source\x18\x01 \x01(\t\"]\n\x15ListJobEventsResponse\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.martlet.common.v1.JobEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xfb\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14JOB_STATE_VALIDATING\x10\x01\x12\x14\n\x10JOB_STATE_QUEUED\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x15\n\x11JOB_STATE_PAUSING\x10\x04\x12\x14\n\x10JOB_STATE_PAUSED\x10\x05\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x06\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x07\x12\x14\n\x10JOB_STATE_FAILED\x10\x08\x12\x17\n\x13JOB_STATE_CANCELLED\x10\t*l\n\nEventLevel\x12\x1b\n\x17\x45VENT_LEVEL_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45VENT_LEVEL_INFO\x10\x01\x12\x14\n\x10\x45VENT_LEVEL_WARN\x10\x02\x12\x15\n\x11\x45VENT_LEVEL_ERROR\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,26 +37,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBPROGRESS_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_METRICSREPORT_VALUESENTRY']._loaded_options = None
   _globals['_METRICSREPORT_VALUESENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATE']._serialized_start=1206
-  _globals['_JOBSTATE']._serialized_end=1457
-  _globals['_EVENTLEVEL']._serialized_start=1459
-  _globals['_EVENTLEVEL']._serialized_end=1567
+  _globals['_JOBSTATE']._serialized_start=1229
+  _globals['_JOBSTATE']._serialized_end=1480
+  _globals['_EVENTLEVEL']._serialized_start=1482
+  _globals['_EVENTLEVEL']._serialized_end=1590
   _globals['_JOBPROGRESS']._serialized_start=116
-  _globals['_JOBPROGRESS']._serialized_end=371
-  _globals['_JOBPROGRESS_METRICSENTRY']._serialized_start=325
-  _globals['_JOBPROGRESS_METRICSENTRY']._serialized_end=371
-  _globals['_JOBEVENT']._serialized_start=374
-  _globals['_JOBEVENT']._serialized_end=758
-  _globals['_STATECHANGE']._serialized_start=760
-  _globals['_STATECHANGE']._serialized_end=885
-  _globals['_METRICSREPORT']._serialized_start=888
-  _globals['_METRICSREPORT']._serialized_end=1026
-  _globals['_METRICSREPORT_VALUESENTRY']._serialized_start=981
-  _globals['_METRICSREPORT_VALUESENTRY']._serialized_end=1026
-  _globals['_CHECKPOINTCOMMITTED']._serialized_start=1028
-  _globals['_CHECKPOINTCOMMITTED']._serialized_end=1081
-  _globals['_LOGLINE']._serialized_start=1083
-  _globals['_LOGLINE']._serialized_end=1108
-  _globals['_LISTJOBEVENTSRESPONSE']._serialized_start=1110
-  _globals['_LISTJOBEVENTSRESPONSE']._serialized_end=1203
+  _globals['_JOBPROGRESS']._serialized_end=394
+  _globals['_JOBPROGRESS_METRICSENTRY']._serialized_start=348
+  _globals['_JOBPROGRESS_METRICSENTRY']._serialized_end=394
+  _globals['_JOBEVENT']._serialized_start=397
+  _globals['_JOBEVENT']._serialized_end=781
+  _globals['_STATECHANGE']._serialized_start=783
+  _globals['_STATECHANGE']._serialized_end=908
+  _globals['_METRICSREPORT']._serialized_start=911
+  _globals['_METRICSREPORT']._serialized_end=1049
+  _globals['_METRICSREPORT_VALUESENTRY']._serialized_start=1004
+  _globals['_METRICSREPORT_VALUESENTRY']._serialized_end=1049
+  _globals['_CHECKPOINTCOMMITTED']._serialized_start=1051
+  _globals['_CHECKPOINTCOMMITTED']._serialized_end=1104
+  _globals['_LOGLINE']._serialized_start=1106
+  _globals['_LOGLINE']._serialized_end=1131
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_start=1133
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_end=1226
 # @@protoc_insertion_point(module_scope)

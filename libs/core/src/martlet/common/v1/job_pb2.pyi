@@ -43,7 +43,7 @@ EVENT_LEVEL_WARN: EventLevel
 EVENT_LEVEL_ERROR: EventLevel
 
 class JobProgress(_message.Message):
-    __slots__ = ("step", "total_steps", "fraction", "metrics", "eta", "queue_position", "phase")
+    __slots__ = ("step", "total_steps", "fraction", "metrics", "eta", "queue_position", "phase", "queued_reason")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class JobProgress(_message.Message):
     ETA_FIELD_NUMBER: _ClassVar[int]
     QUEUE_POSITION_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_REASON_FIELD_NUMBER: _ClassVar[int]
     step: int
     total_steps: int
     fraction: float
@@ -65,7 +66,8 @@ class JobProgress(_message.Message):
     eta: _duration_pb2.Duration
     queue_position: int
     phase: str
-    def __init__(self, step: _Optional[int] = ..., total_steps: _Optional[int] = ..., fraction: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ..., eta: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., queue_position: _Optional[int] = ..., phase: _Optional[str] = ...) -> None: ...
+    queued_reason: str
+    def __init__(self, step: _Optional[int] = ..., total_steps: _Optional[int] = ..., fraction: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ..., eta: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., queue_position: _Optional[int] = ..., phase: _Optional[str] = ..., queued_reason: _Optional[str] = ...) -> None: ...
 
 class JobEvent(_message.Message):
     __slots__ = ("cursor", "create_time", "level", "attempt", "message", "state_change", "metrics", "checkpoint", "log_line")

@@ -127,7 +127,7 @@ class TokenUsage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class ServedModel(_message.Message):
-    __slots__ = ("name", "kind", "state", "base_model", "pinned", "active_requests", "context_length")
+    __slots__ = ("name", "kind", "state", "base_model", "pinned", "active_requests", "context_length", "state_reason")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +135,7 @@ class ServedModel(_message.Message):
     PINNED_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    STATE_REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: ModelKind
     state: ModelState
@@ -142,7 +143,8 @@ class ServedModel(_message.Message):
     pinned: bool
     active_requests: int
     context_length: int
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ModelKind, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., base_model: _Optional[str] = ..., pinned: bool = ..., active_requests: _Optional[int] = ..., context_length: _Optional[int] = ...) -> None: ...
+    state_reason: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ModelKind, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., base_model: _Optional[str] = ..., pinned: bool = ..., active_requests: _Optional[int] = ..., context_length: _Optional[int] = ..., state_reason: _Optional[str] = ...) -> None: ...
 
 class ReplicaLoad(_message.Message):
     __slots__ = ("active_requests", "waiting_requests", "kv_cache_usage", "max_requests")

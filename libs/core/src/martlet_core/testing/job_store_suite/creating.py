@@ -59,6 +59,7 @@ class CreatingCases(StoreCases):
             lambda: store.request_pause("nope"),
             lambda: store.request_resume("nope"),
             lambda: store.queue_position("nope"),
+            lambda: store.note_queued("nope", "why"),
             lambda: store.events("nope"),
             lambda: store.wait_events("nope", after="", timeout_seconds=0),
             lambda: store.expire_events("nope", 1),

@@ -239,6 +239,39 @@ class WorkerCases(StoreCases):
         assert store.queue_position(waiting.id) == 1
         assert [job.id for job in store.queued("trainer")] == [waiting.id]
 
+    def test_the_first_of_a_queue_can_be_looked_at(self, store: JobStore) -> None:
+        assert store.first_queued("trainer") is None
+        create(store)
+        high = create(store, priority=9)
+        create(store, stage="quantizer", queue="quantizer-awq", priority=9)
+        assert store.first_queued("trainer") == high
+        assert store.get(high.id).state is JobState.QUEUED
+        claimed = store.claim_next("trainer", "w", LONG_LEASE)
+        assert claimed
+        assert claimed.job.id == high.id
+
+    def test_why_a_job_waits_is_said_once_and_goes_with_the_queue(self, store: JobStore) -> None:
+        job = create(store)
+        assert job.queued_reason == ""
+        assert store.note_queued(job.id, "waiting for a GPU")
+        assert not store.note_queued(job.id, "waiting for a GPU")
+        assert store.get(job.id).queued_reason == "waiting for a GPU"
+        assert store.note_queued(job.id, "")
+        assert store.note_queued(job.id, "waiting for another GPU")
+        said = [event for event in store.events(job.id) if event.type == "log"]
+        assert [event.message for event in said] == ["waiting for a GPU", "waiting for another GPU"]
+        assert said[0].data == {"source": "worker"}
+        assert claim(store, job).job.queued_reason == ""
+        assert not store.note_queued(job.id, "waiting for a GPU"), "it runs"
+
+    def test_a_job_that_is_paused_or_cancelled_waits_for_nothing(self, store: JobStore) -> None:
+        paused, cancelled = create(store), create(store)
+        for job in (paused, cancelled):
+            store.note_queued(job.id, "waiting for a GPU")
+        assert store.request_pause(paused.id).queued_reason == ""
+        assert store.request_resume(paused.id).queued_reason == ""
+        assert store.request_cancel(cancelled.id).queued_reason == ""
+
     # Named leases
 
     def test_named_lease_has_one_owner(self, store: JobStore, pass_time: PassTime) -> None:
