@@ -39,11 +39,10 @@ class Drill:
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """A request that succeeds once the gateway is up: the gateway is among what is killed."""
         headers = {"authorization": f"Bearer {self.platform.api_key}"}
-        transport = httpx.HTTPTransport(retries=0)
         found: list[httpx.Response] = []
 
         def answered() -> bool:
-            with httpx.Client(headers=headers, transport=transport, timeout=30) as client:
+            with httpx.Client(headers=headers, timeout=30) as client:
                 try:
                     found.append(client.request(method, f"{self.platform.base_url}/martlet{path}", json=body))
                 except httpx.TransportError:
@@ -71,7 +70,7 @@ class Drill:
             shown = self.run(run)
             assert shown["state"] not in ("SUCCEEDED", "FAILED"), f"{step} was over before anything was killed: {shown}"
             seen.update(shown["steps"][step])
-            begun = (seen.get("progress") or {}).get("step", 0) >= 10 if step == "train" else True
+            begun = (seen.get("progress") or {}).get("step", 0) >= 40 if step == "train" else True
             return seen["state"] == "RUNNING" and begun
 
         self.wait_until(at_work, f"{step} at work; it is {seen}")
