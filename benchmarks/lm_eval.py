@@ -92,11 +92,11 @@ def main() -> None:
 def measure(limits: Mapping[str, int], rounds: int) -> None:
     """Both sides, one after the other; they share the processor."""
     from environment import machine, write
-    from headlines import MODEL, MODEL_DIRECTORY, prepare_model
+    from headlines import MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model
 
     before = machine()
     prepare_model()
-    fetch_rows(str(HARNESS))
+    fetch_rows(str(TRAINER_PYTHON))
     martlet = ask_martlet(MODEL, limits, rounds)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "harness.json"

@@ -24,7 +24,7 @@ class _ContractParser(Parser):
     which would double the time that any other command takes to start.
     """
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Add the options, then parse."""
         from martlet_core.testing.conformance import CONTRACTS
 
