@@ -121,7 +121,8 @@ def drill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
     """Short leases, so that what a dead worker held is taken up within seconds; an engine so slow that an evaluation lasts."""
     home = tmp_path_factory.mktemp("drills")
     model = home / "models" / "tiny-llama"
-    subprocess.run([ROOT / ".martlet/envs/trainer/bin/python", TINY, model], check=True, timeout=300)
+    # Wide enough for blocks of 64 weights.
+    subprocess.run([ROOT / ".martlet/envs/trainer/bin/python", TINY, model, "128"], check=True, timeout=300)
     settings = {
         "MARTLET_LEASE_SECONDS": "4",
         "MARTLET_RECONCILE_SECONDS": "1",
