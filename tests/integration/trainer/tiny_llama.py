@@ -1,5 +1,4 @@
-"""Makes a tiny random Llama with a tokenizer and a chat template, in the trainer's environment: arguments
-DIRECTORY [HIDDEN_SIZE]."""
+"""Makes a tiny random Llama with a tokenizer and a chat template, in the trainer's environment: DIRECTORY [HIDDEN_SIZE]."""
 
 from __future__ import annotations
 
