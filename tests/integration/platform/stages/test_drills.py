@@ -36,6 +36,7 @@ steps:
       dataset: ${inputs.rows}
       suites: [{suite: exact_match}]
       concurrency: 1
+      sampling: {max_tokens: 8}
       seed: ${inputs.seed}
   gate:
     kind: gate
