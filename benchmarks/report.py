@@ -40,7 +40,15 @@ def main() -> None:
     records = {path.stem: json.loads(path.read_text()) for path in sorted(DIRECTORY.glob("*.json"))}
     lines = [_INTRODUCTION, "", "| what | command | aim | seen | met |", "|---|---|---|---|---|"]
     lines += [_line(row, records.get(row.name)) for row in ROWS]
-    lines += ["", *_gateway_table(records.get("gateway")), "", *_machines(records), ""]
+    lines += [
+        "",
+        *_gateway_table(records.get("gateway")),
+        "",
+        *_lm_eval_table(records.get("lm_eval")),
+        "",
+        *_machines(records),
+        "",
+    ]
     PAGE.write_text("\n".join(lines))
     print(f"written to {PAGE.relative_to(ROOT)}")
 
@@ -67,6 +75,27 @@ def _gateway_table(record: Any) -> list[str]:
     for row in record["rows"]:
         cells = [_scenario_cell(row["targets"].get(name)) for name in ("engine", "gateway", "litellm")]
         lines.append(f"| {row['scenario']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _lm_eval_table(record: Any) -> list[str]:
+    """Scores of both sides, and what one side differs from itself."""
+    if record is None:
+        return []
+    lines = [
+        f"lm-eval's stock tasks on {record['model']} (`lm_eval`), without examples, greedy, float32: the suite asks vLLM through "
+        f"the gateway, the harness loads the weights with transformers; {record['rounds']} rounds each.",
+        "",
+        "| task | rows | Martlet | harness | rows with the same score | with the same answer | differs from itself: Martlet, harness |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task, found in record["tasks"].items():
+        scores = [", ".join(f"{score:.4f}" for score in found[side]) for side in ("martlet", "harness")]
+        noise = ", ".join(
+            f"{found['rows'] - found['noise'][side]['same_score']} rows" for side in ("martlet", "harness")
+        )
+        cells = [task, found["rows"], *scores, found["same_score"], found["same_answer"], noise]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
 

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from martlet_core.local_servers import free_port
 from martlet_core.settings import CoreSettings
 from martlet_core.stores import Stores, open_stores
-from martlet_core.testing.conformance import Check, Skipped, Target, assert_check
+from martlet_core.testing.conformance import Rule, Skipped, Target, assert_rule
 
 _ROOT = Path(__file__).resolve().parents[2]
 _READY_SECONDS = 60.0
@@ -109,6 +109,24 @@ def our_quantizer(start_service: Callable[..., str]) -> str:
 
 
 @pytest.fixture(scope="session")
+def internal_token() -> str:
+    """What our evaluator and its gateway show one another."""
+    return "contract-token"
+
+
+@pytest.fixture(scope="session")
+def our_evaluator(
+    start_service: Callable[..., str], our_trainer: str, internal_token: str, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """Address of our evaluator, with a gateway that knows the trainer's base models. No worker and no replica runs."""
+    port = free_port()
+    uploads: Path = tmp_path_factory.mktemp("uploads")
+    shared = {"internal_token": internal_token}
+    start_service("gateway", http_port=port, trainer_address=our_trainer, upload_dir=uploads, **shared)
+    return start_service("evaluator", queue="contract-evaluator", gateway_url=f"http://127.0.0.1:{port}/v1", **shared)
+
+
+@pytest.fixture(scope="session")
 def foreign_inference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of the foreign inference service."""
     port = free_port()
@@ -134,16 +152,16 @@ async def open_channel() -> AsyncIterator[Callable[[str], grpc.aio.Channel]]:
 
 
 @pytest.fixture
-def try_check() -> Callable[..., object]:
-    """Tries a check on a target; what can't be tried there skips the test, with the reason."""
+def try_rule_here() -> Callable[..., object]:
+    """Tries a rule on a target; what can't be tried there skips the test, with the reason."""
 
-    async def try_check(check: Check, target: Target) -> None:
+    async def try_rule_here(rule: Rule, target: Target) -> None:
         try:
-            await assert_check(check, target)
+            await assert_rule(rule, target)
         except Skipped as skipped:
             pytest.skip(str(skipped))
 
-    return try_check
+    return try_rule_here
 
 
 def _python_of(service: str) -> tuple[str, dict[str, str]]:

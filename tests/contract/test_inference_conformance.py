@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc.aio
 import pytest
+from martlet_cli.__main__ import main
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.stores import Stores
-from martlet_core.testing.conformance import INFERENCE_CHECKS, Check, InferenceTarget, check_name
+from martlet_core.testing.conformance import INFERENCE_RULES, InferenceTarget, Rule, rule_name
 
 _BASE = "conformance-base"
 _ADAPTER = "ft:conformance-base:acme:birds:0a1b2c3d"
@@ -17,7 +19,7 @@ _TENANT = ("x-martlet-tenant", "acme")
 #: Slow enough that a long answer outlasts what is done to it.
 _TOKENS_PER_SECOND = 200
 
-rules = pytest.mark.parametrize("check", INFERENCE_CHECKS, ids=check_name)
+rules = pytest.mark.parametrize("rule", INFERENCE_RULES, ids=rule_name)
 
 
 @pytest.fixture(scope="session")
@@ -35,24 +37,48 @@ def our_inference(stores: Stores, start_service: Callable[..., str], tmp_path_fa
 
 @rules
 async def test_our_service(
-    check: Check,
+    rule: Rule,
     our_inference: str,
     open_channel: Callable[[str], grpc.aio.Channel],
-    try_check: Callable[..., object],
+    try_rule_here: Callable[..., object],
 ) -> None:
     target = InferenceTarget(
         open_channel(our_inference), metadata=(_TENANT,), adapter=_ADAPTER, unload_whole_model=True
     )
-    await try_check(check, target)  # type: ignore[misc]
+    await try_rule_here(rule, target)  # type: ignore[misc]
 
 
 @rules
 async def test_foreign_service(
-    check: Check,
+    rule: Rule,
     foreign_inference: str,
     open_channel: Callable[[str], grpc.aio.Channel],
-    try_check: Callable[..., object],
+    try_rule_here: Callable[..., object],
 ) -> None:
-    await try_check(
-        check, InferenceTarget(open_channel(foreign_inference), adapter="parrot-rude", unload_whole_model=True)
+    await try_rule_here(
+        rule, InferenceTarget(open_channel(foreign_inference), adapter="parrot-rude", unload_whole_model=True)
     )  # type: ignore[misc]
+
+
+def test_command_says_how_the_foreign_service_fares(foreign_inference: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("conformance", "inference", "--address", foreign_inference, "--adapter", "parrot-rude", "--json")
+    assert main([*asked, "--unload-whole-model", "--partial"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["contract"], found["address"], found["conforms"]) == ("inference", foreign_inference, True)
+    assert [row["rule"] for row in found["rules"]] == [rule.name for rule in INFERENCE_RULES]
+    fared = {row["rule"]: row["result"] for row in found["rules"]}
+    untried = {name for name, result in fared.items() if result == "untried"}
+    assert untried == {"adapters_of_other_tenants_are_not_found"}, "it has no tenants, and none was named"
+    assert set(fared.values()) <= {"passed", "skipped", "untried"}
+
+
+def test_command_fails_where_a_rule_is_broken_or_untried(
+    foreign_inference: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["conformance", "inference", "--address", foreign_inference]) == 1
+    assert "name an adapter that a request may load: --adapter" in capsys.readouterr().out
+    strangers = ("--model", "no-such-parrot", "--adapter", "nobody", "--partial", "--timeout-seconds", "5")
+    assert main(["conformance", "inference", "--address", foreign_inference, *strangers]) == 1
+    out = capsys.readouterr().out
+    assert "chat_answers_whole\terror\tA chat completion that isn't streamed is one message" in out
+    assert "NOT_FOUND" in out

@@ -16,7 +16,7 @@ from martlet.common.v1 import job_pb2
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import MartletError
 from martlet_core.rpc.client import call_metadata, error_from_rpc
-from martlet_core.testing.conformance import EVALUATOR_CHECKS, EvaluatorTarget, assert_check, check_name
+from martlet_core.testing.conformance import EVALUATOR_RULES, EvaluatorTarget, assert_rule
 
 Evaluator = Any  # the fixture's class; conftest modules can't be imported
 BASE = "echo-base"
@@ -132,13 +132,13 @@ def test_rows_that_get_no_answer_fail_the_job_with_their_reason(evaluator: Evalu
 
 async def test_an_evaluation_meets_the_contract(evaluator: Evaluator) -> None:
     """The one rule that needs a worker; the others are tried in tests/contract."""
-    (check,) = [check for check in EVALUATOR_CHECKS if check_name(check) == "evaluation_succeeds"]
+    (rule,) = [rule for rule in EVALUATOR_RULES if rule.name == "job_succeeds"]
     async with grpc.aio.insecure_channel(evaluator.address) as channel:
         metadata = tuple(call_metadata(tenant="acme", internal_token="internal-token"))
         target = EvaluatorTarget(
             channel, metadata=metadata, model=BASE, dataset=evaluator.upload(ROWS), run_seconds=60.0
         )
-        await assert_check(check, target)
+        await assert_rule(rule, target)
 
 
 def test_what_cannot_work_is_refused_before_it_is_queued(evaluator: Evaluator) -> None:

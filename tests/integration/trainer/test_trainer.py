@@ -24,7 +24,7 @@ from martlet.trainer.v1 import (
 from martlet_core.artifacts.layout import ref_key
 from martlet_core.errors import MartletError
 from martlet_core.rpc.client import call_metadata, error_from_rpc
-from martlet_core.testing.conformance import TRAINER_CHECKS, TrainerTarget, assert_check, check_name
+from martlet_core.testing.conformance import TRAINER_RULES, TrainerTarget, assert_rule
 
 Trainer = Any  # the fixture's class; conftest modules can't be imported
 TENANT = "acme"
@@ -205,19 +205,19 @@ def test_merge_is_published_as_a_whole_model(trainer: Trainer, finished: Finishe
     assert (trainer.download(done.result.model_artifact) / "config.json").is_file()
 
 
-@pytest.mark.parametrize("rule", ["training_succeeds", "merge_succeeds"])
-async def test_rules_of_the_contract_that_need_a_worker(trainer: Trainer, finished: Finished, rule: str) -> None:
-    (check,) = [check for check in TRAINER_CHECKS if check_name(check) == rule]
+@pytest.mark.parametrize("name", ["job_succeeds", "merge_job_succeeds"])
+async def test_rules_of_the_contract_that_need_a_worker(trainer: Trainer, finished: Finished, name: str) -> None:
+    (rule,) = [rule for rule in TRAINER_RULES if rule.name == name]
     async with grpc.aio.insecure_channel(trainer.address) as channel:
         target = TrainerTarget(
             channel,
             metadata=(("x-martlet-tenant", TENANT),),
-            base_model=trainer.base_model,
-            training_dataset=finished.dataset,
+            model=trainer.base_model,
+            dataset=finished.dataset,
             adapter=finished.job.result.fine_tuned_model,
             run_seconds=200.0,
         )
-        await assert_check(check, target)
+        await assert_rule(rule, target)
 
 
 def test_cancel_of_a_running_job(trainer: Trainer, rows: str) -> None:

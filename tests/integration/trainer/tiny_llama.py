@@ -1,4 +1,4 @@
-"""Makes a tiny random Llama with a tokenizer and a chat template, in the trainer's environment: argument DIRECTORY."""
+"""Makes a tiny random Llama with a tokenizer and a chat template, in the trainer's environment: DIRECTORY [HIDDEN_SIZE]."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEMPLATE = (
 SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, hidden_size: int = 32) -> None:
     """Write the model."""
     torch.manual_seed(0)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -31,8 +31,8 @@ def main(directory: Path) -> None:
     fast.save_pretrained(directory)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -44,4 +44,4 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

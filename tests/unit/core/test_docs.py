@@ -8,9 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import pytest
 from martlet_core import errors
 from martlet_core.job_rules import REASONS, TRANSITIONS
 from martlet_core.jobs import JobState
+from martlet_core.testing.conformance import CONTRACTS, Rule
+from martlet_core.testing.conformance.job_rules import COMMON_TRIALS
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -132,3 +135,39 @@ def test_every_transition_is_described() -> None:
     rows = table("life-of-a-job.md", "States")
     described = {state: set(row[1].split(", ")) - {"nothing"} for row in rows for state in row[0].split(", ")}
     assert described == {state.value: expected[state.value] for state in JobState}
+
+
+def _described_rules(heading: str) -> dict[str, str]:
+    return {row[0].strip("`"): row[1] for row in table("conformance.md", heading)}
+
+
+#: What stands on the page for the words of a kind.
+_ANY_KIND = {
+    "noun": "…Job",
+    "service": "the service",
+    "collection": "…Jobs",
+    "success": "A sound, small job that is let run ends SUCCEEDED with what its kind promises; "
+    "`--list` has the words of each kind.",
+}
+
+
+def test_every_rule_of_jobs_is_described() -> None:
+    rules = [Rule.of(trial, **_ANY_KIND) for trial in COMMON_TRIALS]
+    assert _described_rules("Rules of every kind of job") == {rule.name: rule.sentence for rule in rules}
+
+
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_every_rule_of_one_contract_is_described(contract: str) -> None:
+    common = {trial.__name__ for trial in COMMON_TRIALS} if contract != "inference" else set()
+    own = [rule for rule in CONTRACTS[contract].rules if rule.name.removeprefix("merge_") not in common]
+    heading = "Rules of inference" if contract == "inference" else f"Rules of the {contract} alone"
+    assert _described_rules(heading) == {rule.name: rule.sentence for rule in own}
+
+
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_every_rule_is_one_sentence_and_has_a_name_of_its_own(contract: str) -> None:
+    rules = CONTRACTS[contract].rules
+    assert len({rule.name for rule in rules}) == len(rules)
+    for rule in rules:
+        assert re.fullmatch(r"[A-Z][^{}]*(\{id\}[^{}]*)?[.]", rule.sentence), rule
+        assert not re.search(r"[.] [A-Z]", rule.sentence), f"{rule.name} is more than one sentence"

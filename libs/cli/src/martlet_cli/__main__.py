@@ -17,6 +17,7 @@ from martlet_cli.commands import (
     alias,
     artifacts,
     chat,
+    conformance,
     demo,
     doctor,
     environment,
@@ -54,6 +55,7 @@ _GROUPS = (
     lineage,
     chat,
     artifacts,
+    conformance,
     environment,
 )
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130

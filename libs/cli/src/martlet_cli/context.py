@@ -57,8 +57,10 @@ def command(
     return parser
 
 
-def group(subparsers: Subparsers, name: str, help: str) -> Subparsers:
+def group(
+    subparsers: Subparsers, name: str, help: str, parser_class: type[argparse.ArgumentParser] = Parser
+) -> Subparsers:
     """Add a group of commands; without a command it prints its help."""
     parser = subparsers.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
     parser.set_defaults(parser=parser)
-    return parser.add_subparsers(title="commands", metavar="COMMAND")
+    return parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=parser_class)

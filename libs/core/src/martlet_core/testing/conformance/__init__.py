@@ -1,56 +1,56 @@
 """The conformance kit: is what answers at an address the service that its contract describes?
 
-Point it at any implementation, ours or not; it needs nothing but the address::
+Point it at any implementation, ours or not; ``martlet conformance`` does, and docs/conformance.md lists the rules. In pytest,
+one test a rule::
 
-    python -m martlet_core.testing.conformance inference 127.0.0.1:50053
+    @pytest.mark.parametrize("rule", INFERENCE_RULES, ids=rule_name)
+    async def test_rule(rule, target):
+        await assert_rule(rule, target)
 
-or, in pytest, one test a rule::
-
-    @pytest.mark.parametrize("check", INFERENCE_CHECKS, ids=check_name)
-    async def test_rule(check, address):
-        await assert_check(check, target)
+A kind of job is data (``JobKind``); the rules of jobs are written once (``job_rules``, ``job_life_rules``).
 """
 
-from martlet_core.testing.conformance.checks import (
-    Check,
-    CheckResult,
+from martlet_core.testing.conformance.evaluator import EVALUATOR_RULES, EvaluatorTarget
+from martlet_core.testing.conformance.inference import INFERENCE_RULES, InferenceTarget
+from martlet_core.testing.conformance.quantizer import QUANTIZER_RULES, QuantizerTarget
+from martlet_core.testing.conformance.rules import (
     Outcome,
     Report,
+    Rule,
     RuleBroken,
+    RuleResult,
     Skipped,
     Target,
-    assert_check,
-    check_name,
+    Untried,
+    assert_rule,
+    rule_name,
+    try_rule,
 )
-from martlet_core.testing.conformance.evaluator import EVALUATOR_CHECKS
-from martlet_core.testing.conformance.evaluator_target import EvaluatorTarget
-from martlet_core.testing.conformance.inference import INFERENCE_CHECKS, InferenceTarget
-from martlet_core.testing.conformance.quantizer import QUANTIZER_CHECKS
-from martlet_core.testing.conformance.quantizer_target import QuantizerTarget
 from martlet_core.testing.conformance.runner import CONTRACTS, run_conformance, run_conformance_async
-from martlet_core.testing.conformance.trainer import TRAINER_CHECKS, TrainerTarget
-from martlet_core.testing.conformance.trainer_merge import MERGE_CHECKS
+from martlet_core.testing.conformance.trainer import MERGE_RULES, TRAINER_RULES, TrainerTarget
 
 __all__ = [
     "CONTRACTS",
-    "EVALUATOR_CHECKS",
-    "INFERENCE_CHECKS",
-    "MERGE_CHECKS",
-    "QUANTIZER_CHECKS",
-    "TRAINER_CHECKS",
-    "Check",
-    "CheckResult",
+    "EVALUATOR_RULES",
+    "INFERENCE_RULES",
+    "MERGE_RULES",
+    "QUANTIZER_RULES",
+    "TRAINER_RULES",
     "EvaluatorTarget",
     "InferenceTarget",
     "Outcome",
     "QuantizerTarget",
     "Report",
+    "Rule",
     "RuleBroken",
+    "RuleResult",
     "Skipped",
     "Target",
     "TrainerTarget",
-    "assert_check",
-    "check_name",
+    "Untried",
+    "assert_rule",
+    "rule_name",
     "run_conformance",
     "run_conformance_async",
+    "try_rule",
 ]

@@ -1,199 +1,23 @@
-"""What a check is, how one is run, and the rules that every contract shares.
-
-A check is an async function that takes a target and raises ``RuleBroken`` when what answers breaks the rule, or
-``Skipped`` when the rule can't be tried here. Its docstring states the rule.
-"""
+"""What trials are made of: expectations of calls, pages, streams and standard services."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
-import grpc.aio
-from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
+from martlet_core.testing.conformance.failures import RpcFailure
+from martlet_core.testing.conformance.rules import RuleBroken, Skipped, Target
+
 T = TypeVar("T")
 
-_STATUS_KEY = "grpc-status-details-bin"
-_RETRY_INFO = error_details_pb2.RetryInfo.DESCRIPTOR.full_name
 _REASON = re.compile(r"[A-Z][A-Z0-9_]{0,62}")
-
-
-class RuleBroken(AssertionError):
-    """What answers breaks a rule; the message says how."""
-
-
-class Skipped(Exception):
-    """The rule can't be tried on this target; the message says why."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is checked.
-
-    Attributes:
-        channel: an open channel to it.
-        metadata: sent with every call (tenant, token).
-        timeout_seconds: of a single call, and of waiting for a change.
-    """
-
-    channel: grpc.aio.Channel
-    metadata: tuple[tuple[str, str], ...] = ()
-    timeout_seconds: float = 30.0
-
-    @property
-    def call_options(self) -> dict[str, Any]:
-        """Keyword arguments of every call."""
-        return {"metadata": self.metadata, "timeout": self.timeout_seconds}
-
-
-Check = Callable[[Any], Awaitable[None]]
-
-
-class Outcome(str, Enum):
-    """How a check came out. ``ERROR``: it couldn't be carried out, because a call failed that had to succeed."""
-
-    PASSED = "passed"
-    FAILED = "FAILED"
-    SKIPPED = "skipped"
-    ERROR = "ERROR"
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """How one check came out.
-
-    Attributes:
-        name: the check's name.
-        rule: the rule it states.
-        outcome: how it came out.
-        detail: what was wrong, or why it was skipped; empty when it passed.
-        seconds: how long it took.
-    """
-
-    name: str
-    rule: str
-    outcome: Outcome
-    detail: str = ""
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Report:
-    """How all checks of a contract came out."""
-
-    contract: str
-    address: str
-    results: Sequence[CheckResult] = field(default_factory=tuple)
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing failed. Skipped checks don't count, but at least one must have passed."""
-        outcomes = {result.outcome for result in self.results}
-        return Outcome.PASSED in outcomes and not outcomes & {Outcome.FAILED, Outcome.ERROR}
-
-    def table(self) -> str:
-        """The report as plain text: a line a check, with rule and detail below those that did not pass."""
-        width = max((len(result.name) for result in self.results), default=0)
-        lines = [f"{self.contract} at {self.address}", ""]
-        for result in self.results:
-            lines.append(f"{result.outcome.value:8}{result.name:{width}}  {result.seconds:6.2f} s")
-            if result.outcome in (Outcome.FAILED, Outcome.ERROR):
-                lines.append(f"{'':10}rule:  {result.rule}")
-            if result.detail:
-                lines.append(f"{'':10}why:   {result.detail}")
-        counts = ", ".join(f"{self.count(outcome)} {outcome.value}" for outcome in Outcome if self.count(outcome))
-        return "\n".join([*lines, "", f"{counts}: {'conforms' if self.passed else 'DOES NOT CONFORM'}"])
-
-    def count(self, outcome: Outcome) -> int:
-        """Checks that came out so."""
-        return sum(result.outcome is outcome for result in self.results)
-
-
-def check_name(check: Check) -> str:
-    """The name of a check."""
-    return getattr(check, "__name__", repr(check))
-
-
-def rule_of(check: Check) -> str:
-    """The rule that a check states, on one line."""
-    return " ".join((inspect.getdoc(check) or "").split())
-
-
-async def run_check(check: Check, target: Target) -> CheckResult:
-    """Run one check; nothing that the target does escapes as an exception."""
-    started = time.monotonic()
-    outcome, detail = Outcome.PASSED, ""
-    try:
-        await check(target)
-    except RuleBroken as error:
-        outcome, detail = Outcome.FAILED, str(error)
-    except Skipped as error:
-        outcome, detail = Outcome.SKIPPED, str(error)
-    except grpc.RpcError as error:
-        outcome, detail = Outcome.ERROR, f"a call failed: {RpcFailure.of(error)}"
-    except TimeoutError:
-        outcome, detail = Outcome.ERROR, "no answer in time"
-    return CheckResult(check_name(check), rule_of(check), outcome, detail, time.monotonic() - started)
-
-
-async def assert_check(check: Check, target: Target) -> None:
-    """Run one check as a test: raises RuleBroken with the rule when it isn't kept, and ``Skipped`` as it comes."""
-    result = await run_check(check, target)
-    if result.outcome is Outcome.SKIPPED:
-        raise Skipped(result.detail)
-    if result.outcome is not Outcome.PASSED:
-        raise RuleBroken(f"{result.detail}\nrule: {result.rule}")
-
-
-# What checks are made of
-
-
-@dataclass(frozen=True)
-class RpcFailure:
-    """A failed call, read from the wire.
-
-    Attributes:
-        code: name of the gRPC status code.
-        message: its text.
-        info: the ErrorInfo detail; None without one.
-        fields: field -> description of the BadRequest detail.
-        retry_after: whether there is a RetryInfo detail.
-    """
-
-    code: str
-    message: str
-    info: error_details_pb2.ErrorInfo | None = None
-    fields: Mapping[str, str] = field(default_factory=dict)
-    retry_after: bool = False
-
-    @classmethod
-    def of(cls, error: grpc.RpcError) -> RpcFailure:
-        """Read the failure of a call made with ``grpc.aio``."""
-        call: Any = error
-        details = [value for key, value in call.trailing_metadata() or () if key == _STATUS_KEY]
-        status = status_pb2.Status.FromString(details[0]) if details else status_pb2.Status()
-        info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-        has_info, retry_after = False, False
-        for detail in status.details:
-            has_info = has_info or detail.Unpack(info)
-            detail.Unpack(bad_request)
-            retry_after = retry_after or detail.TypeName() == _RETRY_INFO
-        fields = {violation.field: violation.description for violation in bad_request.field_violations}
-        return cls(call.code().name, call.details() or "", info if has_info else None, fields, retry_after)
-
-    def __str__(self) -> str:
-        reason = f" ({self.info.reason})" if self.info else ""
-        return f"{self.code}{reason}: {self.message}"
 
 
 def require(condition: object, broken: str) -> None:
@@ -264,7 +88,17 @@ async def check_pages(
     require(len(seen) == min(len(whole), at_most), f"{what}: the pages end after {len(seen)} of {len(whole)} entries")
 
 
-# Rules of every contract
+async def check_list(what: str, list_page: Callable[[int, str], Awaitable[tuple[Sequence[str], str]]]) -> Sequence[str]:
+    """The names on a list that is not empty: each its own, and in pages."""
+    names, _ = await list_page(1000, "")
+    require(names and all(names), f"{what} gives {names}")
+    require(len(set(names)) == len(names), f"{what}: names are not unique: {names}")
+    await check_pages(what, list_page)
+    await expect_bad_field(f"{what} with page_size 1001", list_page(1001, ""), "page_size")
+    return names
+
+
+# Standard services of every contract
 
 
 async def check_health(target: Target, service: str) -> None:

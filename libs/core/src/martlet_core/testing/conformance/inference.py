@@ -11,8 +11,6 @@ from martlet.inference.v1 import inference_pb2 as pb
 from martlet.inference.v1 import inference_service_pb2 as service_pb
 
 from martlet_core.testing.conformance.checks import (
-    Check,
-    RuleBroken,
     check_health,
     check_pages,
     check_reflection,
@@ -21,8 +19,8 @@ from martlet_core.testing.conformance.checks import (
     read_all,
     require,
 )
-from martlet_core.testing.conformance.inference_generation import GENERATION_CHECKS
-from martlet_core.testing.conformance.inference_models import MODEL_CHECKS
+from martlet_core.testing.conformance.inference_generation import GENERATION_RULES
+from martlet_core.testing.conformance.inference_models import MODEL_RULES
 from martlet_core.testing.conformance.inference_target import (
     CHAT,
     COMPLETIONS,
@@ -45,6 +43,7 @@ from martlet_core.testing.conformance.inference_target import (
     streamed_answer,
     whole_answer,
 )
+from martlet_core.testing.conformance.rules import Rule, RuleBroken
 
 # The replica
 
@@ -247,21 +246,21 @@ async def unknown_model_is_not_found(target: InferenceTarget) -> None:
 
 
 #: All rules, in the order they are tried: those that unload models come last.
-INFERENCE_CHECKS: tuple[Check, ...] = (
-    health_is_serving,
-    reflection_lists_the_service,
-    replica_info_is_complete,
-    served_models_are_described,
-    served_models_are_paged,
-    chat_answers_whole,
-    chat_streams,
-    completion_answers_whole,
-    completion_streams,
-    embeddings_answer_or_say_why_not,
-    refusals_of_the_engine_are_openais,
-    requests_that_make_no_sense_are_refused,
-    body_over_the_limit_is_refused,
-    unknown_model_is_not_found,
-    *GENERATION_CHECKS,
-    *MODEL_CHECKS,
+INFERENCE_RULES: tuple[Rule, ...] = (
+    Rule.of(health_is_serving),
+    Rule.of(reflection_lists_the_service),
+    Rule.of(replica_info_is_complete),
+    Rule.of(served_models_are_described),
+    Rule.of(served_models_are_paged),
+    Rule.of(chat_answers_whole),
+    Rule.of(chat_streams),
+    Rule.of(completion_answers_whole),
+    Rule.of(completion_streams),
+    Rule.of(embeddings_answer_or_say_why_not),
+    Rule.of(refusals_of_the_engine_are_openais),
+    Rule.of(requests_that_make_no_sense_are_refused),
+    Rule.of(body_over_the_limit_is_refused),
+    Rule.of(unknown_model_is_not_found),
+    *GENERATION_RULES,
+    *MODEL_RULES,
 )

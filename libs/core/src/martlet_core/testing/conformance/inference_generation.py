@@ -8,15 +8,8 @@ from typing import Any
 import grpc
 from martlet.inference.v1 import inference_pb2 as pb
 
-from martlet_core.testing.conformance.checks import (
-    Check,
-    RpcFailure,
-    Skipped,
-    eventually,
-    expect_bad_field,
-    read_all,
-    require,
-)
+from martlet_core.testing.conformance.checks import eventually, expect_bad_field, read_all, require
+from martlet_core.testing.conformance.failures import RpcFailure
 from martlet_core.testing.conformance.inference_target import (
     CHAT,
     InferenceTarget,
@@ -27,6 +20,7 @@ from martlet_core.testing.conformance.inference_target import (
     served_model,
     wait_until_active,
 )
+from martlet_core.testing.conformance.rules import Rule, Skipped
 
 #: Tokens of an answer that is cancelled; less where the model's context is shorter.
 _LONG_TOKENS = 2000
@@ -185,13 +179,13 @@ async def _long_generation(target: InferenceTarget) -> Any:
     return target.stub.Generate(request, metadata=target.metadata)
 
 
-GENERATION_CHECKS: tuple[Check, ...] = (
-    generate_streams_text,
-    generate_says_when_it_was_cut,
-    generate_is_repeatable,
-    generate_refuses_bad_requests,
-    cancelled_calls_free_their_requests,
-    calls_past_their_deadline_free_their_requests,
-    calls_are_answered_side_by_side,
-    model_counts_its_requests,
+GENERATION_RULES: tuple[Rule, ...] = (
+    Rule.of(generate_streams_text),
+    Rule.of(generate_says_when_it_was_cut),
+    Rule.of(generate_is_repeatable),
+    Rule.of(generate_refuses_bad_requests),
+    Rule.of(cancelled_calls_free_their_requests),
+    Rule.of(calls_past_their_deadline_free_their_requests),
+    Rule.of(calls_are_answered_side_by_side),
+    Rule.of(model_counts_its_requests),
 )

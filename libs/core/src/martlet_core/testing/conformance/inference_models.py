@@ -7,7 +7,7 @@ from typing import Any
 from martlet.inference.v1 import inference_pb2 as pb
 from martlet.inference.v1 import inference_service_pb2 as service_pb
 
-from martlet_core.testing.conformance.checks import Check, Skipped, expect_bad_field, expect_error, read_all, require
+from martlet_core.testing.conformance.checks import expect_bad_field, expect_error, read_all, require
 from martlet_core.testing.conformance.inference_target import (
     CHAT,
     InferenceTarget,
@@ -18,6 +18,7 @@ from martlet_core.testing.conformance.inference_target import (
     served_model,
     whole_answer,
 )
+from martlet_core.testing.conformance.rules import Rule, Untried
 
 
 async def loading_a_loaded_model_changes_nothing(target: InferenceTarget) -> None:
@@ -91,7 +92,7 @@ async def adapters_of_other_tenants_are_not_found(target: InferenceTarget) -> No
     """An adapter of one tenant is NOT_FOUND for another, also once it is loaded, and not on that tenant's list."""
     adapter = _adapter(target)
     if not any(key == "x-martlet-tenant" for key, _ in target.metadata):
-        raise Skipped("no x-martlet-tenant in the metadata: the adapter may be everyone's")
+        raise Untried("name the tenant that the adapter belongs to: --tenant")
     await _load(target, adapter)
     others = (
         *(pair for pair in target.metadata if pair[0] != "x-martlet-tenant"),
@@ -108,7 +109,7 @@ async def unloaded_whole_model_can_be_loaded_again(target: InferenceTarget) -> N
     """After UnloadModel of the whole model its requests fail with NOT_FOUND or UNAVAILABLE; LoadModel returns when it
     answers again."""
     if not target.unload_whole_model:
-        raise Skipped("unload_whole_model is off")
+        raise Untried("allow it to be unloaded: --unload-whole-model")
     name = await model_name(target)
     body = await chat_body(target, model=name)
     await _unload(target, name)
@@ -121,7 +122,7 @@ async def unloaded_whole_model_can_be_loaded_again(target: InferenceTarget) -> N
 
 def _adapter(target: InferenceTarget) -> str:
     if not target.adapter:
-        raise Skipped("no adapter was named")
+        raise Untried("name an adapter that a request may load: --adapter")
     return target.adapter
 
 
@@ -138,12 +139,12 @@ async def _pin(target: InferenceTarget, name: str, pinned: bool) -> pb.ServedMod
 
 
 #: The last one takes the whole model away for a while.
-MODEL_CHECKS: tuple[Check, ...] = (
-    loading_a_loaded_model_changes_nothing,
-    models_are_named,
-    pinned_model_is_not_unloaded,
-    adapter_is_loaded_by_a_request,
-    unloaded_adapter_is_gone_until_the_next_request,
-    adapters_of_other_tenants_are_not_found,
-    unloaded_whole_model_can_be_loaded_again,
+MODEL_RULES: tuple[Rule, ...] = (
+    Rule.of(loading_a_loaded_model_changes_nothing),
+    Rule.of(models_are_named),
+    Rule.of(pinned_model_is_not_unloaded),
+    Rule.of(adapter_is_loaded_by_a_request),
+    Rule.of(unloaded_adapter_is_gone_until_the_next_request),
+    Rule.of(adapters_of_other_tenants_are_not_found),
+    Rule.of(unloaded_whole_model_can_be_loaded_again),
 )

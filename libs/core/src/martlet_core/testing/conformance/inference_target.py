@@ -11,7 +11,8 @@ from martlet.inference.v1 import inference_pb2 as pb
 from martlet.inference.v1 import inference_service_pb2 as service_pb
 from martlet.inference.v1 import inference_service_pb2_grpc as service_grpc
 
-from martlet_core.testing.conformance.checks import RuleBroken, Target, eventually, read_all, require
+from martlet_core.testing.conformance.checks import eventually, read_all, require
+from martlet_core.testing.conformance.rules import RuleBroken, Target, option
 
 SERVICE = "martlet.inference.v1.InferenceService"
 CHAT = pb.OPEN_AI_ROUTE_CHAT_COMPLETIONS
@@ -29,13 +30,13 @@ class InferenceTarget(Target):
 
     Attributes:
         model: model to ask; by default the first whole one that is ready.
-        adapter: an adapter that a request may load; without one, the rules about adapters are skipped.
+        adapter: an adapter that a request may load; without one, the rules about adapters are untried.
         unload_whole_model: also unload the whole model and load it again.
     """
 
-    model: str = ""
-    adapter: str = ""
-    unload_whole_model: bool = False
+    model: str = option("", "the model to ask (default: the first whole one that is ready)")
+    adapter: str = option("", "an adapter that a request may load")
+    unload_whole_model: bool = option(False, "also unload the whole model and load it again")
 
     @property
     def stub(self) -> Any:

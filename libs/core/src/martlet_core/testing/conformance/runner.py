@@ -1,41 +1,44 @@
-"""Runs all checks of a contract against an address."""
+"""Tries all rules of a contract on what answers at an address."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
 
-from martlet_core.testing.conformance.checks import Check, Report, Target, run_check
-from martlet_core.testing.conformance.evaluator import EVALUATOR_CHECKS
-from martlet_core.testing.conformance.evaluator_target import EvaluatorTarget
-from martlet_core.testing.conformance.inference import INFERENCE_CHECKS, InferenceTarget
-from martlet_core.testing.conformance.quantizer import QUANTIZER_CHECKS
-from martlet_core.testing.conformance.quantizer_target import QuantizerTarget
-from martlet_core.testing.conformance.trainer import TRAINER_CHECKS, TrainerTarget
+from martlet_core.testing.conformance.evaluator import EVALUATOR_RULES, EvaluatorTarget
+from martlet_core.testing.conformance.inference import INFERENCE_RULES, InferenceTarget
+from martlet_core.testing.conformance.quantizer import QUANTIZER_RULES, QuantizerTarget
+from martlet_core.testing.conformance.rules import Report, Rule, Target, try_rule
+from martlet_core.testing.conformance.trainer import TRAINER_RULES, TrainerTarget
 
 
 @dataclass(frozen=True)
 class Contract:
-    """A contract that can be checked: its checks, in the order they run, and the class of its targets."""
+    """A contract that can be tried: its rules, in the order they are tried, and the class of its targets."""
 
-    checks: Sequence[Check]
+    rules: Sequence[Rule]
     target_class: type[Target]
+
+    def options(self) -> Sequence[dataclasses.Field[Any]]:
+        """What a caller may name beside the address: the fields of the target with a help text."""
+        return [field for field in dataclasses.fields(self.target_class) if "help" in field.metadata]
 
 
 CONTRACTS: Mapping[str, Contract] = {
-    "evaluator": Contract(EVALUATOR_CHECKS, EvaluatorTarget),
-    "inference": Contract(INFERENCE_CHECKS, InferenceTarget),
-    "quantizer": Contract(QUANTIZER_CHECKS, QuantizerTarget),
-    "trainer": Contract(TRAINER_CHECKS, TrainerTarget),
+    "evaluator": Contract(EVALUATOR_RULES, EvaluatorTarget),
+    "inference": Contract(INFERENCE_RULES, InferenceTarget),
+    "quantizer": Contract(QUANTIZER_RULES, QuantizerTarget),
+    "trainer": Contract(TRAINER_RULES, TrainerTarget),
 }
 
 
 def run_conformance(contract: str, address: str, *, metadata: Sequence[tuple[str, str]] = (), **options: Any) -> Report:
-    """Check what answers at ``address`` and return the report; ``print(report.table())`` shows it.
+    """Try what answers at ``address`` and return the report; ``print(report.table())`` shows it.
 
     Args:
         contract: one of ``CONTRACTS``.
@@ -53,5 +56,5 @@ async def run_conformance_async(
     chosen = CONTRACTS[contract]
     async with grpc.aio.insecure_channel(address) as channel:
         target = chosen.target_class(channel=channel, metadata=tuple(metadata), **options)
-        results = [await run_check(check, target) for check in chosen.checks]
+        results = [await try_rule(rule, target) for rule in chosen.rules]
     return Report(contract, address, results)
