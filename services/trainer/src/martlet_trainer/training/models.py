@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from martlet_core.errors import InvalidArgument
 from martlet_inputs.base_models.model_files import files_in
 from torch import nn
@@ -64,7 +64,7 @@ def _compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     as a check or a validation does. From then on the layer computes in bfloat16, and no gradient passes through it.
     """
     for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
+        if isinstance(module, Linear4bit):
             module.compute_dtype, module.compute_type_is_set = dtype, True
             module.support_avx512bf16_for_cpu = False
 
