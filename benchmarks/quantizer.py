@@ -2,8 +2,9 @@
 
 ``overhead``: ``w4a16`` on SmolLM2-135M-Instruct with the same calibration windows, in processes of their own and in turns: the job's step
 ``quantize`` as the recipe starts it (reading rows, cutting windows, choosing layers, reporting), and a script that loads the model, calls
-llm-compressor and saves. ``step`` is the whole process, ``work`` is what the job reports as ``quantize_seconds``. The aim is a ratio of at
-most 1.05. ``awq``: the whole job, with its verdict and the engines that loaded what it wrote.
+llm-compressor and saves. ``step`` is the whole process, ``work`` is what the job reports as ``quantize_seconds``, ``cpu`` is the time of
+the processor for the whole process, which other programs disturb least. The aim is a ratio of at most 1.05. ``awq``: the whole job, with
+its verdict and the engines that loaded what it wrote.
 
     python benchmarks/quantizer.py [--rounds 2] [--rows 16] [--only overhead|awq]
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +32,7 @@ MODEL = ROOT / ".martlet" / "models" / REAL_MODEL
 PYTHON = ROOT / ".martlet/envs/quantizer-llmcompressor/bin/python"
 SEQUENCE_LENGTH, SEED, GROUP_SIZE = 128, 42, 64
 AWQ = "awq/smollm2"
+_MEASURES = ("step", "work", "cpu")
 _VERSIONS = ("torch", "transformers", "llmcompressor", "compressed-tensors")
 
 
@@ -58,7 +61,7 @@ def main() -> None:
 
 def measure(rounds: int, rows: int) -> dict[str, Any]:
     """Both sides in turns; a ratio is that of the medians."""
-    found: dict[str, dict[str, list[float]]] = {side: {"step": [], "work": []} for side in ("martlet", "library")}
+    found: dict[str, list[Mapping[str, float]]] = {"library": [], "martlet": []}
     with tempfile.TemporaryDirectory() as scratch:
         windows = _side("windows", Path(scratch), rows)
         for number in range(rounds):
@@ -66,22 +69,25 @@ def measure(rounds: int, rows: int) -> dict[str, Any]:
                 workdir = Path(scratch) / f"{side}-{number}"
                 workdir.mkdir()
                 (workdir / "windows.json").symlink_to(Path(scratch) / "windows.json")
-                seconds = _side(side, workdir, rows)
-                print(f"{side:8} step {seconds['step']:.1f} s, work {seconds['work']:.1f} s", flush=True)
-                for name in ("step", "work"):
-                    found[side][name].append(seconds[name])
-    ratio = {
-        name: statistics.median(found["martlet"][name]) / statistics.median(found["library"][name])
-        for name in ("step", "work")
-    }
+                found[side].append(_side(side, workdir, rows))
+                told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in found[side][-1].items())
+                print(f"{side:8} {told}", flush=True)
     return {
         "method": "w4a16",
         "rounds": rounds,
         "calibration_rows": rows,
         **windows,
-        "seconds": {side: {name: spread(values) for name, values in times.items()} for side, times in found.items()},
-        "ratio": {name: round(value, 3) for name, value in ratio.items()},
+        "seconds": {
+            side: {name: spread(run[name] for run in runs) for name in _MEASURES} for side, runs in found.items()
+        },
+        "ratio": {
+            name: round(_median(found["martlet"], name) / _median(found["library"], name), 3) for name in _MEASURES
+        },
     }
+
+
+def _median(runs: list[Mapping[str, float]], name: str) -> float:
+    return statistics.median(run[name] for run in runs)
 
 
 def awq() -> dict[str, Any]:
@@ -114,7 +120,7 @@ def be_martlet(workdir: Path, rows: int) -> dict[str, float]:
         (workdir / name).mkdir()
     begun = time.perf_counter()
     made = run_step("quantize", _arguments(workdir, rows), Recorder(), lambda: False, workdir=workdir)
-    return {"step": time.perf_counter() - begun, "work": made["quantize_seconds"]}
+    return {"step": time.perf_counter() - begun, "work": made["quantize_seconds"], "cpu": _children_cpu_seconds()}
 
 
 def be_library(workdir: Path, rows: int) -> dict[str, float]:
@@ -123,7 +129,13 @@ def be_library(workdir: Path, rows: int) -> dict[str, float]:
     begun = time.perf_counter()
     command = [sys.executable, "-c", script, str(Path(__file__).parent), str(workdir)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return {"step": time.perf_counter() - begun, "work": json.loads(done.stdout.splitlines()[-1])["work"]}
+    work = json.loads(done.stdout.splitlines()[-1])["work"]
+    return {"step": time.perf_counter() - begun, "work": work, "cpu": _children_cpu_seconds()}
+
+
+def _children_cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def call_library(workdir: str) -> None:

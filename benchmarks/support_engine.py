@@ -41,8 +41,8 @@ def main(specs_file: Path, fd: int) -> None:
     version = f"{installed_vllm()[0]} ({installed_vllm()[1]})"
     if any(spec["forked"] for spec in specs):
         os.environ.update(environment(_OPTIONS, os.environ))
-        import vllm  # noqa: F401  # now, and not in each fork
-        import vllm.entrypoints.openai.cli_args  # noqa: F401
+        import vllm  # now, and not in each fork
+        import vllm.entrypoints.launchers.cli_args
         import vllm.v1.worker.cpu_model_runner  # noqa: F401
     bases: dict[str, Mapping[str, Any]] = {}
     with os.fdopen(fd, "w") as outcomes:
@@ -90,21 +90,19 @@ def _perplexity(scored: Sequence[Sequence[float]]) -> float:
 def _in_this_process(model: Path, rows: Path) -> dict[str, Any]:
     try:
         return _generate(model, rows)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # whatever vLLM raises is the outcome
         text = " ".join(str(error).split())
         return {"message": f"{type(error).__name__}: {text[:400]}"}
 
 
 def _generate(model: Path, rows: Path) -> dict[str, Any]:
-    from dataclasses import fields
-
     from vllm import LLM, EngineArgs, SamplingParams
-    from vllm.entrypoints.openai.cli_args import make_arg_parser
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     line = command(_OPTIONS, WholeModel("model", model), Path("unused"))[3:]
     asked = EngineArgs.from_cli_args(make_arg_parser(FlexibleArgumentParser()).parse_args(line))
-    llm = LLM(**{field.name: getattr(asked, field.name) for field in fields(asked)})
+    llm = LLM.from_engine_args(asked)
     windows = [{"prompt_token_ids": ids} for ids in _windows(llm.get_tokenizer(), rows)]
     params = SamplingParams(temperature=0, max_tokens=_NEW_TOKENS, ignore_eos=True, prompt_logprobs=0)
     answers = llm.generate(windows, params, use_tqdm=False)

@@ -38,13 +38,22 @@ def main(specs_file: Path, fd: int) -> None:
     with os.fdopen(fd, "w") as outcomes:
         for spec in json.loads(specs_file.read_text()):
             if spec["forked"]:
-                import torch  # noqa: F401  # now, and not in each fork
-                import transformers  # noqa: F401
+                _import(spec["config"]["method"])
             begun = time.monotonic()
             outcome = {"quantized": "no"} | apart(lambda spec=spec: job(spec), spec["limit_seconds"])
             outcome |= {"key": spec["key"], "seconds": round(time.monotonic() - begun, 1)}
             outcomes.write(json.dumps(outcome) + "\n")
             outcomes.flush()
+
+
+def _import(method: str) -> None:
+    """Import now what each fork would import. Not GPTQModel, which starts threads as it is imported; a fork has none of them."""
+    from martlet_quantizer import methods, reload  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+    found = methods.find(method)
+    if found.family != "gptqmodel":
+        methods.load(found)
 
 
 def job(spec: Mapping[str, Any]) -> dict[str, Any]:

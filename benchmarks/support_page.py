@@ -79,10 +79,10 @@ their steps in forks of a process that has imported transformers, those on SmolL
 
 _ENGINES = """## Served by vLLM
 
-What was written, served by vLLM's CPU build as the replica would: its arguments, its environment, its plugins, adapters switched on. `yes`: it wrote eight
-tokens and scored held-out text, and its perplexity there, beside the unquantized model's in vLLM, is at most 1.25 times what the quantizer measured.
-SmolLM2 was served by the replica's own engine class, in a server process; the tiny models by vLLM's `LLM` in forks of a process that has imported vLLM.
-GGUF files are for llama.cpp: no engine of Martlet serves them."""
+What was written, served by vLLM's CPU build as the replica would: its arguments, its environment, its plugins, adapters switched on.
+`yes`: it wrote eight tokens and scored held-out text, and its perplexity there, beside the unquantized model's in vLLM, is at most 1.25
+times what the quantizer measured. SmolLM2 was served by the replica's own engine class, in a server process; the tiny models by vLLM's
+`LLM` in forks of a process that has imported vLLM. GGUF files are for llama.cpp: no engine of Martlet serves them."""
 
 
 class Footnotes:
@@ -108,7 +108,17 @@ def page(record: Mapping[str, Any]) -> str:
     cells, notes = record["cells"], Footnotes()
     jobs = _table(lambda column, name: job_cell(column, name, cells.get(column.key(name), {}), notes))
     engines = _table(lambda column, name: engine_cell(column, cells.get(column.key(name), {}), notes))
-    parts = [_INTRODUCTION, _TINY, _JOBS, jobs, _ENGINES, engines, "## Why not", "\n".join(notes.lines()), *_sources(record)]
+    parts = [
+        _INTRODUCTION,
+        _TINY,
+        _JOBS,
+        jobs,
+        _ENGINES,
+        engines,
+        "## Why not",
+        "\n".join(notes.lines()),
+        *_sources(record),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -31,7 +31,7 @@ ENVIRONMENTS = ROOT / ".martlet" / "envs"
 FAMILIES = ("bnb", "gguf", "llmcompressor", "gptqmodel", "awq")
 #: Nothing is judged by them: tiny models are near chance.
 _LIMITS = {"max_perplexity_ratio": 1e6}
-_CALIBRATION = {"tiny": {"max_rows": 16, "sequence_length": 64}, "real": {"max_rows": 16, "sequence_length": 128}}
+_CALIBRATION = {"tiny": {"max_rows": 16, "sequence_length": 256}, "real": {"max_rows": 16, "sequence_length": 128}}
 
 
 def main() -> None:
@@ -117,7 +117,12 @@ def make_models(architectures: set[str]) -> None:
 
 def environ() -> dict[str, str]:
     """One thread unless it is said otherwise; no hub."""
-    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     env = {**threads, **os.environ, **quiet}
     env.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -126,7 +131,12 @@ def environ() -> dict[str, str]:
 
 def job_config(column: Column, architecture: str) -> dict[str, Any]:
     """The fields of ``QuantizationSpec`` of a cell."""
-    config: dict[str, Any] = {"model": architecture, "method": column.method, "options": dict(column.options), **_LIMITS}
+    config: dict[str, Any] = {
+        "model": architecture,
+        "method": column.method,
+        "options": dict(column.options),
+        **_LIMITS,
+    }
     config["sample_prompts"] = ["What is the capital of France?"]
     if column.calibrated:
         config["calibration"] = _CALIBRATION["real" if architecture == "smollm2" else "tiny"]
@@ -150,7 +160,12 @@ def quantize(family: str, cells: list[tuple[Column, str]], store: Store, argumen
     ]
     if specs:
         command = [python_of(f"quantizer-{family}"), str(ROOT / "benchmarks/support_job.py")]
-        listen(command, specs, WORK / f"{family}-{os.getpid()}.log", lambda outcome: store.keep(outcome.pop("key"), "job", outcome))
+        listen(
+            command,
+            specs,
+            WORK / f"{family}-{os.getpid()}.log",
+            lambda outcome: store.keep(outcome.pop("key"), "job", outcome),
+        )
 
 
 def serve(cells: list[tuple[Column, str]], store: Store, arguments: argparse.Namespace) -> None:
@@ -177,7 +192,12 @@ def serve(cells: list[tuple[Column, str]], store: Store, arguments: argparse.Nam
     ]
     if specs:
         command = [python_of("inference"), str(ROOT / "benchmarks/support_engine.py")]
-        listen(command, specs, WORK / f"vllm-{os.getpid()}.log", lambda outcome: store.keep(outcome.pop("key"), "engine", outcome))
+        listen(
+            command,
+            specs,
+            WORK / f"vllm-{os.getpid()}.log",
+            lambda outcome: store.keep(outcome.pop("key"), "engine", outcome),
+        )
 
 
 def listen(command: list[str], specs: list[dict[str, Any]], log: Path, keep: Any) -> None:

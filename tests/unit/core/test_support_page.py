@@ -33,7 +33,9 @@ def test_every_cell_was_run(support: ModuleType) -> None:
 
 
 def record_of(cells: dict[str, Any]) -> dict[str, Any]:
-    dated = {key: {part: {**outcome, "date": "2026-11-29"} for part, outcome in cell.items()} for key, cell in cells.items()}
+    dated = {
+        key: {part: {**outcome, "date": "2026-11-29"} for part, outcome in cell.items()} for key, cell in cells.items()
+    }
     return {"cells": dated, "machine": {"cpu": "a processor", "cores": 2, "system": "a system"}}
 
 

@@ -6,6 +6,7 @@ Each runs in the environment of its family and is skipped with the reason in oth
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,12 @@ def test_gptq(run: Run) -> None:
 
 
 @needs("awq")
-def test_awq(run: Run) -> None:
-    result, _, workdir = run("awq", processes=True, calibration={"max_rows": 16, "sequence_length": 64})
+def test_awq(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    """Of a model whose tokenizer was saved by transformers 5, which AutoAWQ's transformers doesn't read."""
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    tokenizer = json.loads((model / "tokenizer_config.json").read_text()) | {"tokenizer_class": "TokenizersBackend"}
+    (model / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    result, _, workdir = run("awq", model=model, processes=True, calibration={"max_rows": 16, "sequence_length": 64})
     values = check(result, smaller_than=0.7)
     assert [entry["engine"] for entry in values["engines"]][1:] == ["autoawq", "transformers (with gptqmodel)"]
     assert values["engines"][1]["loaded"], values["engines"][1]["detail"]

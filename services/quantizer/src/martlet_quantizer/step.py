@@ -56,7 +56,8 @@ def quantize(arguments: Mapping[str, Any], speaker: Speaker) -> Mapping[str, Any
     task, facts = _task(arguments, source, output, scratch, speaker)
     prepared = time.monotonic()
     written = load(method)(task)
-    weights.copy_tokenizer(source, output)
+    # As the family's transformers reads it: AutoAWQ's can't read a tokenizer that transformers 5 saved.
+    weights.copy_tokenizer(reload.readable(source, method.family, scratch / "source"), output)
     finished = time.monotonic()
     missed = sorted(set(task.layers) - set(written.quantized))
     if missed:
