@@ -108,17 +108,14 @@ def page(record: Mapping[str, Any]) -> str:
     cells, notes = record["cells"], Footnotes()
     jobs = _table(lambda column, name: job_cell(column, name, cells.get(column.key(name), {}), notes))
     engines = _table(lambda column, name: engine_cell(column, cells.get(column.key(name), {}), notes))
-    parts = [
-        _INTRODUCTION,
-        _TINY,
-        _JOBS,
-        jobs,
-        _ENGINES,
-        engines,
-        "## Why not",
-        "\n".join(notes.lines()),
-        *_sources(record),
-    ]
+    whole = len(COLUMNS) * len(ARCHITECTURES)
+    count = (
+        ""
+        if len(cells) == whole
+        else f"**{len(cells)} of {whole} cells have been run**; the command goes on with the others."
+    )
+    why = ["## Why not", "\n".join(notes.lines())] if notes.lines() else []
+    parts = [_INTRODUCTION, count, _TINY, _JOBS, jobs, _ENGINES, engines, *why, *_sources(record)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
