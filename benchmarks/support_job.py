@@ -129,7 +129,11 @@ def _facts(result: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     report = json.loads((workdir / "output/report/report.json").read_text())
     details = report["details"]
     found = {name: result[name] for name in _KEPT if name in result}
-    layers = {"quantized_layers": details["quantized_layers"], "left_alone": len(details["left_alone"])}
+    layers = {
+        "untouched_share": details["untouched_share"],
+        "quantized_layers": details["quantized_layers"],
+        "left_alone": len(details["left_alone"]),
+    }
     return {**found, **layers, "versions": report["versions"]}
 
 

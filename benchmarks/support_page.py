@@ -60,6 +60,9 @@ COLUMNS = (
 )
 
 
+#: Share of the weights that a method leaves as they are, from which on the page says so.
+_WORTH_SAYING = 0.01
+
 _INTRODUCTION = """# Which method quantizes which architecture
 
 `python benchmarks/support_quantization.py` wrote this page: each cell is a job that was really run, on a CPU, and its outcome is in
@@ -114,7 +117,7 @@ def page(record: Mapping[str, Any]) -> str:
         if len(cells) == whole
         else f"**{len(cells)} of {whole} cells have been run**; the command goes on with the others."
     )
-    why = ["## Why not", "\n".join(notes.lines())] if notes.lines() else []
+    why = ["## Remarks", "\n".join(notes.lines())] if notes.lines() else []
     parts = [_INTRODUCTION, count, _TINY, _JOBS, jobs, _ENGINES, engines, *why, *_sources(record)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -139,7 +142,8 @@ def job_cell(column: Column, architecture: str, cell: Mapping[str, Any], notes: 
     told = [f"{100 * job['top1_agreement']:.1f} %", f"size {job['size_ratio']:.2f}"]
     if architecture == "smollm2":
         told.append(f"perplexity x {job['perplexity_ratio']:.3f}")
-    if remark := job.get("remark"):
+    if (share := job.get("untouched_share", 0.0)) >= _WORTH_SAYING:
+        remark = f"{share:.0%} of the weights (embeddings aside) stay in 16 bit: the library doesn't see the experts as linear layers"
         told.append(notes.mark(remark))
     return ", ".join(told)
 

@@ -70,6 +70,23 @@ def test_bnb_int8(run: Run) -> None:
     assert config_of(workdir)["quantization_config"]["load_in_8bit"]
 
 
+@needs("bnb")
+def test_experts_that_stay_as_they_were_are_told(run: Run, tmp_path: Path) -> None:
+    """transformers keeps all experts of a layer in one tensor, in which bitsandbytes sees no linear layer."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    tokenizer = testing.byte_tokenizer()
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = MixtralConfig(vocab_size=len(tokenizer), num_key_value_heads=4, num_local_experts=4, **sizes)
+    model = testing.train_and_save(MixtralForCausalLM(config), tokenizer, tmp_path / "model", training_steps=1)
+    result, report, workdir = run("bnb-int8", model=model, max_perplexity_ratio=2.0)
+    facts = json.loads((workdir / "output" / "report" / "report.json").read_text())["details"]
+    experts, attention, router = 4 * 3 * 64 * 64, 4 * 64 * 64, 4 * 64
+    assert facts["untouched_share"] == pytest.approx((experts + router) / (experts + attention + router), abs=1e-3)
+    assert any("bnb-int8 left 13 matrices with 75% of the weights" in line for line in report.lines), report.lines
+    assert result.values["engines"][0]["loaded"]
+
+
 @needs("llmcompressor")
 def test_w8a8_int8(run: Run) -> None:
     result, _, workdir = run("w8a8-int8", calibration={"max_rows": 16, "sequence_length": 64})
