@@ -1,7 +1,7 @@
 # Every target makes what it needs: the command's environment first (scripts/bootstrap.sh), then the others from their locks.
 # ARGS goes to the command: make up ARGS="--http-port 9000", make test ARGS="-k gateway".
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-lifecycle test lint up down status protos locks bench
+.PHONY: help demo demo-lifecycle test lint up down status protos locks bench support
 
 CLI := .martlet/envs/cli/bin/martlet
 
@@ -44,3 +44,7 @@ locks: ## Write the locks that hold no ML library anew
 
 bench: ## Every benchmark; tables and JSON in benchmarks/
 	@scripts/bench.sh $(ARGS)
+
+support: ## Which quantization method works on which architecture: fills docs/support/quantization.md
+	@scripts/bootstrap.sh cli dev inference quantizer-bnb quantizer-llmcompressor quantizer-gguf quantizer-awq quantizer-gptqmodel
+	@.martlet/envs/dev/bin/python benchmarks/support_quantization.py $(ARGS)

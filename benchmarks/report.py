@@ -319,6 +319,27 @@ ROWS = (
         ),
     ),
     Row(
+        "quantizing (w4a16, SmolLM2): a job's step, calibration and all, beside the library called directly",
+        "quantizer",
+        "<= 1.05",
+        lambda r: (
+            f"{r['overhead']['ratio']['step']:.3f} ({r['overhead']['seconds']['martlet']['step']['median']:.0f} s against "
+            f"{r['overhead']['seconds']['library']['step']['median']:.0f} s; without starting and calibration texts "
+            f"{r['overhead']['ratio']['work']:.3f}; {r['overhead']['rounds']} rounds)"
+        ),
+        lambda r: r["overhead"]["ratio"]["step"] <= 1.05,
+    ),
+    Row(
+        "quantizing by AutoAWQ (SmolLM2, whole job)",
+        "quantizer",
+        "",
+        lambda r: (
+            f"{r['awq']['quantize_seconds'] / 60:.1f} min, perplexity x {r['awq']['perplexity_ratio']:.3f}, size x "
+            f"{r['awq']['size_ratio']:.2f}; loaded by "
+            f"{', '.join(entry['engine'] for entry in r['awq']['engines'] if entry['loaded'])}"
+        ),
+    ),
+    Row(
         "demo: held-out accuracy before and after",
         "demo",
         "+20 points",

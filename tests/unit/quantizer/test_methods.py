@@ -6,6 +6,7 @@ Each runs in the environment of its family and is skipped with the reason in oth
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,23 @@ def test_bnb_int8(run: Run) -> None:
     result, _, workdir = run("bnb-int8")
     check(result, smaller_than=0.75)
     assert config_of(workdir)["quantization_config"]["load_in_8bit"]
+
+
+@needs("bnb")
+def test_experts_that_stay_as_they_were_are_told(run: Run, tmp_path: Path) -> None:
+    """transformers keeps all experts of a layer in one tensor, in which bitsandbytes sees no linear layer."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    tokenizer = testing.byte_tokenizer()
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = MixtralConfig(vocab_size=len(tokenizer), num_key_value_heads=4, num_local_experts=4, **sizes)
+    model = testing.train_and_save(MixtralForCausalLM(config), tokenizer, tmp_path / "model", training_steps=1)
+    result, report, workdir = run("bnb-int8", model=model, max_perplexity_ratio=2.0)
+    facts = json.loads((workdir / "output" / "report" / "report.json").read_text())["details"]
+    experts, attention, router = 4 * 3 * 64 * 64, 4 * 64 * 64, 4 * 64
+    assert facts["untouched_share"] == pytest.approx((experts + router) / (experts + attention + router), abs=1e-3)
+    assert any("bnb-int8 left 13 matrices with 75% of the weights" in line for line in report.lines), report.lines
+    assert result.values["engines"][0]["loaded"]
 
 
 @needs("llmcompressor")
@@ -141,8 +159,12 @@ def test_gptq(run: Run) -> None:
 
 
 @needs("awq")
-def test_awq(run: Run) -> None:
-    result, _, workdir = run("awq", processes=True, calibration={"max_rows": 16, "sequence_length": 64})
+def test_awq(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    """Of a model whose tokenizer was saved by transformers 5, which AutoAWQ's transformers doesn't read."""
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    tokenizer = json.loads((model / "tokenizer_config.json").read_text()) | {"tokenizer_class": "TokenizersBackend"}
+    (model / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    result, _, workdir = run("awq", model=model, processes=True, calibration={"max_rows": 16, "sequence_length": 64})
     values = check(result, smaller_than=0.7)
     assert [entry["engine"] for entry in values["engines"]][1:] == ["autoawq", "transformers (with gptqmodel)"]
     assert values["engines"][1]["loaded"], values["engines"][1]["detail"]

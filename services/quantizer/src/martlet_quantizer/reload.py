@@ -41,14 +41,20 @@ def _load_plain(directory: Path) -> Any:
 
 
 def _load_gguf(directory: Path) -> Any:
-    from transformers import GgufConfig
+    from transformers import AutoConfig, GgufConfig
 
-    from martlet_quantizer.methods.gguf import gguf_file
+    from martlet_quantizer.methods.gguf import gguf_file, head_size
 
+    file = gguf_file(directory)
+    assert file is not None
+    config = AutoConfig.from_pretrained(directory, gguf_file=file)
+    # transformers 5.19 doesn't read it of dense models: it takes 128 for Qwen3, whatever the file says.
+    config.head_dim = head_size(directory / file)
     return load_model(
         directory,
         _compute_dtype(),
-        gguf_file=gguf_file(directory),
+        config=config,
+        gguf_file=file,
         quantization_config=GgufConfig(dequantize=True),
         use_safetensors=None,
     ).to(device())

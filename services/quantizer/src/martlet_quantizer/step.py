@@ -25,6 +25,9 @@ from martlet_quantizer.texts import calibration_rows, heldout_rows
 #: Numbers of system errors that another attempt may not meet.
 _MAY_PASS = (errno.ENOMEM, errno.ENOSPC, errno.EIO)
 _TRACEBACK_CHARACTERS = 8000
+#: Types of weights that aren't quantized, as safetensors writes them, and the share of them that is worth a line.
+_PLAIN = ("F32", "F16", "BF16")
+_WORTH_SAYING = 0.01
 
 
 class Speaker:
@@ -56,7 +59,8 @@ def quantize(arguments: Mapping[str, Any], speaker: Speaker) -> Mapping[str, Any
     task, facts = _task(arguments, source, output, scratch, speaker)
     prepared = time.monotonic()
     written = load(method)(task)
-    weights.copy_tokenizer(source, output)
+    # As the family's transformers reads it: AutoAWQ's can't read a tokenizer that transformers 5 saved.
+    weights.copy_tokenizer(reload.readable(source, method.family, scratch / "source"), output)
     finished = time.monotonic()
     missed = sorted(set(task.layers) - set(written.quantized))
     if missed:
@@ -69,6 +73,7 @@ def quantize(arguments: Mapping[str, Any], speaker: Speaker) -> Mapping[str, Any
     return {
         **facts,
         **written.facts,
+        **_untouched(method.name, source, output, {*task.left_alone, *missed}, speaker),
         "group_size": task.group_size,
         "quantized_layers": len(written.quantized),
         "left_alone": [*task.left_alone, *missed],
@@ -76,6 +81,23 @@ def quantize(arguments: Mapping[str, Any], speaker: Speaker) -> Mapping[str, Any
         "quantize_seconds": finished - prepared,
         "peak_memory_bytes": peak_memory_bytes(),
     }
+
+
+def _untouched(method: str, source: Path, output: Path, known: set[str], speaker: Speaker) -> dict[str, float]:
+    """Share of the matrices' weights that stay in 16 or 32 bit though nobody asked: experts that a library doesn't see as layers."""
+    total = sum(count for _, count in weights.matrices(source).values())
+    left = {
+        name: count
+        for name, (dtype, count) in weights.matrices(output).items()
+        if dtype in _PLAIN and name not in known
+    }
+    share = sum(left.values()) / total if total else 0.0
+    if share >= _WORTH_SAYING:
+        speaker.log(
+            f"{method} left {len(left)} matrices with {share:.0%} of the weights (embeddings aside) in 16 or 32 bit, such as"
+            f" {next(iter(left))}: it doesn't see them as linear layers."
+        )
+    return {"untouched_share": round(share, 4)}
 
 
 def _task(

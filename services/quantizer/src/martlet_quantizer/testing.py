@@ -111,6 +111,13 @@ def save_tiny_model(directory: Path, *, uneven: bool = False, training_steps: in
         for name, parameter in model.named_parameters():
             if name.endswith("_proj.weight"):
                 parameter.data *= torch.logspace(-1, 1, parameter.shape[1])[torch.randperm(parameter.shape[1])]
+    return train_and_save(model, tokenizer, directory, training_steps)
+
+
+def train_and_save(model: Any, tokenizer: Any, directory: Path, training_steps: int) -> Path:
+    """Teach a random model which tokens are frequent in English text, and save it in bfloat16; returns the directory."""
+    import torch
+
     _train(model, tokenizer, training_steps)
     model.to(torch.bfloat16).save_pretrained(directory)
     tokenizer.save_pretrained(directory)

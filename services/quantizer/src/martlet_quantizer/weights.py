@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,6 +80,23 @@ def check_safetensors(directory: Path, name: str) -> None:
 def size_bytes(directory: Path) -> int:
     """Bytes of the files that hold weights."""
     return sum(path.stat().st_size for pattern in _WEIGHTS for path in directory.glob(pattern))
+
+
+def matrices(directory: Path) -> dict[str, tuple[str, int]]:
+    """The matrices in a model's safetensors files: name without ``.weight`` -> (dtype as safetensors writes it, number of weights).
+
+    Tables with a row for each token (embedding, output head) are left out.
+    """
+    vocabulary = int(read_config(directory).get("vocab_size", 0))
+    found = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, tensor in header.items():
+            shape = tensor.get("shape", ())
+            if name.endswith(".weight") and len(shape) > 1 and shape[0] != vocabulary:
+                found[name.removesuffix(".weight")] = (tensor["dtype"], math.prod(shape))
+    return found
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -84,6 +84,16 @@ def gguf_file(directory: Path) -> str | None:
     return next((path.name for path in sorted(directory.glob("*.gguf"))), None)
 
 
+def head_size(path: Path) -> int:
+    """Width of an attention head, by a file's own words."""
+    reader = gguf.GGUFReader(path)
+    architecture = reader.get_field("general.architecture")
+    assert architecture is not None
+    field = reader.get_field(f"{architecture.contents()}.attention.key_length")
+    assert field is not None
+    return int(field.contents())
+
+
 def _kind(task: Task, name: str, values: np.ndarray[Any, Any]) -> Kind:
     if values.ndim < 2:
         return Kind.F32
