@@ -77,6 +77,11 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         ("libs/core", "services/inference"),
         "inference with vLLM",
     ),
+    "inference-transformers": Environment(
+        ("services/inference/envs/transformers/requirements.{accelerator}.txt",),
+        ("libs/core", "services/inference"),
+        "inference with transformers",
+    ),
     "quantizer": Environment(
         ("services/quantizer/requirements.cpu.txt",),  # its `serve`, which computes nothing: the same everywhere
         ("libs/core", "libs/inputs", "services/quantizer"),
