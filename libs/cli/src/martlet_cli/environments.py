@@ -122,6 +122,7 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         ("libs/core", "libs/inputs", "services/evaluator"),
         "the evaluator's environment with pytest beside",
     ),
+    "swap-example": Environment(("examples/swap/requirements.txt",), (), "the foreign evaluator of examples/swap"),
     "protos": Environment(("scripts/requirements.protos.txt",), (), "the stub generator"),
 }
 
