@@ -180,7 +180,8 @@ class Writer:
         return {
             "tokens": texts,
             "token_logprobs": [told.logprob for told in tokens],
-            "top_logprobs": [{self._text(token): value for token, value in told.top} for told in tokens],
+            # Best last: of tokens that are written alike, the likelier one stays.
+            "top_logprobs": [{self._text(token): value for token, value in reversed(told.top)} for told in tokens],
             "text_offset": offsets,
         }
 
