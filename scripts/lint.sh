@@ -73,10 +73,7 @@ check "types of core, gateway and command" types "$envs/dev/bin/python" libs/cor
 check "types of the trainer" types "$envs/trainer/bin/python" services/trainer/src
 check "types of the quantizer" types "$envs/quantizer-bnb/bin/python" services/quantizer/src
 check "types of the evaluator" types "$envs/evaluator-transformers/bin/python" services/evaluator/src
-mapfile -t transformers_engine < <(git ls-files 'services/inference/src/*/engines/transformers*.py')
-mapfile -t inference < <(git ls-files 'services/inference/src/*.py' | grep -v /engines/transformers)
-check "types of inference" types "$envs/inference/bin/python" "${inference[@]}"
-check "types of inference with transformers" types "$envs/inference-transformers/bin/python" "${transformers_engine[@]}"
+check "types of inference" types "$envs/inference/bin/python" services/inference/src
 check "layers" layers
 check "contracts" buf lint
 check "contracts, breaking" breaking
