@@ -91,5 +91,5 @@ def test_a_foreign_evaluator_measures_what_is_served(
     out = tmp_path / "report"
     platform.martlet("evaluate", "report", job_id, "--out", str(out), "--no-open")
     assert "0.500" in (out / "report.html").read_text()
-    refused = platform.martlet("evaluate", "create", MODEL, "--dataset", str(data), "--suite", "judge", code=1)
+    refused = platform.martlet("evaluate", "create", MODEL, "--dataset", str(data), "--suite", "judge", code=2)
     assert "exact_match" in refused["error"]["message"]
