@@ -80,7 +80,7 @@ class Answer:
     prompt_tokens: int
     longest: int
     temperature: float
-    processors: LogitsProcessorList
+    processors: Any
     generator: torch.Generator
     detokenizer: Detokenizer
     stop: StopTexts
@@ -231,7 +231,7 @@ class Model:
         return len(prompt)
 
     def _answer(self, request: Request, prompt: Sequence[int], choice: int, adapter: str, call: Call) -> Answer:
-        sampling = self._defaults | request.sampling
+        sampling = {**self._defaults, **request.sampling}
         generator = torch.Generator(self._device)
         if request.seed is None:
             generator.seed()
@@ -253,6 +253,7 @@ class Model:
         )
 
     def _encode(self, request: Request) -> list[int]:
+        tokens: Any
         if isinstance(request.input, str):
             tokens = self.tokenizer(request.input)["input_ids"]
         elif request.chat:
