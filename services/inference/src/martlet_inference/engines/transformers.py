@@ -27,6 +27,7 @@ class TransformersOptions:
         max_model_len: longest context in tokens; less where the model's own is.
         max_lora_rank: 0 serves without adapters.
         max_adapters: adapters held at a time.
+        gpu_memory_share: most of a GPU's memory that it may take; more is an error of the answer that asks for it.
         threads: threads on a CPU; 0 takes ``OMP_NUM_THREADS`` where that is set, else all cores.
     """
 
@@ -34,6 +35,7 @@ class TransformersOptions:
     max_model_len: int = 2048
     max_lora_rank: int = 64
     max_adapters: int = 8
+    gpu_memory_share: float = 0.9
     threads: int = 0
 
 
@@ -75,7 +77,8 @@ def command(options: TransformersOptions, device: str, model: WholeModel, socket
     args = [sys.executable, "-m", "martlet_inference.engines.transformers_server", "--uds", str(socket_path)]
     args += ["--model", str(model.directory), "--served-model-name", model.name, "--device", device]
     dtype = options.dtype or ("float32" if device == "cpu" else "auto")
-    return [*args, "--dtype", dtype, "--max-model-len", str(options.max_model_len)]
+    args += ["--dtype", dtype, "--max-model-len", str(options.max_model_len)]
+    return [*args, "--gpu-memory-share", f"{options.gpu_memory_share:g}"]
 
 
 def environment(options: TransformersOptions, base: Mapping[str, str]) -> dict[str, str]:

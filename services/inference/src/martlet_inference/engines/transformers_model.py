@@ -103,9 +103,21 @@ class Model:
         device: ``cpu`` or ``cuda``.
         dtype: by torch's name, or ``auto`` for the model's own.
         max_model_len: longest context; less where the model's own is.
+        gpu_memory_share: most of a GPU's memory that it takes.
     """
 
-    def __init__(self, directory: Path, name: str, *, device: str, dtype: str, max_model_len: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        *,
+        device: str,
+        dtype: str,
+        max_model_len: int,
+        gpu_memory_share: float = 1.0,
+    ) -> None:
+        if device == "cuda":
+            torch.cuda.set_per_process_memory_fraction(gpu_memory_share)
         self.name = name
         self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         kind = dtype if dtype == "auto" else getattr(torch, dtype)

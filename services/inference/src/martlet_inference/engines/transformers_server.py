@@ -240,6 +240,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--max-model-len", type=int, default=2048)
+    parser.add_argument("--gpu-memory-share", type=float, default=1.0, help="most of a GPU's memory that is taken")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     try:
@@ -249,6 +250,7 @@ def main() -> int:
             device=options.device,
             dtype=options.dtype,
             max_model_len=options.max_model_len,
+            gpu_memory_share=options.gpu_memory_share,
         )
     except Exception as exc:  # noqa: BLE001  # whatever is wrong with the model: the replica reads the last line
         print(f"{type(exc).__name__}: {' '.join(str(exc).split())}", flush=True)
