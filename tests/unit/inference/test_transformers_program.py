@@ -73,3 +73,9 @@ def test_arguments_for_vllm_are_refused() -> None:
         build_engine(InferenceSettings(engine="transformers", engine_args="--seed 7"))  # pyright: ignore[reportCallIssue]
     assert caught.value.reason == "ENGINE_ARGS_NOT_TAKEN"
     assert "MARTLET_ENGINE_ARGS" in caught.value.message
+
+
+def test_more_gpus_than_it_computes_on_are_refused() -> None:
+    with pytest.raises(FailedPrecondition) as caught:
+        build_engine(InferenceSettings(engine="transformers", gpu_count=2))  # pyright: ignore[reportCallIssue]
+    assert caught.value.reason == "TOO_MANY_GPUS"
