@@ -53,17 +53,20 @@ def start_service(
     """Starts ``python -m martlet_<service> serve`` with settings and returns its address once it is healthy."""
     with _processes() as start:
 
-        def start_service(service: str, **settings: object) -> str:
+        def start_service(
+            service: str, *, environment_name: str = "", ready_seconds: float = _READY_SECONDS, **settings: object
+        ) -> str:
             directory = tmp_path_factory.mktemp(service)
             address = f"127.0.0.1:{free_port()}"
             values = {**store_settings, "grpc_address": address, "work_dir": directory / "work", **settings}
             environment = {f"MARTLET_{name.upper()}": str(value) for name, value in values.items()}
-            python, path = _python_of(service)
+            python, path = _python_of(service, environment_name or service)
             start(
                 [python, "-m", f"martlet_{service}", "serve"],
                 {**os.environ, **path, **environment},
                 directory / "service.log",
                 address,
+                ready_seconds=ready_seconds,
             )
             return address
 
@@ -115,15 +118,53 @@ def internal_token() -> str:
 
 
 @pytest.fixture(scope="session")
-def our_evaluator(
+def gateway(
     start_service: Callable[..., str], our_trainer: str, internal_token: str, tmp_path_factory: pytest.TempPathFactory
-) -> str:
-    """Address of our evaluator, with a gateway that knows the trainer's base models. No worker and no replica runs."""
+) -> tuple[str, str]:
+    """A gateway that knows the trainer's base models: the URL of its REST side, the address of its gRPC side. No replica
+    runs.
+    """
     port = free_port()
     uploads: Path = tmp_path_factory.mktemp("uploads")
-    shared = {"internal_token": internal_token}
-    start_service("gateway", http_port=port, trainer_address=our_trainer, upload_dir=uploads, **shared)
-    return start_service("evaluator", queue="contract-evaluator", gateway_url=f"http://127.0.0.1:{port}/v1", **shared)
+    shared = {"trainer_address": our_trainer, "internal_token": internal_token}
+    address = start_service("gateway", http_port=port, upload_dir=uploads, **shared)
+    return f"http://127.0.0.1:{port}/v1", address
+
+
+@pytest.fixture(scope="session")
+def our_evaluator(start_service: Callable[..., str], gateway: tuple[str, str], internal_token: str) -> str:
+    """Address of our evaluator. No worker runs."""
+    return start_service("evaluator", queue="contract-evaluator", gateway_url=gateway[0], internal_token=internal_token)
+
+
+@pytest.fixture(scope="session")
+def foreign_evaluator(
+    gateway: tuple[str, str], internal_token: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Address of the evaluator of examples/swap, in an environment that holds nothing of ours. No worker runs."""
+    python = _ROOT / ".martlet/envs/swap-example/bin/python"
+    if not python.is_file():
+        pytest.skip("its environment isn't there; make it with: martlet env sync swap-example")
+    address = f"127.0.0.1:{free_port()}"
+    log = tmp_path_factory.mktemp("foreign-evaluator") / "service.log"
+    command = [str(python), "-P", "-m", "evaluator", "--address", address, "--workers", "0"]
+    command += ["--gateway-url", gateway[0], "--gateway-address", gateway[1]]
+    environment = {"MARTLET_INTERNAL_TOKEN": internal_token, "PYTHONPATH": str(_ROOT / "examples/swap")}
+    with _processes() as start:
+        start(command, environment, log, address)
+        yield address
+
+
+@pytest.fixture(scope="session")
+def talking_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a tiny ``model`` that talks until it is stopped, and an ``adapter`` on it."""
+    python = _ROOT / ".martlet/envs/inference-transformers/bin/python"
+    if not python.is_file():
+        pytest.skip("no environment with transformers; make it with: martlet env sync inference-transformers")
+    directory = tmp_path_factory.mktemp("talking-llama")
+    script = _ROOT / "tests/integration/inference/talking_llama.py"
+    subprocess.run([python, script, directory], check=True, timeout=280, capture_output=True)
+    return directory
 
 
 @pytest.fixture(scope="session")
@@ -164,9 +205,9 @@ def try_rule_here() -> Callable[..., object]:
     return try_rule_here
 
 
-def _python_of(service: str) -> tuple[str, dict[str, str]]:
-    """The interpreter of the service's own environment; without one ours, with the service's source on the path."""
-    python = _ROOT / ".martlet/envs" / service / "bin/python"
+def _python_of(service: str, environment: str) -> tuple[str, dict[str, str]]:
+    """The interpreter of the service's environment; without one ours, with the service's source on the path."""
+    python = _ROOT / ".martlet/envs" / environment / "bin/python"
     if python.is_file():
         finds = subprocess.run([python, "-c", f"import martlet_{service}"], capture_output=True, check=False)
         if finds.returncode == 0:
@@ -175,15 +216,21 @@ def _python_of(service: str) -> tuple[str, dict[str, str]]:
 
 
 @contextmanager
-def _processes() -> Iterator[Callable[[list[str], dict[str, str], Path, str], None]]:
+def _processes() -> Iterator[Callable[..., None]]:
     """Gives a function that starts a process and waits until it is healthy; all are stopped at the end."""
     running: list[subprocess.Popen[bytes]] = []
 
-    def start(command: list[str], environment: dict[str, str], log_path: Path, address: str) -> None:
+    def start(
+        command: list[str],
+        environment: dict[str, str],
+        log_path: Path,
+        address: str,
+        ready_seconds: float = _READY_SECONDS,
+    ) -> None:
         with log_path.open("ab") as log:
             process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         running.append(process)
-        _wait_until_healthy(process, address, log_path)
+        _wait_until_healthy(process, address, log_path, ready_seconds)
 
     try:
         yield start
@@ -198,8 +245,8 @@ def _processes() -> Iterator[Callable[[list[str], dict[str, str], Path, str], No
                 process.wait()
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], address: str, log_path: Path) -> None:
-    deadline = time.monotonic() + _READY_SECONDS
+def _wait_until_healthy(process: subprocess.Popen[bytes], address: str, log_path: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while process.poll() is None and time.monotonic() < deadline:

@@ -1,4 +1,7 @@
-"""The evaluator contract, rule by rule, on our service. No worker runs: the rules are about jobs, not about measuring."""
+"""The evaluator contract, rule by rule, on our service, and on one written from the protos alone (examples/swap).
+
+No worker runs: the rules are about jobs, not about measuring.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,22 @@ from martlet_core.testing.conformance import EVALUATOR_RULES, EvaluatorTarget, R
 _MAY_BE_SKIPPED = ("reflection_lists_the_service", "job_succeeds")
 
 
-@pytest.mark.parametrize("rule", EVALUATOR_RULES, ids=rule_name)
-async def test_our_service(
+rules = pytest.mark.parametrize("rule", EVALUATOR_RULES, ids=rule_name)
+
+
+@rules
+@pytest.mark.parametrize("service", ["our_evaluator", "foreign_evaluator"])
+async def test_service(
     rule: Rule,
-    our_evaluator: str,
+    service: str,
     training_dataset: str,
     internal_token: str,
     open_channel: Callable[[str], grpc.aio.Channel],
     try_rule_here: Callable[..., object],
+    request: pytest.FixtureRequest,
 ) -> None:
     target = EvaluatorTarget(
-        open_channel(our_evaluator),
+        open_channel(request.getfixturevalue(service)),
         metadata=(("x-martlet-tenant", "acme"), ("x-martlet-internal-token", internal_token)),
         dataset=training_dataset,
         other_tenant="umbrella",

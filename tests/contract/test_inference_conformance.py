@@ -1,4 +1,4 @@
-"""The inference contract, rule by rule: our service on the echo engine, and one that is not ours at all."""
+"""The inference contract, rule by rule: our service on two of its engines, and one that is not ours at all."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from martlet_core.testing.conformance import INFERENCE_RULES, InferenceTarget, R
 
 _BASE = "conformance-base"
 _ADAPTER = "ft:conformance-base:acme:birds:0a1b2c3d"
+_TALKING = "ft:talking:acme::0a1b2c3d"
 _TENANT = ("x-martlet-tenant", "acme")
 #: Slow enough that a long answer outlasts what is done to it.
 _TOKENS_PER_SECOND = 200
@@ -44,6 +45,41 @@ async def test_our_service(
 ) -> None:
     target = InferenceTarget(
         open_channel(our_inference), metadata=(_TENANT,), adapter=_ADAPTER, unload_whole_model=True
+    )
+    await try_rule_here(rule, target)  # type: ignore[misc]
+
+
+@pytest.fixture(scope="session")
+def our_inference_with_transformers(stores: Stores, start_service: Callable[..., str], talking_llama: Path) -> str:
+    """Our service on transformers, with a model that computes."""
+    artifact = stores.artifacts.put_directory(talking_llama / "adapter", kind="adapter", tenant="acme")
+    stores.models.publish(
+        PublishedModel(_TALKING, "adapter", tenant="acme", artifact_id=artifact.id, base_model="talking", lora_rank=8)
+    )
+    return start_service(
+        "inference",
+        environment_name="inference-transformers",
+        ready_seconds=240.0,
+        engine="transformers",
+        model="talking",
+        model_dir=talking_llama / "model",
+        engine_threads=1,
+    )
+
+
+@rules
+@pytest.mark.slow
+@pytest.mark.timeout(290)
+async def test_our_service_with_transformers(
+    rule: Rule,
+    our_inference_with_transformers: str,
+    open_channel: Callable[[str], grpc.aio.Channel],
+    try_rule_here: Callable[..., object],
+) -> None:
+    """Slow for the import of torch: an engine that was written here keeps each rule only if it was tried."""
+    channel = open_channel(our_inference_with_transformers)
+    target = InferenceTarget(
+        channel, metadata=(_TENANT,), timeout_seconds=120.0, adapter=_TALKING, unload_whole_model=True
     )
     await try_rule_here(rule, target)  # type: ignore[misc]
 

@@ -39,7 +39,7 @@ START_SECONDS = 240.0
 
 def environment_python(service: str) -> str:
     """Interpreter of a service's environment."""
-    named = os.environ.get(f"MARTLET_{service.upper()}_PYTHON")
+    named = os.environ.get(f"MARTLET_{service.upper().replace('-', '_')}_PYTHON")
     return named or str(ROOT / ".martlet" / "envs" / service / "bin" / "python")
 
 
@@ -110,13 +110,15 @@ def wait_for(condition: Callable[[], Any], timeout_seconds: float, what: str) ->
 
 
 class ReplicaProcess:
-    """``python -m martlet_inference serve`` in the inference environment, with a model directory of its own."""
+    """``python -m martlet_inference serve`` in the engine's environment, with a model directory of its own."""
 
-    def __init__(self, platform: Platform, model: Path, directory: Path) -> None:
+    def __init__(self, platform: Platform, model: Path, directory: Path, engine: str = "vllm") -> None:
+        self.engine = engine
         self.log_path = directory / "replica.log"
         settings = platform.settings
         env = {key: value for key, value in os.environ.items() if not key.startswith("MARTLET_")}
         env |= {
+            "MARTLET_ENGINE": engine,
             "MARTLET_MODEL": BASE,
             "MARTLET_MODEL_DIR": str(model),
             "MARTLET_GRPC_ADDRESS": "127.0.0.1:0",
@@ -129,7 +131,8 @@ class ReplicaProcess:
             "MARTLET_MAX_ADAPTERS": "2",
         }
         with self.log_path.open("wb") as log:
-            command = [environment_python("inference"), "-m", "martlet_inference", "serve"]
+            python = environment_python("inference" if engine == "vllm" else f"inference-{engine}")
+            command = [python, "-m", "martlet_inference", "serve"]
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
         port = wait_for(lambda: re.search(r"serving gRPC on port (\d+)", self.log()), 60, "the replica's port")[1]
         self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
@@ -161,16 +164,16 @@ class ReplicaProcess:
         return {model.name: model for model in listed.models}
 
     def engine_pid(self) -> int:
-        """Process id of its vLLM server."""
-        return int(re.findall(r'"message": "vllm started".*?"pid": (\d+)', self.log())[-1])
+        """Process id of its engine's server."""
+        return int(re.findall(rf'"message": "{self.engine} started".*?"pid": (\d+)', self.log())[-1])
 
     def engine_metric(self, name: str) -> float:
-        """A figure from vLLM itself."""
+        """A figure from the engine itself."""
         socket = re.findall(r"--uds (\S+)", self.log())[-1]
         with httpx.Client(transport=httpx.HTTPTransport(uds=socket)) as client:
-            page = client.get("http://vllm/metrics").text
+            page = client.get("http://engine/metrics").text
         found = re.search(rf"^{re.escape(name)}(?:\{{.*\}})? ([0-9.e+-]+)$", page, re.MULTILINE)
-        assert found, f"no {name} in vLLM's metrics"
+        assert found, f"no {name} in the engine's metrics"
         return float(found[1])
 
     def stream(self, **body: Any) -> Any:
@@ -197,6 +200,44 @@ class ReplicaProcess:
             self.process.wait(30)
         finally:
             self.process.kill()
+
+
+@dataclass(frozen=True)
+class Talking:
+    """A tiny model that talks until it is stopped, an adapter on it, and what plain transformers says with both.
+
+    Attributes:
+        said: ``base`` and ``adapter`` -> the answer to each of ``prompts``, of 24 tokens.
+    """
+
+    directory: Path
+    prompts: list[str]
+    said: dict[str, list[str]]
+
+
+@pytest.fixture(scope="session")
+def talking(tmp_path_factory: pytest.TempPathFactory) -> Talking:
+    """See ``Talking``."""
+    directory = tmp_path_factory.mktemp("talking")
+    prompts = ["Once upon a time", "hello", "Name three birds that fly fast, and say why they do."]
+    script = Path(__file__).with_name("talking_llama.py")
+    command = [environment_python("inference-transformers"), script, directory, *prompts]
+    done = subprocess.run(command, check=True, timeout=280, stdout=subprocess.PIPE)
+    return Talking(directory, prompts, json.loads(done.stdout))
+
+
+@pytest.fixture(scope="session")
+def talker(platform: Platform, talking: Talking, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplicaProcess]:
+    """A replica on transformers that serves the tiny model, and knows its adapter."""
+    name = f"ft:{BASE}:default::7a1c0000"
+    platform.publish(name, "adapter", talking.directory / "adapter", base_model=BASE, lora_rank=8)
+    directory = tmp_path_factory.mktemp("talker")
+    started = ReplicaProcess(platform, talking.directory / "model", directory, engine="transformers")
+    try:
+        started.wait_serving()
+        yield started
+    finally:
+        started.stop()
 
 
 @pytest.fixture(scope="session")

@@ -395,6 +395,13 @@ def chatting_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
         yield running
 
 
+@pytest.fixture
+def transformers_platform(tmp_path: Path) -> Iterator[RunningPlatform]:
+    """A platform for training alone, with the engine that runs where vLLM doesn't."""
+    with running_platform(tmp_path / "transformers", "--engine", "transformers", "--wait", "all") as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty-two short conversations with one answer."""

@@ -44,7 +44,19 @@ def create(client: openai.OpenAI, rows: Path, **settings: Any) -> Any:
 @pytest.mark.timeout(900)
 def test_fine_tune_and_chat(chatting_platform: RunningPlatform, rows: Path) -> None:
     """Slow for vLLM's start, a training and an adapter's loading: the product's promise, client code unchanged."""
-    client = chatting_platform.client
+    fine_tune_and_chat(chatting_platform, rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fine_tune_and_chat_without_vllm(transformers_platform: RunningPlatform, rows: Path) -> None:
+    """Slow as the other: the same promise, kept by the other engine."""
+    fine_tune_and_chat(transformers_platform, rows)
+
+
+def fine_tune_and_chat(platform: RunningPlatform, rows: Path) -> None:
+    """Train a few steps on the rows and find them in what the tuned model says, and not in what its base says."""
+    client = platform.client
     job = create(client, rows, max_steps=24, learning_rate=2e-3)
     done = wait_for(client, job.id, lambda job: job.status == "succeeded", "the job")
     assert done.fine_tuned_model.startswith(f"ft:{MODEL}:default:")

@@ -166,6 +166,19 @@ def test_stages_and_families_have_processes_of_their_own(layout: Layout) -> None
     )  # fmt: skip
 
 
+def test_the_engine_brings_its_environment(layout: Layout) -> None:
+    parser = argparse.ArgumentParser()
+    add_up_arguments(parser)
+    options = up_options(parser.parse_args(["--engine", "transformers"]))
+    ports = choose_ports({"http": 0, "grpc": 0}, {})
+    specs = {s.name: s for s in plan(layout, options, load_or_make(layout.secrets_file), ports).specs}
+    assert specs["inference"].environ["MARTLET_ENGINE"] == "transformers"
+    assert specs["inference"].argv[0] == str(layout.python("inference-transformers"))
+    named = up_options(parser.parse_args(["--engine", "transformers", "--environment", "inference=dev"]))
+    assert named.environment("inference") == "dev"
+    assert PlatformOptions().environment("inference") == "inference"
+
+
 @pytest.mark.parametrize(
     ("options", "flag"),
     [
@@ -180,7 +193,7 @@ def test_stages_that_are_not_known_are_refused(options: PlatformOptions, flag: s
     assert caught.value.violations[0].field == flag
 
 
-@pytest.mark.parametrize("engine", ["vllm", "echo"])
+@pytest.mark.parametrize("engine", ["vllm", "transformers", "echo"])
 def test_what_the_launcher_sets_itself_is_on_the_page(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
+from martlet.gateway.v1 import artifact_service_pb2, artifact_service_pb2_grpc
 from martlet.inference.v1 import inference_service_pb2 as service_pb
 from martlet.inference.v1 import inference_service_pb2_grpc
 from martlet_core.api_keys import OPERATOR, ApiKey, ApiKeyStore
 from martlet_core.artifacts.types import PublishedModel
-from martlet_core.errors import FailedPrecondition, InvalidArgument, Unavailable
+from martlet_core.errors import FailedPrecondition, InvalidArgument, Unauthenticated, Unavailable
 from martlet_core.rpc.client import error_from_rpc
 from martlet_core.service_tokens import make_service_token
 from martlet_core.testing.object_store import MemoryObjectStore
+from martlet_gateway.auth import Authenticator
+from martlet_gateway.lookups import LookupThreads
 
 UNLOAD = {"model": "ft:x"}
 
@@ -167,3 +171,48 @@ async def test_a_service_token_is_no_key_for_grpc(gateway: Any, tools: Any) -> N
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.LoadModel(service_pb.LoadModelRequest(model="ft:x"), metadata=metadata)
     assert error_from_rpc(caught.value).code == "UNAUTHENTICATED"
+
+
+def of_stage(token: str, *tenant: str) -> tuple[tuple[str, str], ...]:
+    return (("x-martlet-internal-token", token), *(("x-martlet-tenant", name) for name in tenant))
+
+
+async def test_a_stage_reads_artifacts_of_the_tenant_it_names(gateway: Any, tools: Any, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}")
+    artifact = gateway.stores.artifacts.put_directory(tmp_path, kind="dataset", tenant="acme")
+    stub: Any = artifact_service_pb2_grpc.ArtifactServiceStub(gateway.channel())
+    request = artifact_service_pb2.GetArtifactRequest(name=f"artifacts/{artifact.id}")
+    found = await stub.GetArtifact(request, metadata=of_stage(tools.token, "acme"))
+    assert [file.path for file in found.files] == ["rows.jsonl"]
+    for metadata, code in (
+        (of_stage(tools.token, "globex"), "NOT_FOUND"),
+        (of_stage("another token", "acme"), "UNAUTHENTICATED"),
+        (of_stage("", "acme"), "UNAUTHENTICATED"),
+        (of_stage(tools.token), "INVALID_ARGUMENT"),
+        (of_stage(tools.token, "no tenant!"), "INVALID_ARGUMENT"),
+        ((*of_stage(tools.token, "acme"), *gateway.metadata(gateway.other_key)), "NOT_FOUND"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetArtifact(request, metadata=metadata)
+        assert caught.value.code().name == code, metadata
+
+
+async def test_a_stage_may_do_nothing_else_over_grpc(gateway: Any, tools: Any) -> None:
+    artifacts: Any = artifact_service_pb2_grpc.ArtifactServiceStub(gateway.channel())
+    inference: Any = inference_service_pb2_grpc.InferenceServiceStub(gateway.channel())
+    for method, request in (
+        (artifacts.ListArtifacts, artifact_service_pb2.ListArtifactsRequest()),
+        (artifacts.DeleteArtifact, artifact_service_pb2.DeleteArtifactRequest(name="artifacts/a")),
+        (inference.LoadModel, service_pb.LoadModelRequest(model="ft:x")),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await method(request, metadata=of_stage(tools.token, "acme"))
+        assert caught.value.code().name == "UNAUTHENTICATED"
+
+
+async def test_without_an_internal_token_nobody_is_a_stage() -> None:
+    threads = LookupThreads()
+    auth = Authenticator(lambda secret: None, threads, internal_token="")
+    metadata = {"x-martlet-internal-token": "", "x-martlet-tenant": "acme"}
+    with pytest.raises(Unauthenticated):
+        await auth.grpc_tenant("/martlet.gateway.v1.ArtifactService/GetArtifact", metadata)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from martlet_core.gpus import GpuLease, GpuWish
 from martlet_core.testing.gpu_leases import MemoryGpuLeases
 from martlet_inference import convert
 from martlet_inference.dataplane import DataPlane
-from martlet_inference.engines.base import EngineState
+from martlet_inference.engines.base import EngineState, WholeModel
 from martlet_inference.gpu_gate import GpuGate
 from martlet_inference.models import ModelPool
 from martlet_inference.replica import build_engine
@@ -163,10 +164,11 @@ async def test_more_gpus_than_there_are_can_never_be_had(kit: Kit) -> None:
     [({}, 1, 0.35), ({}, 2, 0.9), ({"gpu_share": 0.5}, 2, 0.5), ({"gpu_share": 0.95}, 1, 0.9)],
 )
 def test_vllm_takes_what_was_leased(
-    monkeypatch: pytest.MonkeyPatch, values: dict[str, float], seen: int, share: float
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, float], seen: int, share: float, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("martlet_inference.replica.installed_vllm", lambda: ("0.32.0", "cuda"))
     settings = InferenceSettings(**values, gpu_count=2)  # type: ignore[arg-type]
     engine: Any = build_engine(settings, GpuMachine("gpu1", "m", MACHINE.gpus, seen))
-    assert engine._options.gpu_memory_share == share
-    assert engine._options.gpu_count == 2
+    args = engine._program.command(WholeModel("m", tmp_path), tmp_path / "s")
+    assert args[args.index("--gpu-memory-utilization") + 1] == f"{share:g}"
+    assert args[args.index("--tensor-parallel-size") + 1] == "2"

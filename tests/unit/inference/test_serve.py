@@ -26,7 +26,7 @@ def test_a_wrong_setting_is_named_with_its_remedy() -> None:
     env = environment(engine="magic", max_lora_rank="17", drain_seconds="-1")
     done = subprocess.run(COMMAND, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "MARTLET_ENGINE: Input should be 'vllm' or 'echo'" in done.stderr
+    assert "MARTLET_ENGINE: Input should be 'vllm', 'transformers' or 'echo'" in done.stderr
     assert "MARTLET_MAX_LORA_RANK: Value error, is 17; must be one of 0, 8, 16," in done.stderr
     assert "MARTLET_DRAIN_SECONDS" in done.stderr
     assert "Traceback" not in done.stderr

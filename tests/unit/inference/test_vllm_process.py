@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from martlet_inference.engines.base import EngineLoad, WholeModel
-from martlet_inference.engines.vllm import parse_metrics
-from martlet_inference.engines.vllm_process import VllmOptions, VllmProcess, command, environment, spawn
+from martlet_inference.engines.server import parse_metrics
+from martlet_inference.engines.server_process import ServerProcess, spawn
+from martlet_inference.engines.vllm_process import VllmOptions, command, environment
 from martlet_inference.testing import wait_until
 
 CPU = VllmOptions("cpu")
@@ -102,7 +103,7 @@ vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
     assert parse_metrics(b"") == EngineLoad(0, 0.0)
 
 
-class Child(VllmProcess):
+class Child(ServerProcess):
     """Any program in the place of the server."""
 
     @classmethod
@@ -121,7 +122,7 @@ def alive(pid: int) -> bool:
 async def test_stopping_ends_the_whole_group_even_what_ignores_the_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("martlet_inference.engines.vllm_process.STOP_SECONDS", 0.2)
+    monkeypatch.setattr("martlet_inference.engines.server_process.STOP_SECONDS", 0.2)
     ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready'); time.sleep(60)"
     code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-uc', {ignore!r}]); print(p.pid); p.wait()"
     child = await Child.run(code, tmp_path / "d")

@@ -77,6 +77,11 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         ("libs/core", "services/inference"),
         "inference with vLLM",
     ),
+    "inference-transformers": Environment(
+        ("services/inference/envs/transformers/requirements.{accelerator}.txt",),
+        ("libs/core", "services/inference"),
+        "inference with transformers",
+    ),
     "quantizer": Environment(
         ("services/quantizer/requirements.cpu.txt",),  # its `serve`, which computes nothing: the same everywhere
         ("libs/core", "libs/inputs", "services/quantizer"),
@@ -117,6 +122,7 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         ("libs/core", "libs/inputs", "services/evaluator"),
         "the evaluator's environment with pytest beside",
     ),
+    "swap-example": Environment(("examples/swap/requirements.txt",), (), "the foreign evaluator of examples/swap"),
     "protos": Environment(("scripts/requirements.protos.txt",), (), "the stub generator"),
 }
 

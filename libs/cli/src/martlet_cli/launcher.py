@@ -174,7 +174,7 @@ def _changed(state: State, status: ProcessStatus, say: Say) -> None:
 
 
 def _needed_environments(options: PlatformOptions) -> list[str]:
-    return list(dict.fromkeys(options.environments.get(name, name) for name in options.services))
+    return list(dict.fromkeys(options.environment(name) for name in options.services))
 
 
 def _stop_on_signals() -> threading.Event:

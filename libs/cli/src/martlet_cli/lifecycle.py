@@ -60,7 +60,7 @@ def run(layout: Layout, output: Output, options: PlatformOptions, up_arguments: 
     say = output.say
     with background(lambda: prepare(layout, say)) as example_of:
         for name in options.services:
-            environments.sync(layout, name, say=lambda line: say(f"[dim]{escape(line)}[/]"))
+            environments.sync(layout, options.environment(name), say=lambda line: say(f"[dim]{escape(line)}[/]"))
         with demo_platform(layout, up_arguments, say, keep):
             example = example_of()
             setup_seconds = time.monotonic() - begun

@@ -22,6 +22,8 @@ PORTS: Mapping[str, int] = {
     "evaluator": 0,
     "inference": 0,
 }
+#: Inference engines, and the environment that each runs in.
+ENGINES: Mapping[str, str] = {"vllm": "inference", "transformers": "inference-transformers", "echo": "inference"}
 #: Job stages that can be started, and those that are unless the user says otherwise.
 STAGES = ("trainer", "quantizer", "evaluator")
 DEFAULT_STAGES = STAGES
@@ -35,7 +37,7 @@ class PlatformOptions:
     """What to start.
 
     Attributes:
-        engine: inference engine, ``vllm`` or ``echo``.
+        engine: inference engine (see ``ENGINES``).
         model: base model that inference serves: a name of the trainer's catalogue, or ``org/model@commit``.
         environments: service -> name of the environment it runs in, where it isn't the service's own.
         host: address that the gateway listens on.
@@ -61,6 +63,11 @@ class PlatformOptions:
         """What is started of ours, by the names of the environments: gateway, stages, families, inference."""
         families = [f"quantizer-{family}" for family in self.families] if "quantizer" in self.stages else []
         return ("gateway", *self.stages, *families, "inference")
+
+    def environment(self, service: str) -> str:
+        """Name of the environment that a service runs in."""
+        usual = ENGINES[self.engine] if service == "inference" else service
+        return self.environments.get(service, usual)
 
     def check(self) -> None:
         """Refuse what could never come up. InvalidArgument names the argument."""

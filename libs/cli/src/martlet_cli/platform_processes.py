@@ -183,7 +183,7 @@ class _Builder:
     ) -> ProcessSpec:
         """A Python service: ``python -m <arguments>`` in its own environment."""
         wanted = environment or name.removesuffix("-worker")
-        python = self.layout.python(self.options.environments.get(wanted, wanted))
+        python = self.layout.python(self.options.environment(wanted))
         return ProcessSpec(
             name=name,
             argv=(str(python), "-m", *arguments),

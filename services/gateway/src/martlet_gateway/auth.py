@@ -12,8 +12,9 @@ from functools import partial
 
 from martlet_core import service_tokens
 from martlet_core.api_keys import OPERATOR, ApiKeyStore
-from martlet_core.errors import PermissionDenied, Unauthenticated
-from martlet_core.rpc.context import DEFAULT_TENANT, INTERNAL_TOKEN_KEY
+from martlet_core.errors import InvalidArgument, PermissionDenied, Unauthenticated
+from martlet_core.ids import NAME_PATTERN
+from martlet_core.rpc.context import DEFAULT_TENANT, INTERNAL_TOKEN_KEY, TENANT_KEY
 
 from martlet_gateway.errors import unauthenticated
 from martlet_gateway.lookups import Lookups, LookupThreads
@@ -26,6 +27,14 @@ REPLICA_SERVICE = "martlet.gateway.v1.ReplicaService"
 _INFERENCE = "/martlet.inference.v1.InferenceService"
 #: What changes how replicas serve everyone. Chats place and load models by themselves; that takes no such key.
 OPERATOR_METHODS = frozenset(f"{_INFERENCE}/{name}" for name in ("LoadModel", "UnloadModel", "PinModel"))
+
+_ARTIFACTS = "/martlet.gateway.v1.ArtifactService"
+#: What a stage may call over gRPC with the internal token, for the tenant it names: a stage that isn't ours has no key to
+#: the object store (docs/adr/0014-artifacts-for-foreign-stages.md).
+STAGE_METHODS = frozenset(
+    f"{_ARTIFACTS}/{name}"
+    for name in ("CreateArtifactUpload", "CommitArtifact", "GetArtifact", "CreateArtifactDownload")
+)
 
 #: Routes that our own services may call over REST with a service token.
 SERVICE_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
@@ -119,7 +128,8 @@ class Authenticator:
 
     async def grpc_tenant(self, method: str, metadata: Mapping[str, str]) -> str:
         """The tenant of a gRPC call, for ``GrpcServer``: by ``authorization: Bearer``; ReplicaService asks for the
-        internal token instead, and methods that change replicas for an operator's key.
+        internal token instead, and methods that change replicas for an operator's key. Stages show the internal token
+        and name the tenant for ``STAGE_METHODS``.
         """
         if method.split("/")[1] == REPLICA_SERVICE:
             shown = metadata.get(INTERNAL_TOKEN_KEY, "").encode()
@@ -130,11 +140,23 @@ class Authenticator:
                 )
             return DEFAULT_TENANT
         header = metadata.get("authorization")
+        if method in STAGE_METHODS and header is None and INTERNAL_TOKEN_KEY in metadata:
+            return self._tenant_of_stage(metadata)
         authorization = None if header is None else header.encode("latin-1", "replace")
         caller = self.known(authorization) or await self.caller(authorization)
         if method in OPERATOR_METHODS:
             caller.require_operator(method.rpartition("/")[2])
         return caller.tenant
+
+    def _tenant_of_stage(self, metadata: Mapping[str, str]) -> str:
+        """The tenant that a stage names; a deployment without an internal token takes no such word from anybody."""
+        shown = metadata[INTERNAL_TOKEN_KEY].encode()
+        if not self._internal_token or not hmac.compare_digest(shown, self._internal_token):
+            raise unauthenticated()
+        tenant = metadata.get(TENANT_KEY, "")
+        if not NAME_PATTERN.fullmatch(tenant):
+            raise InvalidArgument(f"{TENANT_KEY} must name the tenant.", reason="INVALID_TENANT")
+        return tenant
 
     def _look_up(self, authorization: bytes) -> Awaitable[Caller | None]:
         return self._threads.run(self._find, _key(authorization))

@@ -12,7 +12,7 @@ from martlet.inference.v1 import inference_service_pb2_grpc as service_grpc
 from martlet_core.artifacts.s3 import S3ObjectStore
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import PublishedModel
-from martlet_core.errors import MartletError, NotFound, Unavailable
+from martlet_core.errors import FailedPrecondition, MartletError, NotFound, Unavailable
 from martlet_core.gpu_devices import GpuMachine, find_machine
 from martlet_core.gpu_leases import RedisGpuLeases
 from martlet_core.models import ObjectModelRegistry
@@ -23,7 +23,10 @@ from martlet_inference import convert
 from martlet_inference.dataplane import DataPlane
 from martlet_inference.engines.base import Engine
 from martlet_inference.engines.echo import EchoEngine
-from martlet_inference.engines.vllm import VllmEngine, installed_vllm
+from martlet_inference.engines.server import ServerEngine
+from martlet_inference.engines.server_process import ServerProgram
+from martlet_inference.engines.transformers import TransformersOptions, transformers_program
+from martlet_inference.engines.vllm import installed_vllm, vllm_program
 from martlet_inference.engines.vllm_process import VllmOptions
 from martlet_inference.gpu_gate import GpuGate
 from martlet_inference.home import HomeSource, home_model
@@ -229,6 +232,36 @@ def build_engine(settings: InferenceSettings, machine: GpuMachine | None = None)
             max_lora_rank=settings.max_lora_rank,
             max_adapters=settings.max_adapters,
         )
+    share = min(settings.replica_share(machine.seen if machine else 0), MOST_GPU_MEMORY)
+    program = transformers_of(settings, share) if settings.engine == "transformers" else vllm_of(settings, share)
+    return ServerEngine(program, start_seconds=settings.engine_start_seconds)
+
+
+def transformers_of(settings: InferenceSettings, gpu_memory_share: float) -> ServerProgram:
+    """transformers as the settings want it. FailedPrecondition if one of them is for vLLM alone."""
+    if settings.gpu_count > 1:
+        raise FailedPrecondition(
+            f"MARTLET_GPU_COUNT is {settings.gpu_count}, but the engine transformers computes on one GPU; leave it at 1.",
+            reason="TOO_MANY_GPUS",
+        )
+    if settings.engine_args:
+        raise FailedPrecondition(
+            "MARTLET_ENGINE_ARGS is set, but the engine transformers takes no arguments; leave it empty.",
+            reason="ENGINE_ARGS_NOT_TAKEN",
+        )
+    options = TransformersOptions(
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        max_lora_rank=settings.max_lora_rank,
+        max_adapters=settings.max_adapters,
+        gpu_memory_share=gpu_memory_share,
+        threads=settings.engine_threads,
+    )
+    return transformers_program(options)
+
+
+def vllm_of(settings: InferenceSettings, gpu_memory_share: float) -> ServerProgram:
+    """vLLM as the settings want it."""
     version, device = installed_vllm()
     options = VllmOptions(
         device=device,
@@ -237,13 +270,13 @@ def build_engine(settings: InferenceSettings, machine: GpuMachine | None = None)
         max_lora_rank=settings.max_lora_rank,
         max_adapters=settings.max_adapters,
         kv_cache_gib=settings.kv_cache_gib,
-        gpu_memory_share=min(settings.replica_share(machine.seen if machine else 0), MOST_GPU_MEMORY),
+        gpu_memory_share=gpu_memory_share,
         gpu_count=settings.gpu_count,
         threads=settings.engine_threads,
         tool_call_parser=settings.tool_call_parser,
         extra_args=settings.engine_args,
     )
-    return VllmEngine(options, version=version, start_seconds=settings.engine_start_seconds)
+    return vllm_program(options, version)
 
 
 def build_source(settings: InferenceSettings) -> ModelSource:

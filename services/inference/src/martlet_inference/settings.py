@@ -19,7 +19,9 @@ class InferenceSettings(GpuSettings):
     grpc_address: str = Field(
         "127.0.0.1:50053", description="Address this service listens on for gRPC; port 0 picks a free one."
     )
-    engine: Literal["vllm", "echo"] = Field("vllm", description="Engine: vllm, or echo for tests and benchmarks.")
+    engine: Literal["vllm", "transformers", "echo"] = Field(
+        "vllm", description="Engine: vllm, transformers where vLLM doesn't run, or echo for tests and benchmarks."
+    )
     model: str = Field(
         "smollm2-135m-instruct",
         description="Whole model to serve from the start: a name, or a hub id; empty waits for LoadModel.",
@@ -71,7 +73,7 @@ class InferenceSettings(GpuSettings):
     tool_call_parser: str = Field(
         "hermes", description="How the model writes tool calls; empty refuses tool_choice auto."
     )
-    engine_args: str = Field("", description="More arguments for the engine's command line, as in a shell.")
+    engine_args: str = Field("", description="More arguments for vLLM's command line, as in a shell.")
     engine_start_seconds: float = Field(900.0, gt=0, description="How long the engine may take to get a model ready.")
     echo_tokens_per_second: float = Field(
         0.0, ge=0, description="Rate of each stream of the echo engine; 0 sends at once."

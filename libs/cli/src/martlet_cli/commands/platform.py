@@ -17,6 +17,7 @@ from martlet_cli.platform_options import (
     DEFAULT_FAMILIES,
     DEFAULT_MODEL,
     DEFAULT_STAGES,
+    ENGINES,
     FAMILIES,
     PORTS,
     STAGES,
@@ -52,9 +53,9 @@ def add_up_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say what to start, and where."""
     parser.add_argument(
         "--engine",
-        choices=("vllm", "echo"),
+        choices=tuple(ENGINES),
         default="vllm",
-        help="inference engine (echo: repeats the prompt; for tests)",
+        help="inference engine (transformers: where vLLM doesn't run; echo: repeats the prompt; for tests)",
     )
     parser.add_argument(
         "--model",

@@ -29,6 +29,8 @@ if _version_not_supported:
 
 class ArtifactServiceStub(object):
     """Stores and hands out artifacts. Bytes travel between client and object store by presigned URLs, never in messages.
+    A stage that carries out jobs may call CreateArtifactUpload, CommitArtifact, GetArtifact and CreateArtifactDownload without a key: with the deployment's
+    internal token in `x-martlet-internal-token` and the job's tenant in `x-martlet-tenant`.
     """
 
     def __init__(self, channel):
@@ -71,6 +73,8 @@ class ArtifactServiceStub(object):
 
 class ArtifactServiceServicer(object):
     """Stores and hands out artifacts. Bytes travel between client and object store by presigned URLs, never in messages.
+    A stage that carries out jobs may call CreateArtifactUpload, CommitArtifact, GetArtifact and CreateArtifactDownload without a key: with the deployment's
+    internal token in `x-martlet-internal-token` and the job's tenant in `x-martlet-tenant`.
     """
 
     def CreateArtifactUpload(self, request, context):
@@ -158,6 +162,8 @@ def add_ArtifactServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ArtifactService(object):
     """Stores and hands out artifacts. Bytes travel between client and object store by presigned URLs, never in messages.
+    A stage that carries out jobs may call CreateArtifactUpload, CommitArtifact, GetArtifact and CreateArtifactDownload without a key: with the deployment's
+    internal token in `x-martlet-internal-token` and the job's tenant in `x-martlet-tenant`.
     """
 
     @staticmethod

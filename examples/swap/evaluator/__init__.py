@@ -1,0 +1,1 @@
+"""An evaluator written from Martlet's protos alone."""
