@@ -11,7 +11,7 @@ app.kubernetes.io/name: martlet
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- with .part }}
-martlet.dev/part: {{ . }}
+martlet/part: {{ . }}
 {{- end }}
 {{- end -}}
 

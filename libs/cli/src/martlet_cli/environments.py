@@ -117,6 +117,14 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         ("libs/core", "libs/inputs", "services/evaluator"),
         "the evaluator's environment with pytest beside",
     ),
+    "deploy": Environment(
+        ("requirements.dev.txt", "deploy/requirements.txt"),
+        (
+            *("libs/core", "libs/inputs", "libs/cli", "services/gateway", "services/trainer", "services/quantizer"),
+            *("services/evaluator", "services/inference"),
+        ),
+        "tests of the Helm chart: Helm, and Kubernetes' schemas",
+    ),
     "protos": Environment(("scripts/requirements.protos.txt",), (), "the stub generator"),
 }
 
