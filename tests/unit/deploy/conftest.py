@@ -61,7 +61,7 @@ SETS: Mapping[str, Mapping[str, Any]] = {
     "everything else": {
         "gateway": {"ingress": {"enabled": True, "host": "m.example.org", "tlsSecret": "tls", "className": "nginx", "annotations": {"a": "b"}}},
         "models": {"existingClaim": "models"},
-        "images": {"registry": "registry.example.org/ml/", "pullSecrets": ["pull"]},
+        "images": {"repository": "registry.example.org:5000/ml", "tag": "9", "pullSecrets": ["pull"]},
         "podLabels": {"team": "ml"},
         "podAnnotations": {"note": "yes"},
         "trainer": {"worker": {"gpu": {"runtimeClassName": "nvidia"}, "pod": {"tolerations": [{"operator": "Exists"}]}}},

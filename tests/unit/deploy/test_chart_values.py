@@ -86,9 +86,11 @@ def test_gpus_go_to_those_that_compute_and_choose_the_image(render: Any) -> None
     }
     for pod in rendered.pods():
         if pod.component != "valkey":
-            tag = "cuda" if gpus[pod.owner.removeprefix("demo-martlet-")] else "cpu"
-            assert pod.main["image"].endswith(f":{tag}"), pod.owner
-    assert rendered.pod("demo-martlet-quantizer-worker-gguf").main["image"] == "martlet/quantizer-gguf:cpu"
+            image = pod.main["image"].removeprefix("martlet/")
+            computes = image.startswith(("trainer:", "inference:", "quantizer-"))
+            of_gpu = gpus[pod.owner.removeprefix("demo-martlet-")] or image.startswith("trainer:")
+            assert image.partition(":")[2] == "0.1.0" + ("-cuda" if of_gpu else "-cpu") * computes, pod.owner
+    assert rendered.pod("demo-martlet-quantizer-worker-gguf").main["image"] == "martlet/quantizer-gguf:0.1.0-cpu"
 
 
 def test_workers_scale_by_unfinished_jobs_and_replicas_by_their_requests(render: Any) -> None:
@@ -145,7 +147,7 @@ def test_gateways_register_the_first_key_before_they_start(render: Any, tools: A
 def test_a_prepared_model_is_where_the_engine_looks(render: Any, tools: Any) -> None:
     pod = render().pod("demo-martlet-inference-default")
     (prepare,) = pod.spec["initContainers"]
-    assert prepare["image"] == "martlet/trainer:cpu"
+    assert prepare["image"] == "martlet/trainer:0.1.0-cuda"
     assert prepare["command"][-1] == tools.environ(pod.main)["MARTLET_MODEL_DIR"]
     assert {"name": "models", "mountPath": "/var/lib/martlet/models"} in prepare["volumeMounts"]
 

@@ -22,9 +22,11 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- end -}}
 
-{{/* Arguments: root, image (martlet/trainer), gpu (count). */}}
+{{/* Arguments: root, image (trainer), gpu (count). Images that compute come in two variants, the others in one. */}}
 {{- define "martlet.image" -}}
-{{ .root.Values.images.registry }}{{ .image }}:{{ if gt (int .gpu) 0 }}{{ .root.Values.images.cudaTag }}{{ else }}{{ .root.Values.images.cpuTag }}{{ end }}
+{{- $variant := ternary "-cuda" "-cpu" (gt (int .gpu) 0) -}}
+{{- if has .image (list "gateway" "quantizer" "evaluator") }}{{ $variant = "" }}{{ end -}}
+{{ .root.Values.images.repository }}/{{ .image }}:{{ .root.Values.images.tag | default .root.Chart.AppVersion }}{{ $variant }}
 {{- end -}}
 
 {{- define "martlet.secretName" -}}

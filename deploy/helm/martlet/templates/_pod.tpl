@@ -2,6 +2,7 @@
 One pod of ours. Arguments:
   root, component, part     see martlet.selector
   image, gpu                image's name; {count, resource, runtimeClassName} or nil
+  variantOf                 the gpu that chooses the image's variant where it isn't the pod's own; may be missing
   args                      of the image's entry point
   environ                   MARTLET_* variables, beside those every service has
   secrets                   keys of the secret that it needs
@@ -98,7 +99,7 @@ spec:
 {{- define "martlet.container" -}}
 {{- $values := .root.Values -}}
 {{- $gpu := .gpu | default dict -}}
-image: {{ include "martlet.image" (dict "root" .root "image" .image "gpu" ($gpu.count | default 0)) }}
+image: {{ include "martlet.image" (dict "root" .root "image" .image "gpu" (.variantOf | default $gpu | dig "count" 0)) }}
 imagePullPolicy: {{ $values.images.pullPolicy }}
 securityContext:
   allowPrivilegeEscalation: false

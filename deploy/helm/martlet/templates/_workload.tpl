@@ -86,12 +86,12 @@ livenessProbe:
 {{/* Probes of a worker, which listens nowhere: it touches a file. */}}
 {{- define "martlet.workerProbes" -}}
 startupProbe:
-  exec: {command: [python, -m, martlet_core.health, file, /var/lib/martlet/scratch/alive, "60"]}
+  exec: {command: [python, -m, martlet_core.health, file, /tmp/martlet-alive, "30"]}
   periodSeconds: 5
   timeoutSeconds: 10
   failureThreshold: 24
 livenessProbe:
-  exec: {command: [python, -m, martlet_core.health, file, /var/lib/martlet/scratch/alive, "60"]}
+  exec: {command: [python, -m, martlet_core.health, file, /tmp/martlet-alive, "30"]}
   periodSeconds: 20
   timeoutSeconds: 10
   failureThreshold: 4
