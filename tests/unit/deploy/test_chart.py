@@ -25,8 +25,8 @@ SETTINGS = {
     "evaluator": EvaluatorSettings,
     "inference": InferenceSettings,
 }
-#: Settings that the images and the leases of GPUs bring; a service without them ignores the variables.
-COMING = {"MARTLET_ALIVE_FILE", "MARTLET_FIRST_API_KEY_FILE", "MARTLET_GPUS", "MARTLET_GPU_COUNT"}
+#: Settings that the images bring; a service without them ignores the variables.
+COMING = {"MARTLET_ALIVE_FILE", "MARTLET_FIRST_API_KEY_FILE"}
 #: KEDA's schemas come in no package: the fields of a ScaledObject that the chart may use, from KEDA's documentation, and
 #: the metadata of its triggers. ``True``: required.
 KEDA_SPEC = {
