@@ -14,4 +14,6 @@ compile libs/cli/pyproject.toml -o libs/cli/requirements.txt
 compile requirements.dev.in -o requirements.dev.txt
 # The trainer's tests run in the trainer's own environment; these come on top of its lock and must not touch it.
 compile requirements.test.in -c requirements.dev.txt -o requirements.test.txt
+# The chart's tests run in an environment of their own: Helm and the schemas of Kubernetes are 350 MB.
+compile deploy/requirements.in -c requirements.dev.txt -o deploy/requirements.txt
 compile scripts/requirements.protos.in -o scripts/requirements.protos.txt

@@ -19,7 +19,7 @@ passed=0 failed=0 skipped=0
 families=${MARTLET_TEST_FAMILIES:-bnb llmcompressor gguf}
 
 # shellcheck disable=SC2086
-scripts/bootstrap.sh cli dev gateway trainer trainer-test inference inference-transformers swap-example evaluator evaluator-test quantizer quantizer-bnb $(printf 'quantizer-%s-test ' $families)
+scripts/bootstrap.sh cli dev deploy gateway trainer trainer-test inference inference-transformers swap-example evaluator evaluator-test quantizer quantizer-bnb $(printf 'quantizer-%s-test ' $families)
 
 # run NAME PYTHON PATH... -- [PYTEST OPTION...]: one pytest; its counts are added up.
 run() {
@@ -93,6 +93,7 @@ computing_integration() {
 arguments=("$@")
 beside computing_units
 run "unit" "$dev" tests/unit/core tests/unit/gateway tests/unit/cli tests/unit/inference -- "$@"
+run "unit, deployment" .martlet/envs/deploy/bin/python tests/unit/deploy -- "$@"
 run "contract" "$dev" tests/contract -- "$@"
 join
 beside computing_integration

@@ -123,6 +123,14 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         "the evaluator's environment with pytest beside",
     ),
     "swap-example": Environment(("examples/swap/requirements.txt",), (), "the foreign evaluator of examples/swap"),
+    "deploy": Environment(
+        ("requirements.dev.txt", "deploy/requirements.txt"),
+        (
+            *("libs/core", "libs/inputs", "libs/cli", "services/gateway", "services/trainer", "services/quantizer"),
+            *("services/evaluator", "services/inference"),
+        ),
+        "tests of the Helm chart: Helm, and Kubernetes' schemas",
+    ),
     "protos": Environment(("scripts/requirements.protos.txt",), (), "the stub generator"),
 }
 

@@ -23,7 +23,7 @@ import redis
 from martlet_core import job_codec as codec
 from martlet_core import job_rules as rules
 from martlet_core.job_store_lua import load_scripts
-from martlet_core.jobs import Claim, Job, JobEvent, JobPage, JobState, LeaseSignal
+from martlet_core.jobs import Claim, Job, JobEvent, JobPage, JobState, LeaseSignal, QueueLoad
 from martlet_core.redis_calls import DEFAULT_PREFIX, connect, send
 
 _LONGEST_BLOCK_SECONDS = 4.0  # a blocking read stays well below the socket timeout, so that a dead server is noticed
@@ -133,6 +133,10 @@ class RedisJobStore:
     def queue_position(self, job_id: str) -> int:
         """See ``JobStore.queue_position``."""
         return self._run_on_job("queue_position", job_id)[1]
+
+    def queue_loads(self, stage: str) -> Sequence[QueueLoad]:
+        """See ``JobStore.queue_loads``."""
+        return sorted((QueueLoad(*load) for load in self._run("queue_loads", stage)[1]), key=lambda load: load.queue)
 
     # Requests of users
 

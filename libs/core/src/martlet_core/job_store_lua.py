@@ -20,6 +20,7 @@ SCRIPT_NAMES = (
     "lease",
     "list",
     "note_queued",
+    "queue_loads",
     "queue_position",
     "queued",
     "reap",

@@ -149,6 +149,21 @@ class JobPage:
     next_page_token: str = ""
 
 
+@dataclass(frozen=True)
+class QueueLoad:
+    """How much there is to do in a queue.
+
+    Attributes:
+        queue: its name.
+        queued: jobs that wait in it.
+        held: jobs of it that a worker holds (RUNNING, PAUSING, CANCELLING).
+    """
+
+    queue: str
+    queued: int
+    held: int
+
+
 class JobStore(Protocol):
     """Owner of the truth about jobs. Thread-safe. Methods raise ``martlet_core.errors`` and nothing else:
     NotFound for an unknown job, LeaseLost for a stale token, FailedPrecondition for an illegal transition,
@@ -261,6 +276,10 @@ class JobStore(Protocol):
 
     def queue_position(self, job_id: str) -> int:
         """Place in its queue, counted from 1; 0 when not queued."""
+        ...
+
+    def queue_loads(self, stage: str) -> Sequence[QueueLoad]:
+        """The load of every queue of a stage that ever had a job, by name."""
         ...
 
     def restore(self, job: Job) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from martlet_core.jobs import QueueLoad
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -64,6 +67,31 @@ class Metrics:
         self.replicas_known = Gauge(
             "martlet_gateway_replicas_known", "Replicas whose lease holds.", registry=self.registry
         )
+        self._replica_requests = Gauge(
+            "martlet_replica_requests",
+            "Requests in work or waiting on replicas, by the replicas' own model. The same at every gateway.",
+            ("model",),
+            registry=self.registry,
+        )
+        self.job_store_up = Gauge(
+            "martlet_gateway_job_store_up", "1 if the job store answered this scrape.", registry=self.registry
+        )
+        labels = ("stage", "queue")
+        self._jobs_queued = Gauge(
+            "martlet_jobs_queued",
+            "Jobs that wait for a worker. The same at every gateway.",
+            labels,
+            registry=self.registry,
+        )
+        self._jobs_held = Gauge(
+            "martlet_jobs_held", "Jobs that a worker holds. The same at every gateway.", labels, registry=self.registry
+        )
+        self._jobs_unfinished = Gauge(
+            "martlet_jobs_unfinished",
+            "Jobs that wait or are held: as many workers are of use. The same at every gateway.",
+            labels,
+            registry=self.registry,
+        )
         self._request_children: dict[tuple[str, str, int], Counter] = {}
         self._seconds_children: dict[str, Histogram] = {}
 
@@ -81,6 +109,23 @@ class Metrics:
     def replica_error(self, code: str) -> None:
         """Count a failed call to a replica."""
         self._upstream_errors.labels(code).inc()
+
+    def show_jobs(self, loads: Mapping[str, Sequence[QueueLoad]] | None) -> None:
+        """Show the loads of the stages' queues; None shows none, for old numbers would be believed."""
+        self.job_store_up.set(loads is not None)
+        for gauge in (self._jobs_queued, self._jobs_held, self._jobs_unfinished):
+            gauge.clear()
+        for stage, queues in (loads or {}).items():
+            for load in queues:
+                self._jobs_queued.labels(stage, load.queue).set(load.queued)
+                self._jobs_held.labels(stage, load.queue).set(load.held)
+                self._jobs_unfinished.labels(stage, load.queue).set(load.queued + load.held)
+
+    def show_replicas(self, requests: Mapping[str, int]) -> None:
+        """Show the requests on replicas, by model."""
+        self._replica_requests.clear()
+        for model, count in requests.items():
+            self._replica_requests.labels(model).set(count)
 
     def render(self) -> bytes:
         """The metrics as Prometheus reads them."""

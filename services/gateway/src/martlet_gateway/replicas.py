@@ -68,6 +68,11 @@ class ReplicaView:
         return self.outstanding + self.reported
 
     @property
+    def own_model(self) -> str:
+        """The model it was started for, as far as it says: its home model, else the first whole one on it, else empty."""
+        return min(self.home or self.whole | self.coming, default="")
+
+    @property
     def takes_models(self) -> bool:
         """May be asked to load a whole model."""
         return self.proto.accepts_placement and not self.proto.draining

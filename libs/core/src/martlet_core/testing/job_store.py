@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from martlet_core import job_rules as rules
-from martlet_core.jobs import Claim, Job, JobEvent, JobPage, JobState, LeaseSignal
+from martlet_core.jobs import HELD_STATES, Claim, Job, JobEvent, JobPage, JobState, LeaseSignal, QueueLoad
 
 _TICK = 1e-6  # as on a server, no two writes happen at the same moment
 
@@ -126,6 +126,19 @@ class MemoryJobStore:
             if job.state is not JobState.QUEUED:
                 return 0
             return [waiting.id for waiting in self._queue(job.queue)].index(job_id) + 1
+
+    def queue_loads(self, stage: str) -> Sequence[QueueLoad]:
+        """See ``JobStore.queue_loads``."""
+        with self._changed:
+            jobs = [record.job for record in self._records.values() if record.job.stage == stage]
+        return [
+            QueueLoad(
+                queue,
+                sum(job.queue == queue and job.state is JobState.QUEUED for job in jobs),
+                sum(job.queue == queue and job.state in HELD_STATES for job in jobs),
+            )
+            for queue in sorted({job.queue for job in jobs})
+        ]
 
     # Requests of users
 

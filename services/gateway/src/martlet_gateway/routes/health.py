@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 import grpc.aio
 from fastapi import APIRouter
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from martlet_core.errors import MartletError, Unavailable
+from martlet_core.jobs import QueueLoad
 from starlette.responses import Response
 
 from martlet_gateway.clients import StageClient
-from martlet_gateway.context import Gateway, Json, in_thread
+from martlet_gateway.context import Gateway, GatewayContext, Json, in_thread
 from martlet_gateway.metrics import CONTENT_TYPE
+from martlet_gateway.runs.records import STAGE as RUNS_STAGE
 
 router = APIRouter(tags=["health"])
+log = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 3.0
 _NEEDED = ("redis", "object_store")
@@ -49,8 +54,24 @@ async def readyz(gateway: Gateway) -> Json:
 
 @router.get("/metrics")
 async def metrics(gateway: Gateway) -> Response:
-    """Prometheus metrics."""
+    """Prometheus metrics. The numbers of jobs are asked for now; where the job store doesn't answer, they are left out."""
+    requests: Counter[str] = Counter()
+    for view in gateway.replicas.snapshot.replicas.values():
+        requests[view.own_model] += view.load
+    gateway.metrics.show_replicas(requests)
+    gateway.metrics.show_jobs(await _loads(gateway))
     return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
+
+
+async def _loads(gateway: GatewayContext) -> Mapping[str, Sequence[QueueLoad]] | None:
+    stages = (*(stage.stage for stage in gateway.stages.all()), RUNS_STAGE)
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS):
+            loads = await asyncio.gather(*(in_thread(gateway.stores.jobs.queue_loads, stage) for stage in stages))
+    except (TimeoutError, MartletError) as error:
+        log.warning("The job store doesn't say how many jobs there are: %s", error or "no answer in time")
+        return None
+    return dict(zip(stages, loads, strict=True))
 
 
 async def _probe(check: Awaitable[Any]) -> str:

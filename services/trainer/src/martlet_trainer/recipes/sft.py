@@ -69,7 +69,7 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
     config = _as_stored(config.resolved(), workdir)
     _quiet_libraries()
     set_threads(config.resources.device_count)
-    placement = place(config, launch.rank())
+    placement = place(config, launch.local_rank())
     report.partial_result({"device": describe(placement, config.resources.device_count)})
     base_model = _required(workdir / "inputs" / "base_model")
     report.phase("reading data")

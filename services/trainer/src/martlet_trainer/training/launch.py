@@ -1,9 +1,10 @@
-"""One training in several processes of this machine: starts them, passes on what they say, and tells them to stop.
+"""One training in several processes: starts those of this machine, passes on what they say, and tells them to stop.
 
     python -m martlet_trainer.training.launch WORKDIR        one process; RANK and WORLD_SIZE say which
 
 The processes stay in the caller's process group (torchrun puts each into a session of its own, where a kill of the group doesn't reach it), die
-with the caller, and find one another through a file, so no port can be taken by someone else.
+with the caller, and find one another through a file, so no port can be taken by someone else. Processes of several machines
+(``Peers``) meet at an address of the first one instead (docs/adr/0013-training-across-pods.md).
 """
 
 from __future__ import annotations
@@ -33,15 +34,38 @@ _POLL_SECONDS = 0.1
 Body = Callable[[Mapping[str, Any], Path, Report, ShouldStop], RecipeResult]
 
 
-def rank() -> int:
-    """This process's number among those that ``run_processes`` started; 0 if it is alone."""
-    return int(os.environ["RANK"]) if "MARTLET_RENDEZVOUS" in os.environ else 0
+@dataclass(frozen=True)
+class Peers:
+    """The machines of one training, from the sight of one of them.
+
+    Attributes:
+        node: this machine's number, from 0. The first one speaks for all, writes the checkpoints and hears the wish to stop.
+        count: machines; each runs equally many processes.
+        host: where the first one is reached.
+        port: a free port of the first one.
+    """
+
+    node: int
+    count: int
+    host: str
+    port: int
+
+
+def local_rank() -> int:
+    """This process's number among those of its machine, and so its device's; 0 if it is alone."""
+    return int(os.environ["LOCAL_RANK"]) if "MARTLET_RENDEZVOUS" in os.environ else 0
 
 
 def run_processes(
-    entrypoint: str, config: Mapping[str, Any], workdir: Path, count: int, report: Report, should_stop: ShouldStop
+    entrypoint: str,
+    config: Mapping[str, Any],
+    workdir: Path,
+    count: int,
+    report: Report,
+    should_stop: ShouldStop,
+    peers: Peers | None = None,
 ) -> RecipeResult:
-    """Run a recipe's body in ``count`` processes.
+    """Run a recipe's body in ``count`` processes of this machine.
 
     Args:
         entrypoint: ``module:function`` of a ``Body``.
@@ -49,11 +73,12 @@ def run_processes(
         workdir: the job's working directory.
         count: processes; each gets a device of its own on a machine with GPUs.
         report: gets what the first process says.
-        should_stop: asked all the time; the processes are told.
+        should_stop: asked all the time; the processes are told. Only the first machine's counts.
+        peers: the machines, where there are several; all others call this too. The result is the first one's; the others' is empty.
 
     Raises:
         StopRequested: the processes stopped, as they were asked to.
-        MartletError: what a process raised; Internal if one died without a word.
+        MartletError: what a process of this machine raised; Internal if one died without a word.
     """
     folder = workdir / f".processes-{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
@@ -63,31 +88,37 @@ def run_processes(
     group: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(count):
-            group.append(_start(rank, count, workdir, folder, report_write, stop_read))
+            group.append(_start(rank, count, workdir, folder, report_write, stop_read, peers))
         os.close(report_write)
         os.close(stop_read)
-        _relay(group, report_read, stop_write, report, should_stop)
+        speaks = peers is None or peers.node == 0
+        _relay(group, report_read, stop_write, report, should_stop if speaks else _never)
     finally:
         for process in group:
             process.kill()
             process.wait()
         os.close(report_read)
         os.close(stop_write)
-    return _outcome(group, folder)
+    return _outcome(group, folder, speaks)
 
 
 def _start(
-    rank: int, count: int, workdir: Path, folder: Path, report_write: int, stop_read: int
+    local: int, count: int, workdir: Path, folder: Path, report_write: int, stop_read: int, peers: Peers | None
 ) -> subprocess.Popen[bytes]:
+    rank = local + (peers.node * count if peers else 0)
     environment = {
         **os.environ,
         "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
+        "LOCAL_RANK": str(local),
+        "WORLD_SIZE": str(count * (peers.count if peers else 1)),
         "LOCAL_WORLD_SIZE": str(count),
         "MARTLET_RENDEZVOUS": str(folder.resolve()),
         "MARTLET_PIPES": f"{report_write},{stop_read}",
     }
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)
+    if peers is not None:
+        environment |= {"MASTER_ADDR": peers.host, "MASTER_PORT": str(peers.port)}
     return subprocess.Popen(
         [sys.executable, "-m", "martlet_trainer.training.launch", str(workdir)],
         env=environment,
@@ -136,7 +167,7 @@ def _pass_on(message: Mapping[str, Any], report: Report) -> None:
     getattr(report, message["method"])(**arguments)
 
 
-def _outcome(group: list[subprocess.Popen[bytes]], folder: Path) -> RecipeResult:
+def _outcome(group: list[subprocess.Popen[bytes]], folder: Path, speaks: bool) -> RecipeResult:
     codes = [process.returncode for process in group]
     errors = sorted(folder.glob("error-*.json"))
     if errors:
@@ -147,6 +178,8 @@ def _outcome(group: list[subprocess.Popen[bytes]], folder: Path) -> RecipeResult
         )
     if _EXIT_STOPPED in codes:
         raise StopRequested
+    if not speaks:
+        return RecipeResult({})
     values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     outputs = {name: OutputArtifact(Path(o["path"]), o["kind"], o["metadata"]) for name, o in values["outputs"].items()}
     return RecipeResult(values["values"], outputs)
@@ -261,16 +294,14 @@ def _never() -> bool:
 
 
 def _join(rank: int, folder: Path) -> None:
-    """Meet the other processes."""
+    """Meet the other processes: at an address where there are several machines, else at a file."""
     import torch
     from torch import distributed
 
-    backend = (
-        "nccl" if torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ["WORLD_SIZE"]) else "gloo"
-    )
-    distributed.init_process_group(
-        backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=int(os.environ["WORLD_SIZE"])
-    )
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    backend = "nccl" if torch.cuda.is_available() and torch.cuda.device_count() >= here else "gloo"
+    place = "env://" if "MASTER_ADDR" in os.environ else f"file://{folder}/rendezvous"
+    distributed.init_process_group(backend, init_method=place, rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
 
 
 def _load(entrypoint: str) -> Body:

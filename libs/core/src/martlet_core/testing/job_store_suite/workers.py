@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from martlet_core.errors import InvalidArgument, LeaseLost
-from martlet_core.jobs import Claim, JobState, JobStore
+from martlet_core.jobs import Claim, JobState, JobStore, QueueLoad
 from martlet_core.testing.job_store_suite.base import (
     LONG_LEASE,
     SHORT_LEASE,
@@ -271,6 +271,20 @@ class WorkerCases(StoreCases):
         assert store.request_pause(paused.id).queued_reason == ""
         assert store.request_resume(paused.id).queued_reason == ""
         assert store.request_cancel(cancelled.id).queued_reason == ""
+
+    def test_loads_of_queues_count_what_waits_and_what_is_held(self, store: JobStore) -> None:
+        assert list(store.queue_loads("quantizer")) == []
+        for queue in ("quantizer-awq", "quantizer-awq", "quantizer-awq", "quantizer-gguf"):
+            create(store, stage="quantizer", queue=queue)
+        create(store)
+        pausing, done = (store.claim_next("quantizer-awq", "w", LONG_LEASE) for _ in range(2))
+        assert pausing
+        assert done
+        store.request_pause(pausing.job.id)
+        loads = [QueueLoad("quantizer-awq", 1, 2), QueueLoad("quantizer-gguf", 1, 0)]
+        assert list(store.queue_loads("quantizer")) == loads
+        store.finish(done.job.id, done.token, JobState.SUCCEEDED)
+        assert store.queue_loads("quantizer")[0] == QueueLoad("quantizer-awq", 1, 1)
 
     # Named leases
 
