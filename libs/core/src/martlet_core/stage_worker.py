@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from martlet_core.alive import touching
 from martlet_core.job_bus import CeleryBell
 from martlet_core.job_handler import JobHandler
 from martlet_core.stage_settings import StageSettings
@@ -24,4 +25,5 @@ def work_until_told(
         preempt_after_seconds=settings.preempt_after_seconds,
     )
     worker = Worker(stores, CeleryBell(settings.redis_url), handlers(stores), options)
-    return run_worker(worker, settings.redis_url, queue)
+    with touching(settings.alive_file, lambda: worker.polls):
+        return run_worker(worker, settings.redis_url, queue)
