@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_TIMEOUT_SECONDS = 4.0
+_TIMEOUT_SECONDS = 10.0
 
 
 def grpc_serving(address: str) -> str:

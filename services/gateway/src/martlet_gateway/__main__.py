@@ -36,7 +36,9 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="answer REST and gRPC until SIGTERM")
     commands.add_parser("work", help="carry out runs until SIGTERM")
-    commands.add_parser("init", help="make the bucket and the first API key (MARTLET_FIRST_API_KEY), once both stores answer")
+    commands.add_parser(
+        "init", help="make the bucket and the first API key (MARTLET_FIRST_API_KEY), once both stores answer"
+    )
     key = commands.add_parser("key", help="make an API key and print its secret, which is shown this once")
     key.add_argument("tenant", help="whose requests it makes")
     key.add_argument("--name", default="", help="label for people")
