@@ -92,7 +92,7 @@ computing_integration() {
 }
 arguments=("$@")
 beside computing_units
-run "unit" "$dev" tests/unit/core tests/unit/gateway tests/unit/cli tests/unit/inference -- "$@"
+run "unit" "$dev" tests/unit/core tests/unit/gateway tests/unit/cli tests/unit/inference tests/unit/deploy -- "$@"
 run "contract" "$dev" tests/contract -- "$@"
 join
 beside computing_integration

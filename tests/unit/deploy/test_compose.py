@@ -54,7 +54,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_service_is_locked_in(name: str) -> None:
     service = SERVICES[name]
-    assert int(service["user"].split(":")[0]) >= 1000
+    assert int(service["user"].split(":")[0]) > 0
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert "cap_add" not in service
@@ -80,12 +80,14 @@ def test_what_runs_on_is_watched_and_started_again(name: str) -> None:
 
 
 def test_nothing_but_the_gateway_is_published() -> None:
-    assert [name for name, service in SERVICES.items() if "ports" in service] == ["gateway"]
-    assert all(port.startswith("${MARTLET_BIND:-127.0.0.1}:") for port in SERVICES["gateway"]["ports"])
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert set(published) == {"gateway", "grafana"}
+    assert SERVICES["grafana"]["profiles"] == ["observability"]
+    assert all(port.startswith("${MARTLET_BIND:-127.0.0.1}:") for ports in published.values() for port in ports)
     assert not any("network_mode" in s and s["network_mode"] != "none" for s in SERVICES.values())
     assert COMPOSE["networks"]["core"]["internal"] == "${MARTLET_CORE_INTERNAL:-true}"
     on_edge = [name for name, service in SERVICES.items() if "edge" in service.get("networks", [])]
-    assert on_edge == ["gateway"]
+    assert set(on_edge) == set(published)
 
 
 def test_services_can_be_scaled() -> None:
@@ -147,7 +149,8 @@ def test_workers_have_time_for_a_checkpoint() -> None:
 
 def test_the_store_in_tests_takes_the_place_of_two_images_only() -> None:
     override = load("tests/e2e/compose.local-images.yml")["services"]
-    assert set(override) == {"valkey", "object-store"} == {n for n, s in SERVICES.items() if not OURS.match(s["image"])}
+    theirs = {name for name, service in SERVICES.items() if not OURS.match(service["image"])}
+    assert set(override) == {"valkey", "object-store"} == theirs - {"prometheus", "grafana"}
     assert all("image" not in service for service in override.values())
 
 
@@ -195,6 +198,19 @@ def _config(files: list[str], directory: Path) -> dict[str, Any]:
     done = subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def test_the_dashboard_asks_for_what_the_gateway_says() -> None:
+    from martlet_gateway.metrics import Metrics
+
+    metrics = Metrics()
+    metrics.request("GET", "/", 200, 0.1)
+    metrics.replica_error("UNAVAILABLE")
+    said = set(re.findall(r"^(martlet_gateway_\w+)", metrics.render().decode(), re.M))
+    text = (ROOT / "deploy" / "observability" / "dashboards" / "martlet.json").read_text()
+    asked = set(re.findall(r"martlet_gateway_\w+", text))
+    assert len(asked) == 10
+    assert asked - said == set()
 
 
 def test_secrets_are_made_once(tmp_path: Path) -> None:
