@@ -11,15 +11,16 @@ from tests.e2e.stack import Stack, check, output, service_of
 PORTS = (8000, 50051, 50052, 50053, 50054, 50055, 6379, 9000, 9333, 8080, 8888)
 _KNOCK = """
 import json, socket, sys
-open_ones = []
-for address in sys.argv[2].split(","):
-    for port in map(int, sys.argv[1].split(",")):
-        try:
-            socket.create_connection((address, port), timeout=0.4).close()
-        except OSError:
-            continue
-        open_ones.append(f"{address}:{port}")
-print(json.dumps(open_ones))
+from concurrent.futures import ThreadPoolExecutor
+def knock(place):
+    try:
+        socket.create_connection(place, timeout=2).close()
+    except OSError:
+        return ""
+    return "%s:%d" % place
+places = [(address, int(port)) for address in sys.argv[2].split(",") for port in sys.argv[1].split(",")]
+with ThreadPoolExecutor(64) as pool:
+    print(json.dumps([place for place in pool.map(knock, places) if place]))
 """
 
 
