@@ -49,6 +49,23 @@ def fine_tune(client: openai.OpenAI, directory: Path, deadline_seconds: float = 
     return {"file": uploaded.id, "job": job.id, "model": job.fine_tuned_model, "tokens": job.trained_tokens}
 
 
+def run_two_jobs(client: openai.OpenAI, file: str, deadline_seconds: float = 300.0) -> None:
+    """Create two long jobs, see both run at the same time, cancel both."""
+    wanted = {"tuner": {"lora_rank": 8}, "hyperparameters": {"per_device_batch_size": 4, "max_steps": 2000}}
+    made = [
+        client.fine_tuning.jobs.create(model=MODEL, training_file=file, extra_body={"martlet": wanted}).id
+        for _ in range(2)
+    ]
+    for state in ("running", "cancelled"):
+        if state == "cancelled":
+            for job in made:
+                client.fine_tuning.jobs.cancel(job)
+        end = time.monotonic() + deadline_seconds
+        while (found := {client.fine_tuning.jobs.retrieve(job).status for job in made}) != {state}:
+            check(time.monotonic() < end, f"the two jobs are {found}; {state} is wanted")
+            time.sleep(0.2)
+
+
 def ask(client: openai.OpenAI, model: str, max_tokens: int = 8) -> str:
     """One answer."""
     answer = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=max_tokens, temperature=0)

@@ -153,8 +153,18 @@ class ComposeTest:
             f"off the list {seconds:.0f} s after the load ended",
         ]
 
+    def workers(self) -> list[str]:
+        """A second worker of the same queue: two jobs run at the same time."""
+        seconds = self.stack.run(
+            "up", "--detach", "--wait", "--no-build", "--no-recreate", "--scale", "trainer-worker=2"
+        )
+        lifecycle.run_two_jobs(self.client, self.state["made"]["file"])
+        self.stack.run("up", "--detach", "--wait", "--no-build", "--no-recreate", "--scale", "trainer-worker=1")
+        return [f"two workers after {seconds:.0f} s, two jobs seen running at once, then cancelled"]
+
     def swap(self) -> list[str]:
-        """THE PLACE FOR THE SECOND ENGINE: inference comes up with MARTLET_ENGINE=SECOND_ENGINE and answers the same."""
+        """Another engine, by one variable: the tuned model answers the same."""
+        # THE PLACE FOR THE SECOND ENGINE: set SECOND_ENGINE above; if it has an image of its own, add its compose file here.
         if not SECOND_ENGINE:
             return ["skipped: there is no second engine yet"]
         swapped = Stack({**self.stack.environment, "MARTLET_ENGINE": SECOND_ENGINE}, self.stack.log, self.stack.files)
@@ -200,7 +210,10 @@ class ComposeTest:
         return ["no container, volume or network is left"]
 
 
-PHASES = ("engine", "build", "rebuild", "up", "life", "isolation", "scale", "kill", "swap", "again", "backup", "clean")
+PHASES = (
+    *("engine", "build", "rebuild", "up", "life", "isolation", "scale", "kill"),
+    *("workers", "swap", "again", "backup", "clean"),
+)
 
 
 def _environment(ports: Mapping[str, int]) -> dict[str, str]:

@@ -22,6 +22,7 @@ def main() -> int:
     with socket.create_connection(("127.0.0.1", 6379), timeout=4) as connection:
         answers = connection.makefile("rb")
         password = os.environ.get("REDISCLI_AUTH")
+        line = ""
         for command in ([("AUTH", password)] if password else []) + [tuple(sys.argv[1:])]:
             connection.sendall(request(*command))
             line = answers.readline().decode().strip()
