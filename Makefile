@@ -1,7 +1,7 @@
 # Every target makes what it needs: the command's environment first (scripts/bootstrap.sh), then the others from their locks.
 # ARGS goes to the command: make up ARGS="--http-port 9000", make test ARGS="-k gateway".
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-lifecycle test lint up down status protos locks bench support
+.PHONY: help demo demo-lifecycle test secrets compose-test lint up down status protos locks bench support
 
 CLI := .martlet/envs/cli/bin/martlet
 
@@ -41,6 +41,13 @@ protos: ## Generate the Python stubs of protos/
 locks: ## Write the locks that hold no ML library anew
 	@scripts/bootstrap.sh
 	@scripts/lock.sh .martlet/envs/cli/bin/uv
+
+secrets: ## Secrets of a compose deployment, made once (.secrets)
+	@scripts/secrets.sh
+
+compose-test: ## The whole system in containers: up, used, scaled, broken, backed up, down (as root)
+	@scripts/bootstrap.sh
+	@.martlet/envs/cli/bin/python -m tests.e2e.run $(ARGS)
 
 bench: ## Every benchmark; tables and JSON in benchmarks/
 	@scripts/bench.sh $(ARGS)

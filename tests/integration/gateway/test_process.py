@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import openai
+from martlet_core.api_keys import OPERATOR, USER, ApiKeyStore
+from martlet_core.artifacts.s3 import S3ObjectStore
 from martlet_core.local_servers import free_port
+from martlet_core.settings import CoreSettings
 
 
 @asynccontextmanager
@@ -80,3 +83,32 @@ async def _stop(process: asyncio.subprocess.Process) -> list[str]:
         output, _ = await process.communicate()
     assert process.returncode == 0
     return re.findall(r"mk-[A-Za-z0-9_-]{43}", output.decode())
+
+
+async def test_set_up_by_command(valkey_url: str, s3_settings: dict[str, str], tmp_path: Path) -> None:
+    """`init` registers the key that a file holds, the same again is fine, and `key` makes one for another tenant."""
+    (tmp_path / "key").write_text("mk-" + "k" * 43 + "\n")
+    environ = {
+        **os.environ,
+        **{f"MARTLET_{name.upper()}": value for name, value in s3_settings.items()},
+        "MARTLET_S3_BUCKET": "gateway-set-up",
+        "MARTLET_REDIS_URL": valkey_url,
+        "MARTLET_CACHE_DIR": str(tmp_path / "cache"),
+        "MARTLET_FIRST_API_KEY_FILE": str(tmp_path / "key"),
+    }
+    for _ in range(2):
+        assert await _run("init", environ=environ) == ""
+    made = (await _run("key", "lab", "--name", "a label", environ=environ)).strip()
+    keys = ApiKeyStore(S3ObjectStore.from_settings(CoreSettings(**s3_settings | {"s3_bucket": "gateway-set-up"})))
+    first, second = keys.verify("mk-" + "k" * 43), keys.verify(made)
+    assert (first.tenant, first.scope) == ("default", OPERATOR)
+    assert (second.tenant, second.scope, second.display_name) == ("lab", USER, "a label")
+
+
+async def _run(*arguments: str, environ: dict[str, str]) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "martlet_gateway", *arguments), env=environ, stdout=asyncio.subprocess.PIPE
+    )
+    printed, _ = await process.communicate()
+    assert process.returncode == 0
+    return printed.decode()

@@ -26,7 +26,7 @@ SETTINGS = {
     "inference": InferenceSettings,
 }
 #: Settings that the images bring; a service without them ignores the variables.
-COMING = {"MARTLET_ALIVE_FILE", "MARTLET_FIRST_API_KEY_FILE"}
+COMING: set[str] = set()
 #: KEDA's schemas come in no package: the fields of a ScaledObject that the chart may use, from KEDA's documentation, and
 #: the metadata of its triggers. ``True``: required.
 KEDA_SPEC = {

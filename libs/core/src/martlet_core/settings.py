@@ -12,6 +12,8 @@ from typing import Any
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from martlet_core.errors import FailedPrecondition
+
 PREFIX = "MARTLET_"
 
 
@@ -19,8 +21,14 @@ class SecretFileSource(PydanticBaseSettingsSource):
     """Reads ``MARTLET_<NAME>_FILE`` for each field, as container secrets are handed over."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        path = os.environ.get(f"{PREFIX}{field_name.upper()}_FILE")
-        return (Path(path).read_text().strip() if path else None, field_name, False)
+        variable = f"{PREFIX}{field_name.upper()}_FILE"
+        path = os.environ.get(variable)
+        if not path:
+            return None, field_name, False
+        try:
+            return Path(path).read_text().strip(), field_name, False
+        except OSError as error:
+            raise FailedPrecondition(f"{variable}: {path} can't be read: {error.strerror}.") from error
 
     def __call__(self) -> dict[str, Any]:
         values = {}
@@ -50,6 +58,9 @@ class CoreSettings(BaseSettings):
     work_dir: Path = Field(Path(".martlet/work"), description="Scratch space of running jobs.")
     grpc_address: str = Field(
         "127.0.0.1:50051", description="Address this service listens on for gRPC; port 0 picks a free one."
+    )
+    alive_file: Path | None = Field(
+        None, description="File that a worker touches every few seconds, for health checks; none: it touches nothing."
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: str = Field("json", description="json or text.")

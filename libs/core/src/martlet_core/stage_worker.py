@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from martlet_core.alive import touching
 from martlet_core.job_bus import CeleryBell
 from martlet_core.job_gpus import JobGpus
 from martlet_core.job_handler import JobHandler
@@ -26,4 +27,5 @@ def work_until_told(
     )
     bell = CeleryBell(settings.redis_url)
     worker = Worker(stores, bell, handlers(stores), options, JobGpus.open(settings))
-    return run_worker(worker, settings.redis_url, queue)
+    with touching(settings.alive_file, lambda: worker.polls):
+        return run_worker(worker, settings.redis_url, queue)

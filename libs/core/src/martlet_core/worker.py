@@ -98,6 +98,11 @@ class Worker:
         self._run: JobRun | None = None
         self._poller = threading.Thread(target=self._poll, name="idle-poll", daemon=True)
 
+    @property
+    def polls(self) -> bool:
+        """Whether it looks into the queue, or will once it is started."""
+        return self._poller.ident is None or self._poller.is_alive()
+
     def start(self) -> None:
         """Clear what dead workers left in the scratch space, and begin to look into the queue now and then."""
         self._options.work_dir.mkdir(parents=True, exist_ok=True)

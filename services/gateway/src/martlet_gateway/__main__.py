@@ -1,4 +1,4 @@
-"""``python -m martlet_gateway serve | work``: REST and gRPC, or the runs, until SIGTERM or SIGINT."""
+"""``python -m martlet_gateway serve | work | init | key``: REST and gRPC, or the runs, until SIGTERM or SIGINT; or set-up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 
 import uvloop
 from martlet_core import logs
-from martlet_core.api_keys import OPERATOR, ApiKeyStore
+from martlet_core.api_keys import OPERATOR, USER, ApiKeyStore
 from martlet_core.errors import MartletError
 from martlet_core.rpc import grpc_environment  # noqa: F401  # before anything that imports grpc
 from martlet_core.rpc.context import DEFAULT_TENANT
@@ -33,10 +33,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="martlet_gateway", description="Martlet's gateway; settings are MARTLET_* variables."
     )
-    parser.add_argument(
-        "command", choices=("serve", "work"), help="serve: answer REST and gRPC until SIGTERM; work: carry out runs"
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("serve", help="answer REST and gRPC until SIGTERM")
+    commands.add_parser("work", help="carry out runs until SIGTERM")
+    commands.add_parser(
+        "init", help="make the bucket and the first API key (MARTLET_FIRST_API_KEY), once both stores answer"
     )
-    command = parser.parse_args().command
+    key = commands.add_parser("key", help="make an API key and print its secret, which is shown this once")
+    key.add_argument("tenant", help="whose requests it makes")
+    key.add_argument("--name", default="", help="label for people")
+    key.add_argument("--operator", action="store_true", help="it may also load, unload and pin models, for all tenants")
+    arguments = parser.parse_args()
+    command = arguments.command
     try:
         settings = GatewaySettings()  # type: ignore[call-arg]  # its values come from the environment
     except ValidationError as error:
@@ -44,10 +52,20 @@ def main() -> int:
             name = f"{PREFIX}{'.'.join(map(str, fault['loc'])).upper()}"
             print(f"martlet_gateway: {name}: {fault['msg']}", file=sys.stderr)
         return 2
+    except MartletError as error:
+        print(f"martlet_gateway: {error.message}", file=sys.stderr)
+        return 1
     try:
-        logs.configure("gateway" if command == "serve" else "gateway-worker", settings.log_level, settings.log_format)
+        name = {"serve": "gateway", "work": "gateway-worker"}.get(command, f"gateway-{command}")
+        logs.configure(name, settings.log_level, settings.log_format)
         if command == "work":
             return work(settings)
+        if command == "init":
+            return _init(settings)
+        if command == "key":
+            scope = OPERATOR if arguments.operator else USER
+            print(open_stores(settings).api_keys.create(arguments.tenant, arguments.name, scope=scope)[0])
+            return 0
         _raise_file_limit()
         uvloop.run(_serve(settings))
     except MartletError as error:
@@ -72,6 +90,16 @@ async def _serve(settings: GatewaySettings) -> None:
     finally:
         await server.stop()
         await client.aclose()
+
+
+def _init(settings: GatewaySettings) -> int:
+    """Make the bucket, try that the stores can be relied on, and register the first API key; the same again is fine."""
+    stores = open_stores(settings)
+    if settings.first_api_key:
+        stores.api_keys.register(settings.first_api_key, DEFAULT_TENANT, "made at set-up", scope=OPERATOR)
+        log.info("the first API key is registered", extra={"tenant": DEFAULT_TENANT})
+    log.info("the stores are ready", extra={"bucket": settings.s3_bucket})
+    return 0
 
 
 def make_first_key(stores: Stores) -> str | None:

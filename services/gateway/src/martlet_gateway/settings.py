@@ -56,4 +56,7 @@ class GatewaySettings(CoreSettings):
         ge=0,
         description="How long the rest of a refused body is read and thrown away, so that the client sees the answer.",
     )
+    first_api_key: str = Field(
+        "", description="Secret of the key that `init` registers, an operator's of the tenant default; empty: none."
+    )
     access_log: bool = Field(False, description="Log one line a REST request.")

@@ -32,6 +32,9 @@ def main() -> int:
             name = f"{PREFIX}{'.'.join(map(str, error['loc'])).upper()}"
             print(f"martlet_inference: {name}: {error['msg']}", file=sys.stderr)
         return 2
+    except MartletError as exc:
+        print(f"martlet_inference: {exc.message}", file=sys.stderr)
+        return 1
     configure("inference", settings.log_level, settings.log_format)
     try:
         uvloop.run(serve(settings))  # halves the time that a gRPC call takes here

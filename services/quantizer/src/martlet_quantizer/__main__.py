@@ -20,10 +20,10 @@ def main() -> int:
         "--family", choices=FAMILIES, help="work: the family of methods (default: MARTLET_QUANTIZER_FAMILY)"
     )
     arguments = parser.parse_args()
-    settings = QuantizerSettings()  # pyright: ignore[reportCallIssue]  # every field has a default or a variable
-    name = "quantizer" if arguments.command == "serve" else "quantizer-worker"
-    configure(name, settings.log_level, settings.log_format)
     try:
+        settings = QuantizerSettings()  # pyright: ignore[reportCallIssue]  # every field has a default or a variable
+        name = "quantizer" if arguments.command == "serve" else "quantizer-worker"
+        configure(name, settings.log_level, settings.log_format)
         if arguments.command == "serve":
             return _serve(settings)
         return _work(settings, arguments.family or settings.quantizer_family)

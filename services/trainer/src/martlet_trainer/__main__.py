@@ -16,9 +16,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="martlet_trainer", description=__doc__)
     parser.add_argument("command", choices=["serve", "work"], help="serve: answer gRPC; work: carry out jobs")
     command = parser.parse_args().command
-    settings = TrainerSettings()  # pyright: ignore[reportCallIssue]  # every field has a default or a variable
-    configure("trainer" if command == "serve" else "trainer-worker", settings.log_level, settings.log_format)
     try:
+        settings = TrainerSettings()  # pyright: ignore[reportCallIssue]  # every field has a default or a variable
+        configure("trainer" if command == "serve" else "trainer-worker", settings.log_level, settings.log_format)
         return _serve(settings) if command == "serve" else _work(settings)
     except MartletError as error:
         print(f"martlet_trainer: {error.message}", file=sys.stderr)

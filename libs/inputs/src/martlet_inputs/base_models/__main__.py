@@ -19,11 +19,20 @@ def main() -> int:
     prepare_parser = commands.add_parser("prepare", help="fetch and convert a model; does nothing when it is there")
     prepare_parser.add_argument("name")
     prepare_parser.add_argument("--out", type=Path, required=True, help="directory to make")
+    several = commands.add_parser(
+        "prepare-all", help="the same for any number of models, each in a directory of its name"
+    )
+    several.add_argument("directory", type=Path, help="directory of the directories")
+    several.add_argument("names", nargs="*")
     arguments = parser.parse_args()
     try:
         if arguments.command == "list":
             for model in catalog().values():
                 print(f"{model.name}\t{model.parameter_count:,} parameters\t{model.license}\t{model.source_text}")
+            return 0
+        if arguments.command == "prepare-all":
+            for name in arguments.names:
+                _prepare(name, arguments.directory / name)
             return 0
         return _prepare(arguments.name, arguments.out)
     except MartletError as error:

@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from martlet_core.alive import touching
 from martlet_core.errors import FailedPrecondition, MartletError, NotFound
 from martlet_core.job_bus import Bell, CeleryBell, run_celery_worker
 from martlet_core.jobs import Claim, Job, JobState
@@ -223,7 +224,10 @@ def work(settings: GatewaySettings) -> int:
     reconciler = Reconciler(STAGE, stores, bell, [], owner=worker.owner, options=options)
     reconciler.start()
     log.info("working on runs")
-    exit_code = run_celery_worker(settings.redis_url, STAGE, worker.owner, on_ring=worker.on_ring, on_stop=worker.stop)
+    with touching(settings.alive_file, thread.is_alive):
+        exit_code = run_celery_worker(
+            settings.redis_url, STAGE, worker.owner, on_ring=worker.on_ring, on_stop=worker.stop
+        )
     worker.stop()
     thread.join()
     reconciler.stop()
