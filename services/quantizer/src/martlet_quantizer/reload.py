@@ -40,6 +40,15 @@ def _load_plain(directory: Path) -> Any:
     return load_model(directory, _compute_dtype(), device_map={"": str(device())})
 
 
+def _load_bnb(directory: Path) -> Any:
+    """transformers leaves the experts and routers of mixtures in the type that they were stored with, whatever it was asked for."""
+    model = _load_plain(directory)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():  # those that are quantized hold whole numbers
+            parameter.data = parameter.data.to(_compute_dtype())
+    return model
+
+
 def _load_gguf(directory: Path) -> Any:
     from transformers import AutoConfig, GgufConfig
 
@@ -75,7 +84,7 @@ def load_gptq(directory: Path) -> Any:
 
 
 _LOADERS: Mapping[str, Callable[[Path], Any]] = {
-    "bnb": _load_plain,
+    "bnb": _load_bnb,
     "llmcompressor": _load_plain,
     "gguf": _load_gguf,
     "awq": _load_awq,
