@@ -29,8 +29,8 @@ from tests.e2e import checks, lifecycle, summary
 from tests.e2e.stack import FILES, PROJECT, ROOT, Failed, Stack, check, output, service_of
 
 HOME = ROOT / ".martlet" / "compose-test"
-#: Set by the second inference engine, once there is one: MARTLET_ENGINE's value for it. Empty: nothing to swap in.
-SECOND_ENGINE = ""
+#: The engine that is swapped in, MARTLET_ENGINE's value for it: the same image holds both.
+SECOND_ENGINE = "transformers"
 
 
 class ComposeTest:
@@ -165,13 +165,11 @@ class ComposeTest:
 
     def swap(self) -> list[str]:
         """Another engine, by one variable: the tuned model answers the same."""
-        # THE PLACE FOR THE SECOND ENGINE: set SECOND_ENGINE above; if it has an image of its own, add its compose file here.
-        if not SECOND_ENGINE:
-            return ["skipped: there is no second engine yet"]
         swapped = Stack({**self.stack.environment, "MARTLET_ENGINE": SECOND_ENGINE}, self.stack.log, self.stack.files)
         seconds = swapped.run("up", "--detach", "--wait", "--no-build", "inference")
         lifecycle.wait_for_replicas(self.client, 1)
         engines = {replica["engine"] for replica in lifecycle.replicas(self.client)}
+        check(engines == {SECOND_ENGINE}, f"the replicas run {engines}")
         answer = lifecycle.check_answers(self.client, self.state["made"])
         self.stack.run("up", "--detach", "--wait", "--no-build", "inference")
         lifecycle.wait_for_replicas(self.client, 1)
