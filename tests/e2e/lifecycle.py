@@ -159,14 +159,12 @@ class Load:
                 self.outcomes["ok"] += 1
 
 
-def all_at_work(client: openai.OpenAI, count: int, load: Load, deadline_seconds: float = 120.0) -> int:
-    """Watch until each of so many replicas was seen with requests in work; returns how many looks it took."""
+def at_work(client: openai.OpenAI, count: int, load: Load, deadline_seconds: float = 120.0) -> set[str]:
+    """Watch until so many replicas were seen with requests in work; returns their addresses."""
     busy: set[str] = set()
     end = time.monotonic() + deadline_seconds
-    looks = 0
     while len(busy) < count:
-        looks += 1
         busy |= {one["address"] for one in replicas(client) if int(one.get("load", {}).get("active_requests", 0)) > 0}
         check(time.monotonic() < end, f"only {sorted(busy)} answered of {count} replicas; {dict(load.outcomes)}")
         time.sleep(0.05)
-    return looks
+    return busy

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +22,6 @@ def versions() -> dict[str, str]:
         "engine": output("docker", "version", "--format", "{{.Server.Version}}").strip(),
         "compose": output("docker", "compose", "version", "--short").strip(),
         "buildx": output("docker", "buildx", "version").split()[1],
-        "kernel": platform.release(),
         "machine": f"{os.cpu_count()} cores, {memory / 2**30:.0f} GiB of memory, no GPU",
     }
 
@@ -59,7 +57,8 @@ def write_page(stack: Stack, phases: Mapping[str, Mapping[str, Any]]) -> None:
         *[f"| {name} | {value} |" for name, value in versions().items()],
         "",
         "The last file builds Valkey and SeaweedFS from their Python wheels, and the base image is Debian's Python 3.11: no",
-        "registry could be reached. The images that they stand for are untried ([unchecked.md](unchecked.md)).",
+        "registry could be reached. The images that they stand for are untried ([unchecked.md](unchecked.md)), and their",
+        "sizes below are the stand-ins'.",
         "",
         *table(phases),
         "",
