@@ -2,7 +2,7 @@
 
     .martlet/envs/inference/bin/python benchmarks/support_engine.py SPECS.json FD
 
-Real weights are served by the replica's own engine, ``VllmEngine``: a server process of vLLM. Tiny models (``forked``) get vLLM in a fork of
+Real weights are served by the replica's own engine: a server process of vLLM. Tiny models (``forked``) get vLLM in a fork of
 this process, which has imported it already, with the arguments, environment and plugins that the replica starts it with.
 Either way the model writes eight tokens and scores held-out text, and so does the unquantized one: the ratio of the perplexities
 tells whether the answers are those of the model.
@@ -22,7 +22,8 @@ from typing import Any
 
 from martlet_core.errors import MartletError
 from martlet_inference.engines.base import EngineCall, Route, WholeModel
-from martlet_inference.engines.vllm import VllmEngine, installed_vllm
+from martlet_inference.engines.server import ServerEngine
+from martlet_inference.engines.vllm import installed_vllm, vllm_program
 from martlet_inference.engines.vllm_process import VllmOptions, command, environment
 from support_fork import apart
 
@@ -125,7 +126,7 @@ async def _ask_engine(model: Path, rows: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     windows = _windows(AutoTokenizer.from_pretrained(model), rows)
-    engine = VllmEngine(_OPTIONS, version=installed_vllm()[0])
+    engine = ServerEngine(vllm_program(_OPTIONS, installed_vllm()[0]))
     await engine.start(WholeModel("model", model))
     try:
         scored, answers = [], []

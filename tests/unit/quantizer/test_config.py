@@ -95,3 +95,12 @@ def test_a_method_names_the_architectures_it_takes() -> None:
     ) as caught:
         check_model_type(find("gguf"), "gemma3_text")
     assert caught.value.reason == "METHOD_IMPOSSIBLE"
+
+
+def test_a_method_that_was_tried_and_failed_says_why() -> None:
+    check_model_type(find("w8a8-int8"), "mixtral")
+    with pytest.raises(InvalidArgument, match="can't read experts back") as caught:
+        check_model_type(find("w8a8-int8"), "qwen3_moe")
+    said = caught.value.violations[0].description
+    assert "w8a8-int8" not in said.partition("methods that may:")[2]
+    assert "fp8-dynamic" in said

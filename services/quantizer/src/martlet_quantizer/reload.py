@@ -37,15 +37,15 @@ def _compute_dtype() -> torch.dtype:
 
 
 def _load_plain(directory: Path) -> Any:
-    return load_model(directory, _compute_dtype(), device_map={"": str(device())})
-
-
-def _load_bnb(directory: Path) -> Any:
-    """transformers leaves the experts and routers of mixtures in the type that they were stored with, whatever it was asked for."""
-    model = _load_plain(directory)
-    for parameter in model.parameters():
-        if parameter.is_floating_point():  # those that are quantized hold whole numbers
-            parameter.data = parameter.data.to(_compute_dtype())
+    """transformers leaves the experts and routers of mixtures in the type that they were stored with, whatever it was asked for;
+    the types of quantized weights and of their scales are left alone.
+    """
+    model = load_model(directory, _compute_dtype(), device_map={"": str(device())})
+    for module in model.modules():
+        if not hasattr(module, "weight_scale"):
+            for parameter in module.parameters(recurse=False):
+                if parameter.dtype in (torch.float16, torch.bfloat16, torch.float32):
+                    parameter.data = parameter.data.to(_compute_dtype())
     return model
 
 
@@ -84,7 +84,7 @@ def load_gptq(directory: Path) -> Any:
 
 
 _LOADERS: Mapping[str, Callable[[Path], Any]] = {
-    "bnb": _load_bnb,
+    "bnb": _load_plain,
     "llmcompressor": _load_plain,
     "gguf": _load_gguf,
     "awq": _load_awq,

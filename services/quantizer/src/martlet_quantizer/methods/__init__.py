@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from martlet_core.errors import InvalidArgument, NotFound
@@ -41,6 +41,7 @@ class Method:
         quant_method: what the output's config.json says; empty for formats without one.
         engines: the engines that are expected to load the output.
         model_types: values of config.json's ``model_type`` it is known to be able to work on; None: any with linear layers.
+        impossible: values of ``model_type`` that were tried and failed -> why.
     """
 
     name: str
@@ -55,6 +56,11 @@ class Method:
     group_size: int = 0
     symmetric: bool | None = None
     model_types: frozenset[str] | None = None
+    impossible: Mapping[str, str] = field(default_factory=dict)
+
+    def takes(self, model_type: str) -> bool:
+        """Whether it is known, or thought, to be able to work on an architecture."""
+        return model_type not in self.impossible and (self.model_types is None or model_type in self.model_types)
 
     def bits_of(self, asked: int | None, gguf_type: str | None = None) -> int:
         """Bits a weight: those asked for, else the default."""
@@ -76,6 +82,10 @@ _AWQ_TYPES = frozenset({
     "deepseek_v3",
 })  # fmt: skip
 
+_UNREADABLE_EXPERTS = dict.fromkeys(
+    ("qwen2_moe", "qwen3_moe"), "transformers 5.17 can't read experts back that compressed-tensors wrote in int8"
+)
+
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
@@ -89,7 +99,7 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(
             "w8a8-int8", "w8a8_int8", "llmcompressor", "SmoothQuant and GPTQ: weights and activations in int8",
-            (8,), frozenset({"ignore"}), True, "compressed-tensors", _VLLM,
+            (8,), frozenset({"ignore"}), True, "compressed-tensors", _VLLM, impossible=_UNREADABLE_EXPERTS,
         ),
         Method(
             "fp8-dynamic", "fp8_dynamic", "llmcompressor", "weights in FP8 by channel, activations by token; no calibration",
@@ -134,19 +144,20 @@ def find(name: str, field: str = "spec.method") -> Method:
     )
 
 
-def check_model_type(method: Method, model_type: str, field: str = "spec.method") -> None:
+def check_model_type(method: Method, model_type: str, field_name: str = "spec.method") -> None:
     """Refuse a method for an architecture that it isn't known to work on.
 
     Raises:
         InvalidArgument: with the architectures it takes and the methods that take this one.
     """
-    if method.model_types is None or model_type in method.model_types:
+    if method.takes(model_type):
         return
-    others = [m.name for m in METHODS.values() if m.model_types is None or model_type in m.model_types]
+    others = [m.name for m in METHODS.values() if m.takes(model_type)]
+    known = f", only {', '.join(sorted(method.model_types))}" if method.model_types is not None else ""
+    why = f": {method.impossible[model_type]}" if model_type in method.impossible else known
     raise InvalidArgument.field(
-        field,
-        f"{method.name} can't quantize a {model_type!r} model, only {', '.join(sorted(method.model_types))};"
-        f" methods that may: {', '.join(others)}",
+        field_name,
+        f"{method.name} can't quantize a {model_type!r} model{why}; methods that may: {', '.join(others)}",
         reason="METHOD_IMPOSSIBLE",
     )
 
