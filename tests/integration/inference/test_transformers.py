@@ -136,9 +136,9 @@ def test_an_adapter_that_does_not_fit_is_refused_and_nothing_else_changes(
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 8, "target_modules": ["q_proj"]}
     (broken / "adapter_config.json").write_text(json.dumps(config))
     (broken / "adapter_model.safetensors").write_bytes(b"nothing")
-    platform.publish("ft:broken", "adapter", broken, base_model=BASE, lora_rank=8)
+    platform.publish("ft:broken-for-transformers", "adapter", broken, base_model=BASE, lora_rank=8)
     with pytest.raises(grpc.RpcError) as caught:
-        complete(talker, "hello", "ft:broken")
+        complete(talker, "hello", "ft:broken-for-transformers")
     assert error_from_rpc(caught.value).reason == "ADAPTER_REFUSED"
     assert text(complete(talker, talking.prompts[0])) == talking.said["base"][0]
     assert text(complete(talker, talking.prompts[0], ADAPTER)) == talking.said["adapter"][0]
