@@ -199,3 +199,25 @@ def test_a_report_is_fetched(gateway: Any, martlet: Callable[..., Any], tmp_path
     done = martlet("evaluate", "report", ID, "--out", str(tmp_path / "report"))
     assert done.code == 0, done.err
     assert Path(done.out.strip()).read_bytes() == page
+
+
+def test_a_quantizations_report_is_found_by_its_bare_id(
+    gateway: Any, martlet: Callable[..., Any], tmp_path: Path
+) -> None:
+    page = b'"a page"'
+    file = {"path": "report.md", "size_bytes": len(page), "sha256": hashlib.sha256(page).hexdigest()}
+    result = {**QUANTIZED["result"], "report_artifact": "artifacts/r1"}
+    gateway.answers = {
+        f"GET /v1/martlet/quantization/jobs/{ID}": {**QUANTIZED, "result": result},
+        "GET /v1/martlet/artifacts/r1": {"id": "r1", "files": [file]},
+        "GET /v1/martlet/artifacts/r1/files/report.md": "a page",
+    }
+    done = martlet("report", "open", ID, "--out", str(tmp_path / "report"))
+    assert done.code == 0, done.err
+    assert Path(done.out.strip()) == tmp_path / "report" / "report.md"
+    assert martlet("report", "open", f"evaluationJobs/{ID}").code == 1, (
+        "the kind that was named is the one that is asked"
+    )
+    wrong = martlet("report", "open", f"fineTuningJobs/{ID}")
+    assert wrong.code == 1
+    assert "is no job of evaluation or quantization" in wrong.err

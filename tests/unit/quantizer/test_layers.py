@@ -59,6 +59,8 @@ def test_configs_are_put_in_the_words_of_transformers_4() -> None:
     new = {"dtype": "bfloat16", "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}}
     assert older_config(new)["rope_theta"] == 100000.0
     assert older_config(new)["torch_dtype"] == "bfloat16"
+    assert older_config({"model_type": "qwen3_moe", "num_local_experts": 4})["num_experts"] == 4
+    assert "num_experts" not in older_config({"model_type": "mixtral", "num_local_experts": 4})
     scaled = older_config({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}})
     assert scaled["rope_scaling"] == {"rope_type": "llama3", "factor": 8.0}
     assert (

@@ -30,6 +30,7 @@ from martlet_cli.commands import (
     models,
     platform,
     quantize,
+    report,
     run,
     train,
 )
@@ -49,6 +50,7 @@ _GROUPS = (
     merge,
     quantize,
     evaluate,
+    report,
     run,
     models,
     alias,

@@ -26,7 +26,7 @@ def readable_copy(source: Path, target: Path) -> Path:
 
 
 def older_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with the rotary numbers and the type of the weights where transformers 4 reads them.
+    """A config with the rotary numbers, the count of experts and the type of the weights where transformers 4 reads them.
 
     Without this it takes 10000 for ``rope_theta``, whatever the model was trained with, and says nothing.
     """
@@ -37,6 +37,8 @@ def older_config(config: Mapping[str, Any]) -> dict[str, Any]:
             values.setdefault("rope_theta", rope["rope_theta"])
         if rope["rope_type"] != "default":
             values.setdefault("rope_scaling", {k: v for k, v in rope.items() if k != "rope_theta"})
+    if str(values.get("model_type", "")).endswith("_moe") and "num_local_experts" in values:
+        values.setdefault("num_experts", values["num_local_experts"])
     if "dtype" in values:
         values.setdefault("torch_dtype", values["dtype"])
     return values

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import webbrowser
-from pathlib import Path
 from typing import Any
 
-from martlet_core.errors import FailedPrecondition, InvalidArgument
-from rich.markup import escape
+from martlet_core.errors import InvalidArgument
 
-from martlet_cli.commands.artifacts import download_files
+from martlet_cli.commands import report
 from martlet_cli.commands.files import dataset_artifact
 from martlet_cli.context import Context, Subparsers, command, group
 from martlet_cli.output import Output
@@ -117,10 +114,7 @@ def add(subparsers: Subparsers) -> None:
     create.add_argument("--engine", choices=("gateway", "transformers"), help="where models run (default: as served)")
     create.add_argument("--model", dest="swift_models", nargs="+", metavar="MODEL", help="as MODEL (SWIFT's name)")
     create.add_argument("--watch", action="store_true", help="follow the job until it is over")
-    report = command(commands, "report", _report, "download a job's report and open it in the browser")
-    report.add_argument("id", help="the job's id")
-    report.add_argument("--out", type=Path, help="directory to put it into (default: report-<id>)")
-    report.add_argument("--no-open", action="store_true", help="only download it")
+    report.add_arguments(command(commands, "report", report.open_report, "as `report open`"))
     _JOBS.add(commands)
 
 
@@ -155,18 +149,3 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if not isinstance(options, dict):
         raise InvalidArgument.field("--options", "must be a JSON object")
     return options
-
-
-def _report(context: Context, arguments: argparse.Namespace) -> int:
-    job_id = arguments.id.removeprefix("evaluationJobs/")
-    job = context.gateway.call("GET", f"/evaluation/jobs/{job_id}")
-    artifact = (job.get("result") or {}).get("report_artifact")
-    if not artifact:
-        raise FailedPrecondition(f"{job_id} is {job['state'].lower()} and has no report yet")
-    directory = arguments.out or Path(f"report-{job_id}")
-    download_files(context, artifact, directory)
-    page = directory / "report.html"
-    context.output.result({"report": str(page)}, escape(str(page)))
-    if page.is_file() and not arguments.no_open and context.output.live:
-        webbrowser.open(page.resolve().as_uri())
-    return 0

@@ -82,9 +82,10 @@ _AWQ_TYPES = frozenset({
     "deepseek_v3",
 })  # fmt: skip
 
-_UNREADABLE_EXPERTS = dict.fromkeys(
+_UNREADABLE_EXPERTS: Mapping[str, str] = dict.fromkeys(
     ("qwen2_moe", "qwen3_moe"), "transformers 5.17 can't read experts back that compressed-tensors wrote in int8"
 )
+_QUANTIZED_ROUTERS: Mapping[str, str] = {"qwen3_moe": "autoawq 0.2.9 would put its routers in 4 bit too"}
 
 METHODS: Mapping[str, Method] = {
     method.name: method
@@ -117,7 +118,7 @@ METHODS: Mapping[str, Method] = {
         Method(
             "awq", "awq", "awq", "AutoAWQ: 4-bit weights in groups, scaled by what the activations need",
             (4,), frozenset({"group_size", "ignore"}), True, "awq", ("transformers", "vllm"),
-            group_size=128, model_types=_AWQ_TYPES,
+            group_size=128, model_types=_AWQ_TYPES, impossible=_QUANTIZED_ROUTERS,
         ),
         Method(
             "gptq", "gptq", "gptqmodel", "GPTQModel: weights in groups, rounded so that layers' outputs stay",
