@@ -44,7 +44,7 @@ def main() -> None:
         "",
         *_gateway_table(records.get("gateway")),
         "",
-        *_lm_eval_table(records.get("lm_eval")),
+        *_harness_table(records.get("harness")),
         "",
         *_machines(records),
         "",
@@ -78,12 +78,12 @@ def _gateway_table(record: Any) -> list[str]:
     return lines
 
 
-def _lm_eval_table(record: Any) -> list[str]:
+def _harness_table(record: Any) -> list[str]:
     """Scores of both sides, and what one side differs from itself."""
     if record is None:
         return []
     lines = [
-        f"lm-eval's stock tasks on {record['model']} (`lm_eval`), without examples, greedy, float32: the suite asks vLLM through "
+        f"lm-eval's stock tasks on {record['model']} (`harness`), without examples, greedy, float32: the suite asks vLLM through "
         f"the gateway, the harness loads the weights with transformers; {record['rounds']} rounds each.",
         "",
         "| task | rows | Martlet | harness | rows with the same score | with the same answer | differs from itself: Martlet, harness |",

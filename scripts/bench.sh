@@ -3,7 +3,7 @@
 # Usage: scripts/bench.sh [NAME...]    names of files in benchmarks/, without .py; default: all that are commands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-scripts/bootstrap.sh cli dev gateway trainer inference evaluator quantizer-bnb quantizer-llmcompressor quantizer-gguf quantizer-awq quantizer-gptqmodel
+scripts/bootstrap.sh cli dev gateway trainer inference evaluator evaluator-transformers quantizer-bnb quantizer-llmcompressor quantizer-gguf quantizer-awq quantizer-gptqmodel
 python=.martlet/envs/dev/bin/python
 names=("$@")
 if [ ${#names[@]} -eq 0 ]; then

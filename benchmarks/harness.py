@@ -5,7 +5,7 @@ Martlet: a whole platform with vLLM serves the model, and the suite ``lm_eval`` 
 of the same files, without examples in the prompt, and answer greedily in float32. Each side goes over them several times, so that a
 difference between the sides can be held against what one side differs from itself.
 
-    python benchmarks/lm_eval.py [--boolq 32] [--gsm8k 16] [--rounds 2]
+    python benchmarks/harness.py [--boolq 32] [--gsm8k 16] [--rounds 2]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "lm_eval.json"
+RESULTS = ROOT / "benchmarks" / "results" / "harness.json"
 DATA = ROOT / ".martlet" / "benchmarks"
 HARNESS = ROOT / ".martlet" / "envs" / "evaluator-transformers" / "bin" / "python"
 #: Row -> what the side made of it: the score and the text or choice behind it.
@@ -100,7 +100,6 @@ def measure(limits: Mapping[str, int], rounds: int) -> None:
     martlet = ask_martlet(MODEL, limits, rounds)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "harness.json"
-        # -P: this file's directory is not on the path there, or this file would be `lm_eval`.
         counts = [argument for name, count in limits.items() for argument in (f"--{name}", str(count))]
         command = [
             str(HARNESS),
