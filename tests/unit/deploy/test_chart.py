@@ -25,8 +25,6 @@ SETTINGS = {
     "evaluator": EvaluatorSettings,
     "inference": InferenceSettings,
 }
-#: Settings that the images bring; a service without them ignores the variables.
-COMING: set[str] = set()
 #: KEDA's schemas come in no package: the fields of a ScaledObject that the chart may use, from KEDA's documentation, and
 #: the metadata of its triggers. ``True``: required.
 KEDA_SPEC = {
@@ -160,6 +158,13 @@ def test_addresses_lead_to_services(rendered: Any, tools: Any) -> None:
     assert addresses <= listening
 
 
+def test_who_asks_models_knows_the_gateway(rendered: Any, tools: Any) -> None:
+    """Those that evaluate, and those that try what they quantized."""
+    told = {pod.component for pod in rendered.pods() if "MARTLET_GATEWAY_URL" in tools.environ(pod.main)}
+    asking = {"evaluator", "evaluator-worker", "quantizer-worker"}
+    assert told == asking & {pod.component for pod in rendered.pods()}
+
+
 def test_every_variable_is_a_setting(rendered: Any, tools: Any) -> None:
     """A service ignores a variable that it doesn't know, so a slip of the pen would do nothing."""
     for pod in rendered.pods():
@@ -169,7 +174,7 @@ def test_every_variable_is_a_setting(rendered: Any, tools: Any) -> None:
         settings = SETTINGS[stage]
         known = {f"MARTLET_{name.upper()}{end}" for name in settings.model_fields for end in ("", "_FILE")}
         given = {name for name in tools.environ(pod.main) if name.startswith("MARTLET_")}
-        assert given <= known | COMING, pod.owner
+        assert given <= known, pod.owner
 
 
 def test_secrets_are_files(rendered: Any, tools: Any) -> None:
