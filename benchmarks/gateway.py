@@ -19,9 +19,8 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,11 @@ from typing import Any
 from environment import ROOT, machine, versions, write
 from grpc_call import time_calls
 from martlet_core.local_servers import free_port
-from martlet_core.testing.servers import start_seaweedfs, start_valkey
 from processes import Processes, peak_rss_mb, rss_mb, wait_http
+from small_platform import INTERNAL_TOKEN, SmallPlatform, small_platform
 
 RESULTS = ROOT / "benchmarks" / "results" / "gateway.json"
 LITELLM = "1.106.2"
-INTERNAL_TOKEN = "bench"
 LITELLM_KEY = "sk-bench-4f1c0d7a9b3e"
 MODEL = "echo"
 TOKENS = 16
@@ -113,30 +111,14 @@ def main() -> int:
 @contextmanager
 def platform_running(*, with_litellm: bool) -> Iterator[dict[str, Target]]:
     """The engine over HTTP, the gateway with its replicas, and LiteLLM; each in fast and paced form."""
-    with tempfile.TemporaryDirectory(prefix="martlet-bench-") as directory, ExitStack() as stack:
-        processes = Processes(Path(directory), stack)
-        valkey = start_valkey(Path(directory, "valkey"))
-        stack.callback(valkey.kill)
-        objects = start_seaweedfs(Path(directory, "seaweedfs"), "bench", "bench-secret-key")
-        stack.callback(objects.kill)
-        stack.callback(processes.stop)
-        engines = {rate: start_http_engine(processes, rate) for rate in (0.0, HELD_RATE)}
-        shared = {
-            "MARTLET_REDIS_URL": valkey.url,
-            "MARTLET_S3_ENDPOINT": objects.url,
-            "MARTLET_S3_ACCESS_KEY": "bench",
-            "MARTLET_S3_SECRET_KEY": "bench-secret-key",
-            "MARTLET_LOG_LEVEL": "WARNING",
-            "MARTLET_INTERNAL_TOKEN": INTERNAL_TOKEN,
-            "MARTLET_CACHE_DIR": f"{directory}/cache",
-            "MARTLET_UPLOAD_DIR": f"{directory}/uploads",
-        }
+    with small_platform() as platform:
+        engines = {rate: start_http_engine(platform.processes, rate) for rate in (0.0, HELD_RATE)}
         targets = {
             "engine": Target("engine", engines[0.0], engines[HELD_RATE]),
-            "gateway": start_gateway(processes, shared),
+            "gateway": start_gateway(platform),
         }
         if with_litellm:
-            targets["litellm"] = start_litellm(processes, engines)
+            targets["litellm"] = start_litellm(platform.processes, engines)
         yield targets
 
 
@@ -150,39 +132,23 @@ def start_http_engine(processes: Processes, rate: float) -> str:
     return url
 
 
-def start_gateway(processes: Processes, shared: Mapping[str, str]) -> Target:
-    """A gateway, in its own environment where there is one, with a fast and a paced replica."""
-    python = ROOT / ".martlet/envs/gateway/bin/python"
-    http, grpc = free_port(), free_port()
-    environ = {
-        **shared,
-        "MARTLET_HTTP_PORT": str(http),
-        "MARTLET_GRPC_ADDRESS": f"127.0.0.1:{grpc}",
-        "MARTLET_TRAINER_ADDRESS": "127.0.0.1:1",
-    }
-    argv = [str(python) if python.exists() else sys.executable, "-m", "martlet_gateway", "serve"]
-    process = processes.start("gateway", argv, environ)
-    addresses = {rate: f"127.0.0.1:{free_port()}" for rate in (0.0, HELD_RATE)}
-    for rate, address in addresses.items():
-        processes.start(
+def start_gateway(platform: SmallPlatform) -> Target:
+    """The gateway with a fast and a paced replica."""
+    platform.start_gateway()
+    for rate in (0.0, HELD_RATE):
+        platform.start_replica(
             f"replica-{rate:g}",
-            [sys.executable, "-m", "martlet_inference", "serve"],
             {
-                **shared,
                 "MARTLET_ENGINE": "echo",
                 "MARTLET_MODEL": f"{MODEL}-paced" if rate else MODEL,
                 "MARTLET_RESOLVE_MODELS": "false",
-                "MARTLET_GRPC_ADDRESS": address,
-                "MARTLET_GATEWAY_ADDRESS": f"127.0.0.1:{grpc}",
                 "MARTLET_ECHO_TOKENS_PER_SECOND": str(rate),
                 "MARTLET_MAX_REQUESTS": "4096",
             },
         )
-    url = f"http://127.0.0.1:{http}"
-    wait_http(f"{url}/readyz", process, lambda body: json.loads(body)["checks"]["replicas"]["ready"] == 2)
-    words = processes.log("gateway").read_text().split()
-    key = next(word for word in words if word.startswith("mk-"))
-    return Target("gateway", url, url, key=key, pids=(process.pid,), replica=addresses[0.0])
+    assert platform.gateway is not None
+    pids = (platform.gateway.pid,)
+    return Target("gateway", platform.url, platform.url, platform.key, pids, platform.replicas[0].address)
 
 
 def start_litellm(processes: Processes, engines: Mapping[float, str]) -> Target:

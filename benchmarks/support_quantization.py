@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from environment import ROOT, machine
+from real_model import DIRECTORY, prepared
 from support_models import CONFIGS
-from support_page import ARCHITECTURES, COLUMNS, DATA, PAGE, REAL_MODEL, Column, page
+from support_page import ARCHITECTURES, COLUMNS, DATA, PAGE, Column, page
 
 WORK = ROOT / ".martlet" / "support"
 ENVIRONMENTS = ROOT / ".martlet" / "envs"
@@ -96,7 +97,7 @@ def python_of(environment: str) -> str:
 
 def model_of(architecture: str) -> Path:
     """Directory of the unquantized model."""
-    return ROOT / ".martlet" / "models" / REAL_MODEL if architecture == "smollm2" else WORK / "models" / architecture
+    return DIRECTORY if architecture == "smollm2" else WORK / "models" / architecture
 
 
 def workdir_of(key: str) -> Path:
@@ -110,9 +111,8 @@ def make_models(architectures: set[str]) -> None:
     if tiny:
         command = [python_of("quantizer-bnb"), str(ROOT / "benchmarks/support_models.py"), str(WORK / "models"), *tiny]
         subprocess.run(command, check=True, env=environ())
-    if "smollm2" in architectures and not (model_of("smollm2") / "config.json").is_file():
-        prepare = ["-m", "martlet_inputs.base_models", "prepare", REAL_MODEL, "--out", str(model_of("smollm2"))]
-        subprocess.run([python_of("quantizer-bnb"), *prepare], check=True)
+    if "smollm2" in architectures:
+        prepared()
 
 
 def environ() -> dict[str, str]:

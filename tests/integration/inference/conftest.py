@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import array
 import json
-import math
 import os
-import random
 import re
 import signal
-import struct
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +25,7 @@ from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.models import ObjectModelRegistry
 from martlet_core.settings import CoreSettings
+from martlet_inference.testing import write_adapter
 
 ROOT = Path(__file__).parents[3]
 BASE = "smollm2-135m-instruct"
@@ -250,41 +246,6 @@ def replica(platform: Platform, smollm2: Path, tmp_path_factory: pytest.TempPath
         yield started
     finally:
         started.stop()
-
-
-def write_adapter(directory: Path, model: Path, *, seed: int, rank: int = 8) -> Path:
-    """A peft directory with random weights that visibly change what the model says, written without torch."""
-    directory.mkdir()
-    config = json.loads((model / "config.json").read_text())
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    head = hidden // config["num_attention_heads"]
-    outs = {"q_proj": hidden, "v_proj": head * config["num_key_value_heads"]}
-    rng = random.Random(seed)
-    header: dict[str, Any] = {}
-    data = bytearray()
-    for layer in range(layers):
-        for module, out in outs.items():
-            for part, shape in (("lora_A", (rank, hidden)), ("lora_B", (out, rank))):
-                values = array.array("f", (rng.gauss(0, 0.05) for _ in range(math.prod(shape))))
-                name = f"base_model.model.model.layers.{layer}.self_attn.{module}.{part}.weight"
-                offsets = [len(data), len(data) + 4 * len(values)]
-                header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": offsets}
-                data += values.tobytes()
-    head_bytes = json.dumps(header).encode()
-    assert sys.byteorder == "little"
-    weights = struct.pack("<Q", len(head_bytes)) + head_bytes + bytes(data)
-    (directory / "adapter_model.safetensors").write_bytes(weights)
-    adapter_config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": 2 * rank,
-        "target_modules": sorted(outs),
-        "bias": "none",
-        "base_model_name_or_path": BASE,
-    }
-    (directory / "adapter_config.json").write_text(json.dumps(adapter_config))
-    return directory
 
 
 @pytest.fixture(scope="session")

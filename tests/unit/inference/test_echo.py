@@ -13,6 +13,7 @@ import pytest
 from martlet_inference.engines.base import EngineCall, Route, WholeModel
 from martlet_inference.engines.echo import EchoEngine
 from martlet_inference.engines.echo_http import echo_app
+from martlet_inference.testing import wait_until
 
 
 def body(model: str = "m", text: str = "one two", **fields: Any) -> bytes:
@@ -157,3 +158,28 @@ async def test_many_streams_at_a_rate_end_together() -> None:
     results = await asyncio.gather(*(answer(engine, body(max_tokens=5), stream=True) for _ in range(200)))
     assert time.perf_counter() - started < 5  # 0.1 s of tokens each, side by side
     assert all(len(events) == 6 for _, events in results)
+
+
+async def test_calls_beyond_the_slots_wait_their_turn() -> None:
+    engine = EchoEngine(slots=2)
+    await engine.start(WholeModel("m", "m"))
+    call = EngineCall(Route.CHAT_COMPLETIONS, body(max_tokens=2), False)
+    async with engine.call(call), engine.call(call):
+        third = asyncio.create_task(answer(engine, body(max_tokens=2)))
+        await wait_until(lambda: third.done() or engine._waiting == 1)
+        assert (await engine.load()).waiting_requests == 1
+        assert not third.done()
+    assert (await third)[0] == 200
+    assert (await engine.load()).waiting_requests == 0
+
+
+async def test_a_call_given_up_while_it_waits_takes_no_slot() -> None:
+    engine = EchoEngine(slots=1)
+    await engine.start(WholeModel("m", "m"))
+    async with engine.call(EngineCall(Route.CHAT_COMPLETIONS, body(), False)):
+        waiting = asyncio.create_task(answer(engine, body()))
+        await wait_until(lambda: engine._waiting == 1)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert (await engine.load()).waiting_requests == 0
+    assert (await answer(engine, body()))[0] == 200

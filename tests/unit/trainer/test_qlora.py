@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,23 @@ from martlet_trainer.recipes import merge
 from martlet_trainer.recipes.sft import run
 from martlet_trainer.testing import Recorder, chat_rows, training_spec
 from martlet_trainer.training.models import dequantize, load_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, Qwen3MoeConfig
 
 MakeWorkdir = Callable[..., Path]
 MADE = ["nf4", "int8"]
 SCHEMES = [*MADE, "fp4"]
+
+QUANTIZATIONS = {
+    "nf4": BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    ),
+    "int8": BitsAndBytesConfig(load_in_8bit=True),
+    "fp4": BitsAndBytesConfig(load_in_4bit=True),
+}
 
 
 def train(workdir: Path, **changes: Any) -> tuple[Any, Recorder]:
@@ -53,25 +66,20 @@ def plain_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stored_dirs(plain_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same model as the quantizer's methods bnb-nf4 and bnb-int8 store it, and as other programs may."""
-    configs = {
-        "nf4": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        ),
-        "int8": BitsAndBytesConfig(load_in_8bit=True),
-        "fp4": BitsAndBytesConfig(load_in_4bit=True),
+    return {
+        scheme: save_quantized(plain_dir, tmp_path_factory.mktemp(scheme), config)
+        for scheme, config in QUANTIZATIONS.items()
     }
-    made = {}
-    for scheme, config in configs.items():
-        made[scheme] = tmp_path_factory.mktemp(scheme)
-        model = AutoModelForCausalLM.from_pretrained(
-            plain_dir, dtype=torch.bfloat16, quantization_config=config, device_map={"": "cpu"}
-        )
-        model.save_pretrained(made[scheme])
-        AutoTokenizer.from_pretrained(plain_dir).save_pretrained(made[scheme])
-    return made
+
+
+def save_quantized(source: Path, directory: Path, config: BitsAndBytesConfig) -> Path:
+    """A model as the quantizer stores it."""
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.bfloat16, quantization_config=config, device_map={"": "cpu"}
+    )
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(source).save_pretrained(directory)
+    return directory
 
 
 def lay_out(workdir: Path, base_model: Path, count: int = 20, **inputs: Any) -> Path:
@@ -205,3 +213,40 @@ def test_an_adapter_merges_into_what_the_stored_weights_stand_for(
         unmerged = merge.PeftModel.from_pretrained(base, inputs / "adapter").eval()(ids).logits
         bare = load_model(stored_dirs[scheme], torch.float32, torch.device("cpu"))(ids).logits
     assert (merged - unmerged).norm() < 0.15 * (bare - unmerged).norm()
+
+
+@pytest.mark.parametrize("scheme", MADE)
+def test_a_mixture_whose_experts_are_stored_in_16_bit_trains(tmp_path: Path, scheme: str) -> None:
+    """transformers reads a mixture's experts in the type that they were stored with, whatever it is asked for: they would compute in that."""
+    config = Qwen3MoeConfig(
+        vocab_size=len(testing.byte_tokenizer()),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+    )
+    plain = testing.save_random_model(tmp_path / "plain", config, dtype="bfloat16")
+    stored = save_quantized(plain, tmp_path / "stored", QUANTIZATIONS[scheme])
+    model = load_model(stored, torch.float32, torch.device("cpu"))
+    assert {p.dtype for p in model.parameters()} == {torch.float32, torch.int8 if scheme == "int8" else torch.uint8}
+    workdir = lay_out(tmp_path / "a", stored, validation=chat_rows(4, start=30))
+    numbers = {"max_steps": 10, "eval_steps": 5}
+    _, report = train(workdir, tuner={"lora_rank": 8}, hyperparameters=numbers, validation_dataset="artifacts/b")
+    assert report.losses[-1] < report.losses[0] - 0.2
+
+
+def test_a_model_that_lacks_weights_is_refused(plain_dir: Path, tmp_path: Path) -> None:
+    """transformers would invent them and go on."""
+    base = tmp_path / "base"
+    shutil.copytree(plain_dir, base)
+    weights = load_file(base / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FailedPrecondition, match=r"lack 1 of the model's weights.*layers\.1\.mlp\.up_proj\.weight"):
+        train(lay_out(tmp_path / "a", base))

@@ -12,6 +12,7 @@ from martlet.inference.v1 import inference_service_pb2
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import FailedPrecondition, MartletError, NotFound, ResourceExhausted, Unavailable
 
+from martlet_gateway.choice import Choice, candidates
 from martlet_gateway.replicas import ReplicaRegistry, ReplicaView, Snapshot
 
 log = logging.getLogger(__name__)
@@ -34,30 +35,10 @@ def whole_model_of(model: PublishedModel) -> str:
 
 def holders_and_takers(snapshot: Snapshot, model: PublishedModel) -> tuple[list[ReplicaView], list[ReplicaView]]:
     """Replicas that can answer for a model at once, and the others that may be asked to load what it needs."""
-    holders = candidates(snapshot, model)
+    holders = list(candidates(snapshot, model))
     needed = whole_model_of(model)
     others = [view for view in snapshot.replicas.values() if view not in holders]
     return holders, [view for view in others if view.takes_models or view.will_serve(needed)]
-
-
-def candidates(snapshot: Snapshot, model: PublishedModel) -> list[ReplicaView]:
-    """Replicas that can answer at once, best first: those that hold the model, then those that can take the adapter; the
-    least busy first.
-    """
-    holders = snapshot.by_model.get(model.name, ())
-    if model.kind != "adapter":
-        if len(holders) == 1:
-            return [holders[0]]
-        now = time.monotonic()
-        return sorted(holders, key=lambda v: (v.avoid_until > now, v.load))
-    now = time.monotonic()
-    able = [v for v in snapshot.with_base(model.base_model) if v.proto.max_lora_rank >= model.lora_rank]
-    others = [v for v in able if v not in holders]
-    ordered = sorted(holders, key=lambda v: (v.avoid_until > now, _full(v), v.load))
-    ordered += sorted(others, key=lambda v: (v.avoid_until > now, _full(v), v.load))
-    if len(ordered) > 1:  # a holder that is full or silent must not keep the request from one that isn't
-        ordered.sort(key=lambda v: (v.avoid_until > now, _full(v)))
-    return ordered
 
 
 class Placement:
@@ -65,12 +46,14 @@ class Placement:
 
     Args:
         replicas: who is there.
+        choice: orders those that can answer.
         call: makes calls on them.
         timeout_seconds: longest time that a replica may take to load a model.
     """
 
-    def __init__(self, replicas: ReplicaRegistry, call: Call, timeout_seconds: float) -> None:
+    def __init__(self, replicas: ReplicaRegistry, choice: Choice, call: Call, timeout_seconds: float) -> None:
         self._replicas = replicas
+        self._choice = choice
         self._call = call
         self._timeout_seconds = timeout_seconds
         self._tasks: dict[str, asyncio.Task[ReplicaView]] = {}
@@ -86,7 +69,7 @@ class Placement:
         """
         needed = whole_model_of(model)
         while True:
-            found = candidates(self._replicas.snapshot, model)
+            found = self._choice.order(self._replicas.snapshot, model)
             if found:
                 return found[0]
             replicas = list(self._replicas.snapshot.replicas.values())
@@ -175,11 +158,6 @@ def final(error: MartletError) -> MartletError:
 def _reluctance(view: ReplicaView, name: str) -> tuple[bool, bool, bool, bool, bool, int]:
     """The order in which replicas are asked to take a model: first those without one, then those that have its files."""
     return (view.pinned, view.placing.locked(), view.occupied, name not in view.home, not view.usable, view.load)
-
-
-def _full(view: ReplicaView) -> bool:
-    limit = view.proto.load.max_requests
-    return limit > 0 and view.load >= limit
 
 
 def _why_nobody(replicas: Sequence[ReplicaView]) -> str:

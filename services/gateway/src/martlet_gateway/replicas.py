@@ -18,6 +18,7 @@ from martlet_core.model_rules import serves_base
 
 from martlet_gateway.clients import InferenceChannels
 from martlet_gateway.metrics import Metrics
+from martlet_gateway.prefixes import PrefixMemory
 from martlet_gateway.replica_store import ReplicaStore
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class ReplicaView:
         outstanding: requests this gateway has in work on it.
         reported: requests it had in work or waiting when it last reported, those of this gateway left out.
         avoid_until: until then (``time.monotonic()``) others go first: it just didn't answer.
+        prefixes: beginnings of prompts that this gateway sent it.
         placing: held while a model is being placed on it.
         stored: what the store said last; a reading that says the same again must not undo ``note_loaded``.
     """
@@ -54,6 +56,7 @@ class ReplicaView:
     outstanding: int = 0
     reported: int = 0
     avoid_until: float = 0.0
+    prefixes: PrefixMemory = field(default_factory=PrefixMemory)
     placing: asyncio.Lock = field(default_factory=asyncio.Lock)
     stored: replica_pb2.Replica | None = None
 
@@ -106,6 +109,8 @@ class ReplicaView:
             else:
                 whole.append(model.name)
         changed = proto.load != self.proto.load or proto.expire_time != self.proto.expire_time
+        if self.whole != frozenset(whole):
+            self.prefixes.clear()
         self.proto = proto
         self.address = proto.address
         self.whole, self.adapters, self.coming = frozenset(whole), frozenset(adapters), frozenset(loading)

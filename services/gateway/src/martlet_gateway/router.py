@@ -21,10 +21,12 @@ from martlet_core.model_rules import check_plain_lora
 from martlet_core.rpc.client import error_from_rpc
 from martlet_core.rpc.context import INTERNAL_TOKEN_KEY, REQUEST_ID_KEY, TENANT_KEY
 
+from martlet_gateway.choice import Choice
 from martlet_gateway.clients import InferenceChannels
 from martlet_gateway.metrics import Metrics
 from martlet_gateway.model_names import ModelNames
-from martlet_gateway.placement import MOVED, TRY_ANOTHER, Placement, candidates, final, whole_model_of
+from martlet_gateway.placement import MOVED, TRY_ANOTHER, Placement, final, whole_model_of
+from martlet_gateway.prefixes import Prompt
 from martlet_gateway.replicas import ReplicaRegistry, ReplicaView
 
 log = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class Router:
         names: what names mean.
         channels: connections to replicas.
         metrics: counts failed calls.
+        choice: orders the replicas that can answer.
         internal_token: shown on every call.
         placement_timeout_seconds: longest wait for a model to be placed or an engine to come up.
     """
@@ -84,6 +87,7 @@ class Router:
         names: ModelNames,
         channels: InferenceChannels,
         metrics: Metrics,
+        choice: Choice,
         *,
         internal_token: str = "",
         placement_timeout_seconds: float = 240.0,
@@ -92,9 +96,10 @@ class Router:
         self._names = names
         self._channels = channels
         self._metrics = metrics
+        self._choice = choice
         self._token = ((INTERNAL_TOKEN_KEY, internal_token),) if internal_token else ()
         self._placement_timeout_seconds = placement_timeout_seconds
-        self._placement = Placement(replicas, self._unary, placement_timeout_seconds)
+        self._placement = Placement(replicas, choice, self._unary, placement_timeout_seconds)
 
     def metadata(self, tenant: str, request_id: str) -> tuple[tuple[str, str], ...]:
         """Metadata of a call to a replica."""
@@ -143,7 +148,7 @@ class Router:
                 raise
             return ReplicaStream(call, view, first)
 
-        return await self._on_some(known, tenant, request_id, wait_seconds, start)
+        return await self._on_some(known, tenant, request_id, wait_seconds, start, Prompt(request))
 
     async def whole(
         self,
@@ -164,7 +169,7 @@ class Router:
             finally:
                 view.outstanding -= 1
 
-        return await self._on_some(known, tenant, request_id, wait_seconds, start)
+        return await self._on_some(known, tenant, request_id, wait_seconds, start, Prompt(request))
 
     async def _resolved(self, request: Any, tenant: str) -> tuple[PublishedModel, Any]:
         """The model that a request names, and the request naming it: where it named an alias, the model's own name."""
@@ -179,6 +184,7 @@ class Router:
         request_id: str,
         wait_seconds: float | None,
         start: Callable[[ReplicaView, float], Awaitable[T]],
+        prompt: Prompt | None = None,
     ) -> T:
         """Start a call on a replica, then on others while the failure is one that another may not have.
 
@@ -191,13 +197,16 @@ class Router:
         moves: Counter[str] = Counter()
         last: MartletError | None = None
         while True:
-            found = [view for view in candidates(self._replicas.snapshot, known) if view.id not in tried]
+            ordered = self._choice.order(self._replicas.snapshot, known, prompt)
+            found = [view for view in ordered if view.id not in tried]
             if not found:
                 if last is not None and last.reason not in MOVED:
                     raise final(last)
                 found = [await self._placement.wait_for(known, tenant, request_id, deadline)]
             for view in found:
                 tried.add(view.id)
+                if prompt is not None and len(ordered) > 1:
+                    self._choice.note(view, prompt)
                 try:
                     return await start(view, deadline)
                 except grpc.aio.AioRpcError as failure:

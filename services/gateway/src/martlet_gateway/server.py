@@ -24,6 +24,7 @@ from martlet_core.stores import Stores
 from martlet_gateway.app import build_app
 from martlet_gateway.artifact_uploads import ArtifactUploads
 from martlet_gateway.auth import Authenticator, caller_finder
+from martlet_gateway.choice import Choice
 from martlet_gateway.chores import gateway_chores
 from martlet_gateway.clients import InferenceChannels, Stages
 from martlet_gateway.context import GatewayContext
@@ -235,6 +236,7 @@ def _assemble(
             names,
             channels,
             metrics,
+            Choice(settings.routing),
             internal_token=settings.internal_token,
             placement_timeout_seconds=settings.placement_timeout_seconds,
         ),

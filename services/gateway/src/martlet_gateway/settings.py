@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from martlet_core.settings import CoreSettings
 from pydantic import Field
 
 MIB = 1024 * 1024
+
+RoutingPolicy = Literal["affinity", "least-busy", "round-robin"]
 
 
 class GatewaySettings(CoreSettings):
@@ -45,6 +48,10 @@ class GatewaySettings(CoreSettings):
         5.0,
         ge=0,
         description="How long after its start the gateway waits for replicas to report before it says that none takes a model.",
+    )
+    routing: RoutingPolicy = Field(
+        "affinity",
+        description="How a replica is chosen: affinity (by adapter and prompt, unless it is busy), least-busy or round-robin.",
     )
     placement_timeout_seconds: float = Field(
         240.0, gt=0, description="Longest a request waits for a model to be placed on a replica before it gets 503."

@@ -231,6 +231,7 @@ def build_engine(settings: InferenceSettings, machine: GpuMachine | None = None)
             default_tokens=settings.echo_default_tokens,
             max_lora_rank=settings.max_lora_rank,
             max_adapters=settings.max_adapters,
+            slots=settings.echo_slots,
         )
     share = min(settings.replica_share(machine.seen if machine else 0), MOST_GPU_MEMORY)
     program = transformers_of(settings, share) if settings.engine == "transformers" else vllm_of(settings, share)

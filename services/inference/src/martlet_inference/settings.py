@@ -78,6 +78,7 @@ class InferenceSettings(GpuSettings):
     echo_tokens_per_second: float = Field(
         0.0, ge=0, description="Rate of each stream of the echo engine; 0 sends at once."
     )
+    echo_slots: int = Field(0, ge=0, description="Answers that the echo engine gives at a time; 0: no limit.")
     echo_default_tokens: int = Field(16, ge=1, description="Tokens of an echo answer whose request names no maximum.")
 
     @field_validator("max_lora_rank")

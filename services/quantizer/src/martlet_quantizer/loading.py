@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 from martlet_core.gpu_memory import limit_memory
+from martlet_core.loading_info import check_loading_info
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 _OLD_TRANSFORMERS = int(transformers.__version__.split(".")[0]) < 5
@@ -31,10 +32,16 @@ def load_model(directory: Path, dtype: torch.dtype, **arguments: Any) -> Any:
         directory: config and safetensors weights.
         dtype: type of the weights in memory.
         arguments: further ones of ``from_pretrained``.
+
+    Raises:
+        FailedPrecondition: its files lack weights.
     """
     arguments["torch_dtype" if _OLD_TRANSFORMERS else "dtype"] = dtype
     arguments.setdefault("use_safetensors", True)
-    model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False, local_files_only=True, **arguments)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        directory, trust_remote_code=False, local_files_only=True, output_loading_info=True, **arguments
+    )
+    check_loading_info(info, f"{directory.name}: its files")
     return model.eval()
 
 

@@ -75,8 +75,18 @@ def _load_awq(directory: Path) -> Any:
     return load_dequantized(directory, _compute_dtype()).to(device())
 
 
+def _load_by_gptqmodel(directory: Path) -> Any:
+    """By GPTQModel alone, which also reads mixtures, expert by expert."""
+    from martlet_quantizer.gptq_environment import prepare
+
+    prepare()
+    from gptqmodel import GPTQModel  # pyright: ignore[reportMissingImports]
+
+    return GPTQModel.load(str(directory), device=str(device()), dtype=_compute_dtype(), trust_remote_code=False).model
+
+
 def load_gptq(directory: Path) -> Any:
-    """By transformers with GPTQModel's kernels: GPTQ models and AWQ models."""
+    """By transformers with GPTQModel's kernels: GPTQ models but for mixtures, and AWQ models."""
     from martlet_quantizer.gptq_environment import prepare
 
     prepare()
@@ -88,7 +98,7 @@ _LOADERS: Mapping[str, Callable[[Path], Any]] = {
     "llmcompressor": _load_plain,
     "gguf": _load_gguf,
     "awq": _load_awq,
-    "gptqmodel": load_gptq,
+    "gptqmodel": _load_by_gptqmodel,
 }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 def engine_of(family: str) -> str:
     """Name of the engine that ``load_quantized`` stands for."""
-    return "autoawq format, dequantized" if family == "awq" else "transformers"
+    return {"awq": "autoawq format, dequantized", "gptqmodel": "GPTQModel"}.get(family, "transformers")
 
 
 @dataclass(frozen=True)
@@ -32,5 +32,7 @@ ENGINE_CHECKS: Mapping[str, tuple[EngineCheck, ...]] = {
         EngineCheck("autoawq", "awq", "martlet_quantizer.awq_format:load_by_autoawq"),
         EngineCheck("transformers (with gptqmodel)", "gptqmodel", "martlet_quantizer.reload:load_gptq"),
     ),
+    # Not of mixtures: transformers 5 keeps all experts in one tensor, and has no way to read them from GPTQ's.
+    "gptqmodel": (EngineCheck("transformers (with gptqmodel)", "gptqmodel", "martlet_quantizer.reload:load_gptq"),),
     "gguf": (EngineCheck("llama.cpp's reader (gguf)", "gguf", "martlet_quantizer.gguf_check:read"),),
 }

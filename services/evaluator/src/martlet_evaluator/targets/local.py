@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from martlet_core.errors import FailedPrecondition
 from martlet_core.gpu_memory import limit_memory
+from martlet_core.loading_info import check_loading_info
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from martlet_evaluator.targets.base import Answer, Messages, Sampling
@@ -50,9 +51,11 @@ class LocalTarget:
         limit_memory(torch.cuda)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = "auto" if device == "cuda" else torch.float32
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        loaded: Any
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
+        check_loading_info(info, f"target {name}: its files")
         if adapter is not None:
             from peft import PeftModel
 

@@ -198,6 +198,7 @@ class EchoEngine:
     Args:
         tokens_per_second: rate of each stream; 0 sends as fast as it is read.
         default_tokens: tokens of an answer whose request names no maximum.
+        slots: answers given at a time, as an engine's largest batch; others wait their turn. 0 for no limit.
     """
 
     name = "echo"
@@ -212,6 +213,7 @@ class EchoEngine:
         default_tokens: int = DEFAULT_TOKENS,
         max_lora_rank: int = 64,
         max_adapters: int = 8,
+        slots: int = 0,
     ) -> None:
         self.max_lora_rank = max_lora_rank
         self.max_adapters = max_adapters
@@ -222,6 +224,8 @@ class EchoEngine:
         self._model: WholeModel | None = None
         self._incarnation = 0
         self.active_calls = 0
+        self._slots = asyncio.Semaphore(slots) if slots else None
+        self._waiting = 0
         self._listeners: list[Callable[[], None]] = []
 
     @property
@@ -271,13 +275,29 @@ class EchoEngine:
                 yield item
             finished = True
 
-        self.active_calls += 1
+        async with self._slot():
+            self.active_calls += 1
+            try:
+                yield EngineReply(200, watched())
+            finally:
+                self.active_calls -= 1
+                if not finished:
+                    self.aborted_calls += 1
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        if self._slots is None:
+            yield
+            return
+        self._waiting += 1
         try:
-            yield EngineReply(200, watched())
+            await self._slots.acquire()
         finally:
-            self.active_calls -= 1
-            if not finished:
-                self.aborted_calls += 1
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     async def load_adapter(self, name: str, directory: Path) -> None:
         if len(self.adapters) >= self.max_adapters:
@@ -288,7 +308,7 @@ class EchoEngine:
         self.adapters.discard(name)
 
     async def load(self) -> EngineLoad:
-        return EngineLoad()
+        return EngineLoad(waiting_requests=self._waiting)
 
     def _changed(self) -> None:
         for listener in self._listeners:

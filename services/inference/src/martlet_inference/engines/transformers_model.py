@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from martlet_core.loading_info import check_loading_info
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -121,9 +122,16 @@ class Model:
         self.name = name
         self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         kind = dtype if dtype == "auto" else getattr(torch, dtype)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=kind, device_map=device, trust_remote_code=False, use_safetensors=True
+        model: Any
+        model, info = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=kind,
+            device_map=device,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
+        check_loading_info(info, f"{name}: its files")
         self._model = model.eval().requires_grad_(False)
         self._device = device
         own = getattr(model.config.get_text_config(), "max_position_embeddings", None)

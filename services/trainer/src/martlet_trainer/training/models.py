@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from martlet_core.errors import InvalidArgument
+from martlet_core.loading_info import check_loading_info
 from martlet_inputs.base_models.model_files import files_in
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.integrations.bitsandbytes import Bnb4bitDeserialize, Bnb8bitDeserialize
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -37,6 +40,7 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device, quanti
 
     Raises:
         InvalidArgument: the directory holds no causal language model that can be loaded.
+        FailedPrecondition: its files lack weights.
     """
     kwargs: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
     if kwargs or files_in(directory).quantization is not None:
@@ -44,13 +48,20 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device, quanti
     try:
         if _caps_scores(directory):
             kwargs["attn_implementation"] = "eager"
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True, **kwargs
+        model, info = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **kwargs,
         )
     except (OSError, ValueError, KeyError) as error:
         raise InvalidArgument.field(
             "spec.base_model", f"can't be loaded as a causal language model: {error}"
         ) from error
+    check_loading_info(info, "spec.base_model: its files")
     if "device_map" not in kwargs:
         return nn.Module.to(model, device)
     _compute_in(model, dtype)
@@ -58,15 +69,19 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device, quanti
 
 
 def _compute_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Make 4-bit layers compute in a type, whichever one they were stored with, and keep them as they are.
+    """Make a quantized model compute in a type, whichever one it was stored with, and keep its quantized weights as they are.
 
-    On a CPU with AVX-512 BF16, bitsandbytes 0.50 packs a layer's weights for inference the first time that it computes without gradients,
-    as a check or a validation does. From then on the layer computes in bfloat16, and no gradient passes through it.
+    transformers leaves some ordinary weights (the experts and routers of mixtures) in the type that they were stored with.
+    On a CPU with AVX-512 BF16, bitsandbytes 0.50 packs a layer's weights for inference the first time that it computes without
+    gradients, as a check or a validation does. From then on the layer computes in bfloat16, and no gradient passes through it.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.compute_dtype, module.compute_type_is_set = dtype, True
             module.support_avx512bf16_for_cpu = False
+    for parameter in model.parameters():
+        if parameter.dtype in _FLOATS:
+            parameter.data = parameter.data.to(dtype)
 
 
 def dequantize(model: Any) -> Any:
