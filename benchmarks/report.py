@@ -61,6 +61,10 @@ def _line(row: Row, record: Any) -> str:
     return f"| {row.what} | `{row.name}` | {row.aim} | {seen} | {met} |"
 
 
+def _shares(part: Any, name: str) -> str:
+    return f"{part['affinity'][name]:.0%} against {part['round-robin'][name]:.0%}"
+
+
 def _gateway_table(record: Any) -> list[str]:
     """Every scenario of the gateway's benchmark."""
     if record is None:
@@ -337,6 +341,42 @@ ROWS = (
             f"{r['awq']['quantize_seconds'] / 60:.1f} min, perplexity x {r['awq']['perplexity_ratio']:.3f}, size x "
             f"{r['awq']['size_ratio']:.2f}; loaded by "
             f"{', '.join(entry['engine'] for entry in r['awq']['engines'] if entry['loaded'])}"
+        ),
+    ),
+    Row(
+        "replicas: answers/s of two and three beside one (trivial engine, eight answers at a time)",
+        "replicas",
+        ">= 1.9x with two",
+        lambda r: f"{r['times_one']['2']:.2f}x, {r['times_one']['3']:.2f}x",
+        lambda r: r["times_one"]["2"] >= 1.9,
+    ),
+    Row(
+        "one of three replicas killed under load: requests that had sent no token, and failed",
+        "replicas",
+        "0",
+        lambda r: (
+            f"{sum(k['not_begun_failed'] for k in r['killed'])} of {sum(k['not_begun'] for k in r['killed'])} "
+            f"(of {sum(k['begun'] for k in r['killed'])} that had, {sum(k['begun_failed'] for k in r['killed'])} broke)"
+        ),
+        lambda r: not any(k["not_begun_failed"] for k in r["killed"]),
+    ),
+    Row(
+        "routing, shared documents: time to the first token, round robin beside affinity (vLLM, two replicas)",
+        "routing",
+        ">= 2x (mean)",
+        lambda r: (
+            f"mean {r['documents']['mean_ratio']:.1f}x, median {r['documents']['median_ratio']:.1f}x; prompt tokens "
+            f"cached {_shares(r['documents'], 'cached_share')}"
+        ),
+        lambda r: r["documents"]["mean_ratio"] >= r["aim"],
+    ),
+    Row(
+        "routing, many adapters: the same",
+        "routing",
+        "",
+        lambda r: (
+            f"mean {r['adapters']['mean_ratio']:.1f}x, median {r['adapters']['median_ratio']:.1f}x; adapter there already "
+            f"{_shares(r['adapters'], 'hit_rate')}"
         ),
     ),
     Row(

@@ -91,6 +91,24 @@ async def test_break_after_the_first_byte_is_said_in_the_stream(gateway: Any) ->
             await anext(chunk async for chunk in stream if chunk is None)
 
 
+async def test_a_replica_that_dies_in_mid_stream_is_said_in_words(gateway: Any) -> None:
+    """Not in those of the socket."""
+    async with scripted(gateway, "a") as a:
+        a.hang_after = 2
+        stream = await gateway.openai().chat.completions.create(model="base", messages=MESSAGES, stream=True)
+        first = asyncio.Event()
+
+        async def read() -> None:
+            async for _ in stream:
+                first.set()
+
+        reading = asyncio.create_task(read())
+        await first.wait()
+        await a.server.stop(0)
+        with pytest.raises(openai.APIError, match="went away in the middle of its answer; what was sent is incomplete"):
+            await reading
+
+
 async def test_draining_and_unready_replicas_get_nothing(gateway: Any) -> None:
     async with (
         scripted(gateway, "a", draining=True) as a,

@@ -18,7 +18,7 @@ from martlet.inference.v1 import inference_pb2, inference_service_pb2
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import MartletError, Unavailable
 from martlet_core.model_rules import check_plain_lora
-from martlet_core.rpc.client import error_from_rpc
+from martlet_core.rpc.client import error_from_rpc, said_by_peer
 from martlet_core.rpc.context import INTERNAL_TOKEN_KEY, REQUEST_ID_KEY, TENANT_KEY
 
 from martlet_gateway.choice import Choice
@@ -58,7 +58,7 @@ class ReplicaStream:
             while (message := await call.read()) is not end:
                 yield message
         except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from error
+            raise (error_from_rpc(error) if said_by_peer(error) else _cut_off()) from error
 
     def close(self) -> None:
         """End the call if it still runs: the replica then aborts the generation."""
@@ -287,6 +287,12 @@ class Router:
     async def close(self) -> None:
         """Stop waiting for placements."""
         await self._placement.close()
+
+
+def _cut_off() -> MartletError:
+    return Unavailable(
+        "The replica went away in the middle of its answer; what was sent is incomplete.", reason="REPLICA_FAILED"
+    )
 
 
 def _renamed(request: Any, model: str) -> Any:

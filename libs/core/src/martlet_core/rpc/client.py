@@ -120,6 +120,12 @@ def error_from_rpc(error: grpc.RpcError) -> MartletError:
     return error_of_code(code.name)(text or f"The call failed with {code.name}.")
 
 
+def said_by_peer(error: grpc.RpcError) -> bool:
+    """Whether the peer itself ended a call with an error, in its own words; a connection that breaks has none."""
+    metadata = getattr(error, "trailing_metadata", lambda: ())() or ()
+    return any(key == STATUS_DETAILS_KEY for key, _ in metadata)
+
+
 class translate_errors:
     """Turns a ``grpc.RpcError`` that leaves the block into the MartletError behind it.
 

@@ -32,6 +32,8 @@ class ScriptedReplica(inference_service_pb2_grpc.InferenceServiceServicer):
         self.errors: list[MartletError] = []
         self.load_error: MartletError | None = None
         self.break_after = -1
+        self.hang_after = -1
+        self.server: GrpcServer | None = None
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -48,6 +50,8 @@ class ScriptedReplica(inference_service_pb2_grpc.InferenceServiceServicer):
         for index in range(3):
             if index == self.break_after:
                 raise Unavailable("the engine died")
+            if index == self.hang_after:
+                await asyncio.Event().wait()
             yield inference_pb2.CallOpenAIResponse(data=b'{"n": %d}' % index, http_status=0 if index else 200)
 
     async def LoadModel(self, request: Any, context: Any) -> inference_pb2.ServedModel:
@@ -70,6 +74,7 @@ async def scripted(gateway: Any, name: str, **fields: Any) -> AsyncIterator[Scri
     servicer = ScriptedReplica(name)
     add = inference_service_pb2_grpc.add_InferenceServiceServicer_to_server
     server = GrpcServer("127.0.0.1:0", [Service(add, servicer, "martlet.inference.v1.InferenceService")])
+    servicer.server = server
     port = await server.start()
     models = fields.pop("models", None)
     replica = replica_pb2.Replica(address=f"127.0.0.1:{port}", engine="script", ready=True, max_lora_rank=16, **fields)
