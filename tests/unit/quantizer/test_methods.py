@@ -97,6 +97,39 @@ def test_w8a8_int8(run: Run) -> None:
 
 
 @needs("llmcompressor")
+def test_gemma_is_smoothed_where_nothing_but_the_mlp_hears_of_it(run: Run, tmp_path: Path) -> None:
+    """By llm-compressor's own choice of norms, a third of the most likely tokens would change."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    tokenizer = testing.byte_tokenizer()
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
+    config = Gemma3TextConfig(
+        vocab_size=len(tokenizer),
+        num_key_value_heads=2,
+        query_pre_attn_scalar=16,
+        sliding_window=32,
+        initializer_range=0.2,
+        **sizes,
+    )
+    model = testing.train_and_save(Gemma3ForCausalLM(config), tokenizer, tmp_path / "model", training_steps=20)
+    result, _, _ = run("w8a8-int8", model=model, calibration={"max_rows": 16, "sequence_length": 64})
+    assert result.values["top1_agreement"] > 0.95
+
+
+@needs("llmcompressor")
+def test_an_architecture_nobody_knows_the_norms_of_is_not_smoothed(run: Run, tmp_path: Path) -> None:
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    tokenizer = testing.byte_tokenizer()
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Olmo2Config(vocab_size=len(tokenizer), initializer_range=0.2, **sizes)
+    model = testing.train_and_save(Olmo2ForCausalLM(config), tokenizer, tmp_path / "model", training_steps=20)
+    result, report, _ = run("w8a8-int8", model=model, calibration={"max_rows": 16, "sequence_length": 64})
+    assert result.values["top1_agreement"] > 0.95
+    assert any("no layers of Olmo2ForCausalLM to smooth" in line for line in report.lines), report.lines
+
+
+@needs("llmcompressor")
 def test_fp8_dynamic(run: Run) -> None:
     result, _, workdir = run("fp8-dynamic", processes=True, options={"ignore": ["re:model.layers.0.*"]})
     check(result, smaller_than=0.9)
@@ -156,6 +189,31 @@ def test_gptq(run: Run) -> None:
     values = check(result, smaller_than=0.7)
     assert values["group_size"] == 64
     assert config_of(workdir)["quantization_config"]["quant_method"] == "gptq"
+    assert [entry["engine"] for entry in values["engines"]] == ["GPTQModel", "transformers (with gptqmodel)"]
+
+
+@needs("gptqmodel")
+def test_gptq_of_a_mixture_is_read_by_gptqmodel_alone(run: Run, tmp_path: Path) -> None:
+    """transformers finds none of its experts and would go on with random ones."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    tokenizer = testing.byte_tokenizer()
+    config = Qwen3MoeConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        initializer_range=0.2,
+    )
+    model = testing.train_and_save(Qwen3MoeForCausalLM(config), tokenizer, tmp_path / "model", training_steps=20)
+    result, _, _ = run("gptq", model=model, processes=True, calibration={"max_rows": 16, "sequence_length": 64})
+    assert result.values["top1_agreement"] > 0.9
+    assert "lack 4 of the model's weights" in result.values["engines"][1]["detail"]
 
 
 @needs("awq")
