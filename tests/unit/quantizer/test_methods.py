@@ -102,7 +102,13 @@ def test_gemma_is_smoothed_where_nothing_but_the_mlp_hears_of_it(run: Run, tmp_p
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
     tokenizer = testing.byte_tokenizer()
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 16,
+    }
     config = Gemma3TextConfig(
         vocab_size=len(tokenizer),
         num_key_value_heads=2,

@@ -38,9 +38,10 @@ def load_model(directory: Path, dtype: torch.dtype, **arguments: Any) -> Any:
     """
     arguments["torch_dtype" if _OLD_TRANSFORMERS else "dtype"] = dtype
     arguments.setdefault("use_safetensors", True)
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory, trust_remote_code=False, local_files_only=True, output_loading_info=True, **arguments
     )
+    model, info = loaded
     check_loading_info(info, f"{directory.name}: its files")
     return model.eval()
 

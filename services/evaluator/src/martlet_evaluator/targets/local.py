@@ -51,10 +51,10 @@ class LocalTarget:
         limit_memory(torch.cuda)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = "auto" if device == "cuda" else torch.float32
-        loaded: Any
-        loaded, info = AutoModelForCausalLM.from_pretrained(
+        pair: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
+        loaded, info = pair
         check_loading_info(info, f"target {name}: its files")
         if adapter is not None:
             from peft import PeftModel

@@ -122,8 +122,7 @@ class Model:
         self.name = name
         self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         kind = dtype if dtype == "auto" else getattr(torch, dtype)
-        model: Any
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=kind,
             device_map=device,
@@ -131,6 +130,7 @@ class Model:
             use_safetensors=True,
             output_loading_info=True,
         )
+        model, info = loaded
         check_loading_info(info, f"{name}: its files")
         self._model = model.eval().requires_grad_(False)
         self._device = device

@@ -48,7 +48,7 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device, quanti
     try:
         if _caps_scores(directory):
             kwargs["attn_implementation"] = "eager"
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=dtype,
             trust_remote_code=False,
@@ -61,6 +61,7 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device, quanti
         raise InvalidArgument.field(
             "spec.base_model", f"can't be loaded as a causal language model: {error}"
         ) from error
+    model, info = loaded
     check_loading_info(info, "spec.base_model: its files")
     if "device_map" not in kwargs:
         return nn.Module.to(model, device)
