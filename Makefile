@@ -53,5 +53,5 @@ bench: ## Every benchmark; tables and JSON in benchmarks/
 	@scripts/bench.sh $(ARGS)
 
 support: ## Which quantization method works on which architecture: fills docs/support/quantization.md
-	@scripts/bootstrap.sh cli dev inference quantizer-bnb quantizer-llmcompressor quantizer-gguf quantizer-awq quantizer-gptqmodel
+	@scripts/bootstrap.sh cli dev trainer inference quantizer-bnb quantizer-llmcompressor quantizer-gguf quantizer-awq quantizer-gptqmodel
 	@.martlet/envs/dev/bin/python benchmarks/support_quantization.py $(ARGS)

@@ -24,5 +24,7 @@ def prepare_rows() -> None:
 
 def prepare_model() -> None:
     """Fetch the base model and convert it, once."""
+    if (MODEL_DIRECTORY / "config.json").is_file():
+        return
     command = ["-m", "martlet_inputs.base_models", "prepare", MODEL, "--out", str(MODEL_DIRECTORY)]
     subprocess.run([str(TRAINER_PYTHON), *command], check=True)

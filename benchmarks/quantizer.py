@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from environment import ROOT, machine, spread, write
-from real_model import DIRECTORY as MODEL
-from real_model import prepared
+from headlines import MODEL_DIRECTORY as MODEL
+from headlines import prepare_model
 
 RESULTS = ROOT / "benchmarks" / "results" / "quantizer.json"
 PYTHON = ROOT / ".martlet/envs/quantizer-llmcompressor/bin/python"
@@ -50,7 +50,7 @@ def main() -> None:
         print(json.dumps(sides[arguments.side](arguments.workdir, arguments.rows)))
         return
     record: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    prepared()
+    prepare_model()
     before = os.getloadavg()[0]
     if arguments.only != "awq":
         record["overhead"] = measure(arguments.rounds, arguments.rows)

@@ -25,15 +25,13 @@ from typing import Any
 
 import openai
 from environment import ROOT, machine, spread, versions, write
+from headlines import MODEL, MODEL_DIRECTORY, prepare_model
 from martlet_core.artifacts.s3 import S3ObjectStore
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.models import ObjectModelRegistry
 from martlet_core.settings import CoreSettings
 from martlet_inference.testing import write_adapter
-from real_model import DIRECTORY as MODEL_DIRECTORY
-from real_model import REAL_MODEL as MODEL
-from real_model import prepared
 from small_platform import SmallPlatform, small_platform
 
 RESULTS = ROOT / "benchmarks" / "results" / "routing.json"
@@ -71,7 +69,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="rounds of each policy (default 2)")
     rounds = parser.parse_args().rounds
     before = machine()
-    prepared()
+    prepare_model()
     prefixes: dict[str, list[Answer]] = {policy: [] for policy in POLICIES}
     adapters: dict[str, list[Answer]] = {policy: [] for policy in POLICIES}
     loads = dict.fromkeys(POLICIES, 0)

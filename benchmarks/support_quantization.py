@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from environment import ROOT, machine
-from real_model import DIRECTORY, prepared
+from headlines import MODEL_DIRECTORY, prepare_model
 from support_models import CONFIGS
 from support_page import ARCHITECTURES, COLUMNS, DATA, PAGE, Column, page
 
@@ -97,7 +97,7 @@ def python_of(environment: str) -> str:
 
 def model_of(architecture: str) -> Path:
     """Directory of the unquantized model."""
-    return DIRECTORY if architecture == "smollm2" else WORK / "models" / architecture
+    return MODEL_DIRECTORY if architecture == "smollm2" else WORK / "models" / architecture
 
 
 def workdir_of(key: str) -> Path:
@@ -112,7 +112,7 @@ def make_models(architectures: set[str]) -> None:
         command = [python_of("quantizer-bnb"), str(ROOT / "benchmarks/support_models.py"), str(WORK / "models"), *tiny]
         subprocess.run(command, check=True, env=environ())
     if "smollm2" in architectures:
-        prepared()
+        prepare_model()
 
 
 def environ() -> dict[str, str]:
