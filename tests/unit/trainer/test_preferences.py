@@ -174,6 +174,14 @@ def test_sliced_log_probabilities_are_the_plain_ones(tiny_model_dir: Path, monke
         ({"query": "1+1?", "response": "2", "rejected_response": "3"}, "query_rejected_response"),
         ({"prompt": "1+1?", "chosen": "2", "rejected": "3"}, "prompt_chosen_rejected"),
         ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, "prompt_chosen_rejected"),
+        (
+            {
+                "conversations": [{"from": "human", "value": "1+1?"}],
+                "chosen": {"from": "gpt", "value": "2"},
+                "rejected": {"from": "gpt", "value": "3"},
+            },
+            "sharegpt_chosen_rejected",
+        ),
         ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, "chosen_rejected"),
         (
             {"input": {"messages": [USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
@@ -204,6 +212,7 @@ def test_only_what_differs_is_trained() -> None:
         ({"messages": [USER, GOOD]}, "has no known format"),
         ({"messages": [USER], "rejected_response": "3"}, "the last turn must be the assistant's"),
         ({"messages": [USER, GOOD], "rejected_response": 3}, "is int; must be text"),
+        ({"conversations": [USER], "chosen": "2", "rejected": "3"}, "must be a turn, with from and value"),
         (
             {"input": [USER], "preferred_output": [GOOD], "non_preferred_output": [BAD]},
             "must be an object with messages",

@@ -40,6 +40,7 @@ _PAIRS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rejected_response": (("messages", "rejected_response"), ("tools",)),
     "rejected_messages": (("messages", "rejected_messages"), ("tools",)),
     "query_rejected_response": (("query", "response", "rejected_response"), ("history", "system")),
+    "sharegpt_chosen_rejected": (("conversations", "chosen", "rejected"), ("system", "tools")),
     "prompt_chosen_rejected": (("prompt", "chosen", "rejected"), ("system",)),
     "chosen_rejected": (("chosen", "rejected"), ()),
 }
@@ -114,6 +115,17 @@ def _prompt(values: Mapping[str, Any]) -> tuple[Turns, Turns]:
     return whole("chosen"), whole("rejected")
 
 
+def _sharegpt(values: Mapping[str, Any]) -> tuple[Turns, Turns]:
+    def whole(name: str) -> Turns:
+        if not isinstance(values[name], Mapping):
+            raise RowError(name, "must be a turn, with from and value")
+        return to_messages({**values, "conversations": [*values["conversations"], values[name]]}, "sharegpt")
+
+    if not isinstance(values["conversations"], list):
+        raise RowError("conversations", "must be a list with at least one turn")
+    return whole("chosen"), whole("rejected")
+
+
 def _implicit(values: Mapping[str, Any]) -> tuple[Turns, Turns]:
     return _turns(values["chosen"], "chosen"), _turns(values["rejected"], "rejected")
 
@@ -135,6 +147,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any]], tuple[Turns, Turns]]] = {
     "rejected_response": _rejected_response,
     "rejected_messages": _rejected_messages,
     "query_rejected_response": _query,
+    "sharegpt_chosen_rejected": _sharegpt,
     "prompt_chosen_rejected": _prompt,
     "chosen_rejected": _implicit,
 }
@@ -144,6 +157,7 @@ _FIELDS: Mapping[str, tuple[str, str]] = {
     "rejected_response": ("messages", "rejected_response"),
     "rejected_messages": ("messages", "rejected_messages"),
     "query_rejected_response": ("response", "rejected_response"),
+    "sharegpt_chosen_rejected": ("conversations", "conversations"),
     "prompt_chosen_rejected": ("chosen", "rejected"),
     "chosen_rejected": ("chosen", "rejected"),
 }
