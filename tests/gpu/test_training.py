@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from martlet_core.recipe import StopRequested
-from martlet_trainer.recipes import merge, sft
+from martlet_trainer.recipes import merge, next_token
 from martlet_trainer.testing import Recorder, chat_rows, save_random_model
 from martlet_trainer.training.batches import collate_padded
 from martlet_trainer.training.computation import Computation, choose_computation
-from martlet_trainer.training.loss import plain_loss
+from martlet_trainer.training.loss import plain_log_probs, plain_loss
 from martlet_trainer.training.models import load_model
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -99,8 +99,10 @@ def test_padded_packed_and_end_to_end_give_the_same_losses(
     numbers = {"max_steps": 4, "per_device_batch_size": 14, "learning_rate": 1e-3, "precision": precision}
     _, end_to_end = train("small", rows, hyperparameters=numbers)
     _, packed = train("small", rows, hyperparameters=numbers, data={"packing": True, "max_length": 512})
-    padded_batches = Computation(collate_padded, plain_loss, isolates_rows=False, why_padded="the test wants it")
-    monkeypatch.setattr(sft, "choose_computation", lambda *_: padded_batches)
+    padded_batches = Computation(
+        collate_padded, plain_loss, plain_log_probs, isolates_rows=False, why_padded="the test wants it"
+    )
+    monkeypatch.setattr(next_token, "choose_computation", lambda *_: padded_batches)
     _, padded = train("small", rows, hyperparameters=numbers)
     assert any("the test wants it" in line for line in padded.lines)
     assert end_to_end.losses == pytest.approx(padded.losses, rel=tolerance)
@@ -174,7 +176,9 @@ def test_what_was_trained_here_merges_and_answers_the_same_here(
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "gpt2", "qwen3_moe"])
 def test_families_do_without_padding_here_too(machine: Any, tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     """GPUs have other attention kernels than CPUs, and other rounding: the check before a training must still let these pass."""
+    from martlet_inputs.rows.kinds import CONVERSATIONS
     from martlet_trainer.data.encode import RowEncoder
+    from martlet_trainer.data.examples import encode_conversation
     from martlet_trainer.data.load import load_rows
     from martlet_trainer.testing import byte_tokenizer, write_jsonl
 
@@ -190,10 +194,9 @@ def test_families_do_without_padding_here_too(machine: Any, tmp_path: Path, fami
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64} if family == "qwen3_moe" else {}
     config = AutoConfig.for_model(family, vocab_size=512, **shapes.get(family, {**common, **windows, **experts}))
     directory = save_random_model(tmp_path / family, config, std=0.1)
-    encoder = RowEncoder(byte_tokenizer(), max_length=1024)
-    rows, _ = load_rows(
-        write_jsonl(tmp_path / "rows.jsonl", [*chat_rows(6), *long_rows(1, 400)]), encoder, "fail", "rows", lambda: None
-    )
+    encode = encode_conversation(RowEncoder(byte_tokenizer(), max_length=1024))
+    data = write_jsonl(tmp_path / "rows.jsonl", [*chat_rows(6), *long_rows(1, 400)])
+    rows, _ = load_rows(data, encode, CONVERSATIONS, "fail", "rows", lambda: None)
     device = torch.device(machine.device)
     model = load_model(directory, dtype, device)
     model.eval()

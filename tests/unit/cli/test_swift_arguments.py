@@ -59,6 +59,24 @@ def test_a_swift_command_line() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("argv", "recipe", "options"),
+    [
+        (["--rlhf_type", "dpo", "--beta", "0.2", "--rpo_alpha", "1"], "dpo", {"beta": 0.2, "sft_weight": 1.0}),
+        (
+            ["--rlhf_type", "simpo", "--simpo_gamma", "0.5", "--cpo_alpha", "1"],
+            "simpo",
+            {"margin": 0.5, "sft_weight": 1.0},
+        ),
+        (["--rlhf_type", "kto", "--desirable_weight", "2"], "kto", {"desirable_weight": 2.0}),
+        (["--rlhf_type", "orpo", "--recipe", "orpo"], "orpo", None),
+    ],
+)
+def test_preferences(argv: list[str], recipe: str, options: dict[str, float] | None) -> None:
+    found = request(*argv)["martlet"]
+    assert (found["recipe"], found.get("recipe_options")) == (recipe, options)
+
+
 @pytest.mark.parametrize("flag", ["--tuner_type", "--train_type", "--sft_type"])
 def test_three_generations_of_the_tuners_name(flag: str) -> None:
     assert request(flag, "full")["martlet"] == {"tuner": {"kind": "full"}}
@@ -96,6 +114,8 @@ def test_booleans_stand_alone_or_with_a_value(argv: list[str], value: bool) -> N
         (["--quant_bits", "3"], "must be 4 or 8"),
         (["--tuner_type", "full", "--quant_bits", "4"], "can't be trained in full"),
         (["--val_dataset", "v", "--split_dataset_ratio", "0.1"], "leave one out"),
+        (["--recipe", "sft", "--rlhf_type", "dpo"], "contradicts --recipe sft"),
+        (["--rlhf_type", "cpo", "--cpo_alpha", "1", "--rpo_alpha", "1"], "can't be used together with --rpo_alpha"),
     ],
 )
 def test_contradictions_are_refused(argv: list[str], message: str) -> None:
@@ -152,6 +172,9 @@ def test_wrong_arguments_are_said_as_they_were_asked_for(
 def test_every_target_is_a_field_of_the_contract(argument: swift_arguments.Argument) -> None:
     message = TrainingSpec.DESCRIPTOR
     *parents, last = argument.target.split(".")
+    if parents == ["recipe_options"]:  # the recipes' own, which the trainer judges
+        assert "recipe_options" in message.fields_by_name
+        return
     for parent in parents:
         message = message.fields_by_name[parent].message_type
     assert last in message.fields_by_name

@@ -16,7 +16,7 @@ from martlet_trainer.training import computation
 from martlet_trainer.training import loss as loss_module
 from martlet_trainer.training.attention import IMPLEMENTATION, RowLayout
 from martlet_trainer.training.batches import collate_padded, collate_rows
-from martlet_trainer.training.loss import LossHead, plain_loss
+from martlet_trainer.training.loss import ACCURACY, LossHead, plain_loss
 from martlet_trainer.training.tensors import load_tree, save_tree
 from martlet_trainer.tuners.fused_lora import fuse
 from peft import LoraConfig, get_peft_model
@@ -120,7 +120,7 @@ def test_sliced_loss_is_the_plain_loss(model: Any, monkeypatch: pytest.MonkeyPat
     found = LossHead(model.get_output_embeddings())(model, collate_rows(rows, CPU))
     (found.total * 0.3).backward()
     torch.testing.assert_close(found.total, wanted.total, rtol=1e-5, atol=1e-4)
-    assert found.correct.item() == wanted.correct.item()
+    assert found.sums[ACCURACY].item() == wanted.sums[ACCURACY].item()
     assert_same_gradients(gradients(model), wanted_gradients)
     assert model(**collate_rows(rows, CPU).inputs).logits.shape[-1] == model.config.vocab_size, (
         "the head is itself again"

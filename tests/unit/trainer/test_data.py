@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from martlet_core.errors import InvalidArgument
 from martlet_inputs.rows.report import MAX_ISSUES, DataReport
-from martlet_inputs.rows.validate import check_dataset, valid_rows, validate_dataset
+from martlet_inputs.rows.validate import check_dataset, valid_conversations, validate_dataset
 
 USER, ANSWER = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}
 GOOD = {"messages": [USER, ANSWER]}
@@ -28,8 +28,8 @@ def write(path: Path, *lines: Any) -> Path:
 
 
 def turns(path: Path) -> list[list[tuple[str, str]]]:
-    rows = valid_rows(path, DataReport())
-    return [[(m["role"], m["content"]) for m in row.conversation.messages] for row in rows]
+    rows = valid_conversations(path, DataReport())
+    return [[(m["role"], m["content"]) for m in row.content.messages] for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,10 @@ def test_a_bad_row_is_named_with_its_remedy(tmp_path: Path, row: Any, field: str
 
 def test_tool_turns_are_kept(tmp_path: Path) -> None:
     rows = {"messages": [USER, CALL, {"role": "tool", "content": "2", "tool_call_id": "c"}, ANSWER], "tools": "[]"}
-    row = next(iter(valid_rows(write(tmp_path / "rows.jsonl", rows), DataReport())))
-    assert row.conversation.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
-    assert row.conversation.messages[2]["tool_call_id"] == "c"
-    assert row.conversation.trained == (False, True, False, True)
+    row = next(iter(valid_conversations(write(tmp_path / "rows.jsonl", rows), DataReport())))
+    assert row.content.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+    assert row.content.messages[2]["tool_call_id"] == "c"
+    assert row.content.trained == (False, True, False, True)
 
 
 def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from martlet_inputs.rows.formats import RowError
-from martlet_inputs.rows.validate import check_conversation
+from martlet_inputs.rows.turns import check_conversation
 from martlet_trainer.data.encode import EncodedRow, RowEncoder
 
 

@@ -17,7 +17,9 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 #: SWIFT's word for what happens to rows that are too long -> ours.
 LONG_ROWS = {"right": "TRUNCATE", "delete": "REFUSE"}
+PREFERENCES = ("dpo", "orpo", "cpo", "simpo", "kto")
 _NUMBERS = "hyperparameters"
+_OPTIONS = "recipe_options"
 
 
 def boolean(text: str) -> bool:
@@ -118,8 +120,30 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
         Argument("--save_steps", "checkpoints.interval_steps", int, "steps between checkpoints (default: every 300 s)"),
         Argument("--seed", "", int, "random seed (default 42)"),
     ),
+    "preferences": (
+        Argument("--rlhf_type", "", str, "learn from pairs of answers, or (kto) from verdicts", choices=PREFERENCES),
+        Argument("--beta", f"{_OPTIONS}.beta", float, "width of the loss's slope (default 0.1; simpo 2.0)"),
+        Argument(
+            "--loss_type", f"{_OPTIONS}.loss", str, "of dpo (default sigmoid)", choices=("sigmoid", "hinge", "ipo")
+        ),
+        Argument(
+            "--label_smoothing",
+            f"{_OPTIONS}.label_smoothing",
+            float,
+            "share of dpo's pairs that are the wrong way round",
+        ),
+        Argument(
+            "--rpo_alpha", f"{_OPTIONS}.sft_weight", float, "weight of the chosen answer's own loss, dpo (default 0)"
+        ),
+        Argument("--cpo_alpha", "", float, "the same, cpo (default 1) and simpo (default 0)"),
+        Argument("--simpo_gamma", f"{_OPTIONS}.margin", float, "lead that simpo asks for (default 1)"),
+        Argument(
+            "--desirable_weight", f"{_OPTIONS}.desirable_weight", float, "weight of kto's good answers (default 1)"
+        ),
+        Argument("--undesirable_weight", f"{_OPTIONS}.undesirable_weight", float, "weight of its bad ones (default 1)"),
+    ),
     "job": (
-        Argument("--recipe", "recipe", str, "algorithm (default sft)"),
+        Argument("--recipe", "recipe", str, "algorithm (default sft); pretrain for plain texts"),
         Argument("--suffix", "", str, "part of the fine-tuned model's name, up to 64 of A-Z a-z 0-9 . _ -"),
         Argument("--device_count", "resources.device_count", int, "devices in one training (default 1)"),
         Argument("--priority", "resources.priority", int, "place in the queue, 0 (low) to 9 (high)"),
@@ -177,6 +201,7 @@ def request(arguments: argparse.Namespace) -> dict[str, Any]:
         if argument.target and value is not None:
             _put(extension, argument.target, value)
     _put_quantization(extension, arguments)
+    _put_preferences(extension, arguments)
     if arguments.strict is not None:
         _put(extension, "data.on_bad_rows", "FAIL" if arguments.strict else "SKIP")
     if arguments.truncation_strategy is not None:
@@ -217,6 +242,18 @@ def _put_quantization(extension: dict[str, Any], arguments: argparse.Namespace) 
         raise InvalidArgument.field("--quant_bits", f"is {bits}; it must be 4 or 8")
     _put(extension, "tuner.kind", "qlora")
     _put(extension, "tuner.quantization", "nf4" if bits == 4 else "int8")
+
+
+def _put_preferences(extension: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """``--rlhf_type`` is SWIFT's word for the recipe, and ``--cpo_alpha`` one for a weight that has two there."""
+    if arguments.rlhf_type is not None:
+        if arguments.recipe not in (None, arguments.rlhf_type):
+            raise InvalidArgument.field("--rlhf_type", f"contradicts --recipe {arguments.recipe}; give one of them")
+        _put(extension, "recipe", arguments.rlhf_type)
+    if arguments.cpo_alpha is not None:
+        if arguments.rpo_alpha is not None:
+            raise InvalidArgument.field("--cpo_alpha", "can't be used together with --rpo_alpha; give the recipe's own")
+        _put(extension, f"{_OPTIONS}.sft_weight", arguments.cpo_alpha)
 
 
 def _put(target: dict[str, Any], path: str, value: Any) -> None:

@@ -54,6 +54,8 @@ def to_job(job: training_job_pb2.TrainingJob, organization: str) -> dict[str, An
     succeeded = job.state == job_pb2.JOB_STATE_SUCCEEDED
     numbers = _openai_numbers(job)
     dpo = spec.recipe == "dpo"
+    if dpo:
+        numbers["beta"] = proto_json.to_json(spec.recipe_options).get("beta", "auto")
     eta = job.progress.eta.ToNanoseconds() / 1e9 if job.progress.HasField("eta") and not final else None
     return {
         "id": job_id(job.name),

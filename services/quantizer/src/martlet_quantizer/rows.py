@@ -10,7 +10,7 @@ from typing import Any
 
 from martlet_core.errors import FieldViolation, InvalidArgument
 from martlet_inputs.rows.report import DataReport
-from martlet_inputs.rows.validate import valid_rows
+from martlet_inputs.rows.validate import valid_conversations
 
 #: ``{"messages": [...]}``, with ``tools`` where there are any, or ``{"text": "..."}`` (built-in texts only).
 Row = Mapping[str, Any]
@@ -30,11 +30,11 @@ def read_rows(path: Path, field: str) -> list[Row]:
     """
     report = DataReport()
     rows: list[Row] = []
-    for found in valid_rows(path, report):
+    for found in valid_conversations(path, report):
         report.add_used()
-        row: dict[str, Any] = {"messages": list(found.conversation.messages)}
-        if found.conversation.tools:
-            row["tools"] = list(found.conversation.tools)
+        row: dict[str, Any] = {"messages": list(found.content.messages)}
+        if found.content.tools:
+            row["tools"] = list(found.content.tools)
         rows.append(row)
     require_whole(report, field)
     return rows

@@ -27,9 +27,8 @@ from martlet_core.errors import FieldViolation, InvalidArgument
 from pydantic import BeforeValidator, Field, model_validator
 
 from martlet_trainer.config_rules import combination_violations
+from martlet_trainer.recipes import RECIPES
 
-#: Default peak learning rate by tuner; adapters take far larger steps than whole models.
-DEFAULT_LEARNING_RATE = {"lora": 2e-4, "qlora": 2e-4, "full": 1e-5}
 #: Longest row in tokens where the request doesn't say; less where the model's context is shorter.
 DEFAULT_MAX_LENGTH = 2048
 
@@ -73,7 +72,7 @@ class Hyperparameters(Config):
     per_device_batch_size: Annotated[Int, Ge(1), Le(65536)] = 8
     gradient_accumulation_steps: Annotated[Int, Ge(1), Le(65536)] = 1
     learning_rate: Annotated[Float, Gt(0), Le(10)] | None = Field(
-        default=None, description="Default: by tuner, see DEFAULT_LEARNING_RATE."
+        default=None, description="Default: by recipe and tuner, see RecipeInfo."
     )
     learning_rate_multiplier: Annotated[Float, Gt(0), Le(1000)] | None = None
     learning_rate_schedule: Schedule = "cosine"
@@ -117,14 +116,6 @@ class CheckpointConfig(Config):
     interval_seconds: Annotated[Float, Ge(1)] = 300.0
 
 
-class SftOptions(Config):
-    """Options that only the recipe ``sft`` knows: none so far, so any key is refused."""
-
-
-#: Recipe name -> its options. Adding a recipe: a line here and a line in ``recipes/__init__.py``.
-RECIPE_OPTIONS: Mapping[str, type[Config]] = {"sft": SftOptions}
-
-
 class TrainingConfig(Config):
     """One training, as asked for; mirrors ``martlet.trainer.v1.TrainingSpec``."""
 
@@ -150,7 +141,7 @@ class TrainingConfig(Config):
         if tuner.lora_alpha is None and tuner.kind != "full":
             tuner = tuner.model_copy(update={"lora_alpha": 2.0 * tuner.lora_rank})
         if numbers.learning_rate is None:
-            rate = DEFAULT_LEARNING_RATE[tuner.kind] * (numbers.learning_rate_multiplier or 1.0)
+            rate = RECIPES[self.recipe].learning_rates[tuner.kind] * (numbers.learning_rate_multiplier or 1.0)
             numbers = numbers.model_copy(update={"learning_rate": rate, "learning_rate_multiplier": None})
         return self.model_copy(update={"tuner": tuner, "hyperparameters": numbers})
 
@@ -220,9 +211,9 @@ def parse_recipe_options(config: TrainingConfig) -> Config:
 
 
 def _options_model(recipe: str) -> type[Config]:
-    if recipe not in RECIPE_OPTIONS:
-        raise InvalidArgument.field("recipe", f"is {recipe!r}; must be one of: {', '.join(RECIPE_OPTIONS)}")
-    return RECIPE_OPTIONS[recipe]
+    if recipe not in RECIPES:
+        raise InvalidArgument.field("recipe", f"is {recipe!r}; must be one of: {', '.join(RECIPES)}")
+    return RECIPES[recipe].options
 
 
 def _name_violations(config: TrainingConfig) -> Sequence[FieldViolation]:

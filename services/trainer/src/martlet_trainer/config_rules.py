@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from martlet_core.errors import FieldViolation
 from pydantic import BaseModel
 
+from martlet_trainer.recipes import RECIPES
+
 if TYPE_CHECKING:
     from martlet_trainer.config import TrainingConfig
 
@@ -64,6 +66,14 @@ def _number_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
 
 
 def _data_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
+    recipe = RECIPES.get(config.recipe)
+    if recipe is not None and config.data.packing and not recipe.packs:
+        packing = ", ".join(name for name, info in RECIPES.items() if info.packs)
+        text = f"is for recipes whose rows stand alone ({packing}); set it to false"
+        yield FieldViolation("data.packing", text)
+    if recipe is not None and not recipe.chooses_targets and _chosen(config.data, "assistant_only_loss"):
+        text = f"has no meaning with recipe {config.recipe}, which knows what carries loss; leave it out"
+        yield FieldViolation("data.assistant_only_loss", text)
     if config.data.validation_split > 0 and config.validation_dataset is not None:
         text = "can't be used together with validation_dataset; give one of them"
         yield FieldViolation("data.validation_split", text)

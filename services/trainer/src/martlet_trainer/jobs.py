@@ -24,6 +24,7 @@ from martlet_inputs.datasets import DatasetChecker
 from martlet_trainer.adapter_shape import SHAPE_FIELDS, require_shape
 from martlet_trainer.config import MergeConfig, TrainingConfig
 from martlet_trainer.quantized_bases import check_mergeable, check_trainable
+from martlet_trainer.recipes import RECIPES
 from martlet_trainer.row_lengths import RowLengths
 
 _CHECKS_AT_A_TIME = 4
@@ -86,7 +87,7 @@ class Submissions:
         longest = 0
         for field, name in names.items():
             if name:
-                report = self._datasets.check(name, tenant, config.data.on_bad_rows, field)
+                report = self._datasets.check(name, tenant, config.data.on_bad_rows, field, RECIPES[config.recipe].rows)
                 longest = max(longest, report.longest_row_bytes)
         self._lengths.check(config, base.reference, longest)
 

@@ -1,1 +1,1 @@
-"""Rows of data sets: read from files, recognised, validated, counted."""
+"""Rows of data sets: read, recognised, checked one by one. Imports no ML library."""

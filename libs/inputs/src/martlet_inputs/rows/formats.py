@@ -25,21 +25,6 @@ OPTIONAL_FIELDS: Mapping[str, tuple[str, ...]] = {
     "alpaca": ("input", "history", "system"),
 }
 
-#: Fields that say a row was made for another kind of training; leaving them out would train on the wrong thing.
-FOREIGN_FIELDS: Mapping[str, str] = {
-    "rejected_response": "preference pairs",
-    "rejected_messages": "preference pairs",
-    "rejected": "preference pairs",
-    "chosen": "preference pairs",
-    "preferred_output": "preference pairs",
-    "non_preferred_output": "preference pairs",
-    "positive_messages": "embedding or reranker training",
-    "negative_messages": "embedding or reranker training",
-    "images": "multimodal training",
-    "videos": "multimodal training",
-    "audios": "multimodal training",
-}
-
 SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -93,12 +78,6 @@ def to_messages(values: Mapping[str, Any], format_name: str) -> list[dict[str, A
         RowError: a field that the format needs has the wrong type.
     """
     return _CONVERTERS[format_name](values)
-
-
-def ignored_fields(values: Mapping[str, Any], format_name: str) -> list[str]:
-    """Fields of the row that its format doesn't read."""
-    known = {*REQUIRED_FIELDS[format_name], *OPTIONAL_FIELDS[format_name]}
-    return [name for name in values if name not in known]
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:

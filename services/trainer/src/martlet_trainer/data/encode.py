@@ -39,6 +39,16 @@ class EncodedRow:
         """Tokens that carry loss; the first token of a row never does, as nothing precedes it."""
         return int(self.is_target[1:].sum())
 
+    @property
+    def token_count(self) -> int:
+        """All its tokens."""
+        return len(self.input_ids)
+
+    @property
+    def weight(self) -> int:
+        """The loss is a mean over targets."""
+        return self.target_count
+
 
 class RowEncoder:
     """Encodes conversations for one model and one data config."""
@@ -84,6 +94,28 @@ class RowEncoder:
         if not self._assistant_only_loss:
             targets = np.ones_like(targets)
         return self._fit(ids, targets)
+
+    def encode_text(self, text: str) -> list[EncodedRow]:
+        """Tokens of a plain text and of its end, every one a target, in pieces that overlap by a token: each is predicted once.
+
+        Raises:
+            RowError: it is longer than allowed, where it must not be cut.
+        """
+        encoded = self._tokenizer(text, return_attention_mask=False, verbose=False)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
+        eos: Any = self._tokenizer.eos_token_id
+        if eos is not None and (len(ids) == 0 or ids[-1] != eos):
+            ids = np.append(ids, np.int32(eos))
+        if len(ids) > self._max_length and self._on_long_rows == "refuse":
+            advice = (
+                "shorten it, raise data.max_length, or set data.on_long_rows to truncate, which trains on it in pieces"
+            )
+            raise RowError("", f"has {len(ids)} tokens, more than data.max_length {self._max_length}; {advice}")
+        if len(ids) < 2:
+            raise RowError("", "is one token, of which nothing can be predicted; join it with another row")
+        starts = range(0, len(ids) - 1, self._max_length - 1)
+        pieces = [ids[start : start + self._max_length] for start in starts]
+        return [EncodedRow(piece.copy(), np.ones(len(piece), dtype=bool)) for piece in pieces]
 
     def _render(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
         """The whole text, and the (start, end) of each trained turn in it."""

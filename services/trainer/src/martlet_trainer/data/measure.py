@@ -1,7 +1,7 @@
 """Counts the tokens of rows with the model's own tokenizer, in a process of its own: the service that checks submissions
 imports no ML library.
 
-    python -m martlet_trainer.data.measure     reads a question (``{base_model, datasets, data}``, as ``measure`` takes
+    python -m martlet_trainer.data.measure     reads a question (``{base_model, datasets, data, recipe}``, as ``measure`` takes
                                                them) from stdin, answers in one JSON line
 
 The answer is ``{}``, or ``{"error": ...}`` as ``MartletError.to_dict`` gives it. The rows go through the same code that the
@@ -23,16 +23,19 @@ from transformers.utils import logging as transformers_logging
 from martlet_trainer.config import DataConfig, resolve_max_length
 from martlet_trainer.data.encode import RowEncoder
 from martlet_trainer.data.load import encoded_rows
+from martlet_trainer.recipes import RECIPES
+from martlet_trainer.recipes.training import load_method
 from martlet_trainer.training.models import context_length, load_tokenizer
 
 
-def measure(base_model: Path, datasets: dict[str, str], config: DataConfig) -> None:
+def measure(base_model: Path, datasets: dict[str, str], config: DataConfig, recipe: str) -> None:
     """Encode data sets and keep nothing.
 
     Args:
         base_model: directory with the model's config and tokenizer; weights aren't needed.
         datasets: directory of each by the request's field that named it.
         config: how rows are read.
+        recipe: whose rows they are.
 
     Raises:
         InvalidArgument: as the recipe would; see ``require_usable``.
@@ -45,11 +48,13 @@ def measure(base_model: Path, datasets: dict[str, str], config: DataConfig) -> N
         assistant_only_loss=config.assistant_only_loss,
         system=config.system,
     )
+    kind = RECIPES[recipe].rows
+    encode = load_method(recipe).encode(encoder)
     for field, directory in datasets.items():
         report = DataReport()
-        for _ in encoded_rows(Path(directory), encoder, report):
+        for _ in encoded_rows(Path(directory), encode, kind, report):
             pass
-        require_usable(report, config.on_bad_rows, field)
+        require_usable(report, config.on_bad_rows, field, kind)
 
 
 def main() -> int:
@@ -58,7 +63,7 @@ def main() -> int:
     question: dict[str, Any] = json.load(sys.stdin)
     answer: dict[str, Any] = {}
     try:
-        measure(Path(question["base_model"]), question["datasets"], DataConfig(**question["data"]))
+        measure(Path(question["base_model"]), question["datasets"], DataConfig(**question["data"]), question["recipe"])
     except MartletError as error:
         answer = {"error": error.to_dict()}
     print(json.dumps(answer))

@@ -1,20 +1,63 @@
-"""Training algorithms, one file a recipe: ``run(config, workdir, report, should_stop) -> RecipeResult``."""
+"""Training algorithms, one file a recipe: ``run(config, workdir, report, should_stop) -> RecipeResult``. Imports no ML library."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from martlet_core.config import Config
 from martlet_core.errors import InvalidArgument
 from martlet_core.recipe import RecipeResult, Report, ShouldStop
+from martlet_inputs.rows.kinds import CONVERSATIONS, RowKind
+from martlet_inputs.rows.preferences import FEEDBACK, PREFERENCES
+from martlet_inputs.rows.texts import TEXTS
+
+from martlet_trainer.recipes import options
 
 #: A recipe: takes the job's spec as plain values.
 Recipe = Callable[[Mapping[str, Any], Path, Report, ShouldStop], RecipeResult]
 
-#: Recipe name -> module; its options are in ``config.RECIPE_OPTIONS``.
-RECIPES: Mapping[str, str] = {"sft": "martlet_trainer.recipes.sft"}
+_GENTLE = {"lora": 5e-5, "qlora": 5e-5, "full": 1e-6}
+
+
+@dataclass(frozen=True)
+class RecipeInfo:
+    """What is known of a recipe without its libraries.
+
+    Attributes:
+        module: where its ``run`` is.
+        options: what ``recipe_options`` may hold.
+        rows: what its data sets are made of.
+        learning_rates: default peak learning rate by tuner; adapters take far larger steps than whole models.
+        packs: whether several rows may share a sequence.
+        chooses_targets: whether ``data.assistant_only_loss`` has a meaning.
+    """
+
+    module: str
+    options: type[Config]
+    rows: RowKind[Any]
+    learning_rates: Mapping[str, float]
+    packs: bool = False
+    chooses_targets: bool = False
+
+
+_SUPERVISED = {"lora": 2e-4, "qlora": 2e-4, "full": 1e-5}
+
+#: Recipe by name. To add one: its file, its options and a line here.
+RECIPES: Mapping[str, RecipeInfo] = {
+    "sft": RecipeInfo(
+        "martlet_trainer.recipes.sft", options.SftOptions, CONVERSATIONS, _SUPERVISED, packs=True, chooses_targets=True
+    ),
+    "pretrain": RecipeInfo("martlet_trainer.recipes.pretrain", options.PretrainOptions, TEXTS, _SUPERVISED, packs=True),
+    "dpo": RecipeInfo("martlet_trainer.recipes.dpo", options.DpoOptions, PREFERENCES, _GENTLE),
+    "orpo": RecipeInfo("martlet_trainer.recipes.orpo", options.OrpoOptions, PREFERENCES, _GENTLE),
+    "cpo": RecipeInfo("martlet_trainer.recipes.cpo", options.CpoOptions, PREFERENCES, _GENTLE),
+    "simpo": RecipeInfo("martlet_trainer.recipes.simpo", options.SimpoOptions, PREFERENCES, _GENTLE),
+    "kto": RecipeInfo("martlet_trainer.recipes.kto", options.KtoOptions, FEEDBACK, _GENTLE),
+}
 
 
 def load_recipe(name: str) -> Recipe:
@@ -25,4 +68,4 @@ def load_recipe(name: str) -> Recipe:
     """
     if name not in RECIPES:
         raise InvalidArgument.field("spec.recipe", f"is {name!r}; must be one of: {', '.join(RECIPES)}")
-    return importlib.import_module(RECIPES[name]).run
+    return importlib.import_module(RECIPES[name].module).run

@@ -21,6 +21,7 @@ class Batch:
         inputs: keyword arguments of the model's forward.
         positions: where in the flattened (batch x length) outputs the targets are predicted. Shape (targets,).
         targets: token ids to predict there. Shape (targets,).
+        row_of_target: which row each target is of, counted as the rows were given. Shape (targets,).
         row_count: rows in the batch.
         token_count: tokens of the rows, each counted once, padding left out.
     """
@@ -28,6 +29,7 @@ class Batch:
     inputs: dict[str, Any]
     positions: torch.Tensor
     targets: torch.Tensor
+    row_of_target: torch.Tensor
     row_count: int
     token_count: int
 
@@ -43,7 +45,8 @@ def collate_rows(rows: Sequence[EncodedRow], device: torch.device, share_prefix:
     is computed once and seen by all of them, which is the same computation done fewer times; dropout inside the model would make it a
     different one, hence ``share_prefix``.
     """
-    rows = sorted(rows, key=lambda row: len(row.input_ids))
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    rows = [rows[index] for index in order]
     shared = _shared_prefix(rows) if share_prefix and len(rows) > 1 else 0
     lengths = [len(row.input_ids) - 1 - shared for row in rows]
     ids = np.concatenate([rows[0].input_ids[:shared], *(row.input_ids[shared:-1] for row in rows)])
@@ -60,7 +63,7 @@ def collate_rows(rows: Sequence[EncodedRow], device: torch.device, share_prefix:
         "layout": RowLayout.of(lengths, shared, device),
         "use_cache": False,
     }
-    return _batch(inputs, positions, targets, rows, device)
+    return _batch(inputs, positions, targets, rows, order, device)
 
 
 def collate_padded(rows: Sequence[EncodedRow], device: torch.device) -> Batch:
@@ -77,7 +80,7 @@ def collate_padded(rows: Sequence[EncodedRow], device: torch.device) -> Batch:
         positions.append(predicted + index * longest)
         targets.append(row.input_ids[predicted + 1])
     inputs = {"input_ids": _tensor(ids, device), "attention_mask": _tensor(mask, device), "use_cache": False}
-    return _batch(inputs, positions, targets, rows, device)
+    return _batch(inputs, positions, targets, rows, range(len(rows)), device)
 
 
 def _batch(
@@ -85,12 +88,14 @@ def _batch(
     positions: Sequence[np.ndarray],
     targets: Sequence[np.ndarray],
     rows: Sequence[EncodedRow],
+    order: Sequence[int],
     device: torch.device,
 ) -> Batch:
     return Batch(
         inputs=inputs,
         positions=_tensor(np.concatenate(positions), device),
         targets=_tensor(np.concatenate(targets), device),
+        row_of_target=_tensor(np.repeat(np.asarray(order), [len(part) for part in targets]), device),
         row_count=len(rows),
         token_count=sum(len(row.input_ids) for row in rows),
     )

@@ -4,6 +4,7 @@ step-<n>/
     adapter_config.json, adapter_model.safetensors      or the files of a whole model: usable without the rest
     training_state/state.json                           progress, and the settings that the plan of steps depends on
     training_state/optimizer.{json,safetensors}         optimizer, schedule, loss scaler
+    training_state/objective.{json,safetensors}         what the objective was made of, where it can't be made again
     training_state/random-<rank>.{json,safetensors}     random states of each process, as they were before the next step
     training_state/history.jsonl                        metrics of all steps so far
     training_state/best/                                weights with the best validation loss, if training may return them
@@ -96,6 +97,7 @@ def write_checkpoint(
     state: TrainingState,
     save_weights: Callable[[Path], None],
     optimizer: Mapping[str, Any],
+    objective: Mapping[str, torch.Tensor],
     random_by_rank: list[Any],
     best_weights: Path | None,
 ) -> Path:
@@ -106,6 +108,7 @@ def write_checkpoint(
         state: progress.
         save_weights: writes the weights into a directory.
         optimizer: states of optimizer, schedule and scaler.
+        objective: what the objective was made of, such as log-probabilities under the model that training started from.
         random_by_rank: random states of each process.
         best_weights: directory of the best weights so far, linked into the checkpoint; None if they need not be kept.
     """
@@ -118,6 +121,8 @@ def write_checkpoint(
     inside.mkdir(parents=True)
     save_weights(temporary)
     save_tree(optimizer, inside / "optimizer")
+    if objective:
+        save_tree(dict(objective), inside / "objective")
     for rank, states in enumerate(random_by_rank):
         save_tree(states, inside / f"random-{rank}")
     _write_state(state, inside)
@@ -153,6 +158,12 @@ def read_state(checkpoint: Path) -> TrainingState:
 def read_optimizer(checkpoint: Path) -> Any:
     """States of optimizer, schedule and scaler."""
     return load_tree(checkpoint / STATE_DIR / "optimizer")
+
+
+def read_objective(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """What the objective was made of; empty for those that keep nothing."""
+    path = checkpoint / STATE_DIR / "objective"
+    return load_tree(path) if path.with_suffix(".json").is_file() else {}
 
 
 def read_random_states(checkpoint: Path, rank: int) -> Any:

@@ -6,7 +6,7 @@ position biases) it refuses when a model asks for it; everything else is found b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,15 @@ from torch.nn import functional
 from martlet_trainer.data.encode import EncodedRow
 from martlet_trainer.training.attention import IMPLEMENTATION
 from martlet_trainer.training.batches import Batch, Collate, collate_padded, collate_rows
-from martlet_trainer.training.loss import LossHead, Objective, keeps_chosen_logits, plain_loss
+from martlet_trainer.training.loss import (
+    ACCURACY,
+    LossHead,
+    Objective,
+    TokenLogProbs,
+    keeps_chosen_logits,
+    plain_log_probs,
+    plain_loss,
+)
 
 #: Tokens of the short row, and tokens in common with the long one, with which the computation without padding is checked.
 _CHECK_TOKENS, _CHECK_PREFIX = 64, 8
@@ -41,14 +49,18 @@ class Computation:
     Attributes:
         collate: makes a batch.
         objective: loss of a batch.
+        log_probs: log-probabilities of a batch's targets.
         isolates_rows: rows may share a sequence.
         why_padded: why batches are padded; empty where they aren't.
+        measures: names of what the objective measures beside the loss.
     """
 
-    collate: Collate
+    collate: Callable[[Sequence[Any], torch.device], Any]
     objective: Objective
+    log_probs: TokenLogProbs
     isolates_rows: bool
     why_padded: str = ""
+    measures: Sequence[str] = (ACCURACY,)
 
 
 def choose_computation(model: Any, rows: Sequence[EncodedRow], device: torch.device, packing: bool) -> Computation:
@@ -67,7 +79,8 @@ def choose_computation(model: Any, rows: Sequence[EncodedRow], device: torch.dev
     collate = partial(collate_rows, share_prefix=not has_dropout(model))
     model.eval()
     try:
-        return Computation(collate, _objective_without_padding(model, rows, device, collate), isolates_rows=True)
+        head = _head_without_padding(model, rows, device, collate)
+        return Computation(collate, head or plain_loss, head.log_probs if head else plain_log_probs, isolates_rows=True)
     except _MISFITS as error:
         reason = str(error) or type(error).__name__
     model.set_attn_implementation(before)
@@ -76,7 +89,7 @@ def choose_computation(model: Any, rows: Sequence[EncodedRow], device: torch.dev
             f"this model's attention can't keep packed rows apart ({reason}); set data.packing to false",
             reason="PACKING_UNSUPPORTED",
         )
-    return Computation(collate_padded, plain_loss, isolates_rows=False, why_padded=reason)
+    return Computation(collate_padded, plain_loss, plain_log_probs, isolates_rows=False, why_padded=reason)
 
 
 def has_dropout(model: Any) -> bool:
@@ -89,10 +102,10 @@ def has_dropout(model: Any) -> bool:
 
 
 @torch.no_grad()
-def _objective_without_padding(
+def _head_without_padding(
     model: Any, rows: Sequence[EncodedRow], device: torch.device, collate: Collate
-) -> Objective:
-    """Switches the model's attention over and returns the objective that goes with it.
+) -> LossHead | None:
+    """Switches the model's attention over and returns the head that goes with it; None where logits must be the model's own.
 
     Raises:
         ValueError: the numbers aren't the model's own. Models whose architecture doesn't fit raise what they like.
@@ -108,9 +121,9 @@ def _objective_without_padding(
     batch, logits = _require_isolation(model, checked[0], device, limits.neighbour)
     head = LossHead.of(model)
     if head is None:
-        return plain_loss
+        return None
     loss = functional.cross_entropy(logits, batch.targets, reduction="sum").item()
-    return head if abs(head(model, batch).total.item() - loss) <= _EXACT * max(1.0, loss) else plain_loss
+    return head if abs(head(model, batch).total.item() - loss) <= _EXACT * max(1.0, loss) else None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from martlet_core.recipe import Report, ShouldStop, StopRequested
 from torch import nn
 
 from martlet_trainer.config import TrainingConfig
-from martlet_trainer.data.encode import EncodedRow
+from martlet_trainer.data.examples import Example
 from martlet_trainer.training.checkpoint import (
     STATE_DIR,
     TrainingState,
@@ -33,6 +33,7 @@ from martlet_trainer.training.devices import Placement, peak_memory_bytes
 from martlet_trainer.training.optimizers import build_optimizer, build_schedule
 from martlet_trainer.training.plan import StepPlan
 from martlet_trainer.training.processes import Processes
+from martlet_trainer.training.sums import Sums
 from martlet_trainer.training.threads import ThreadGovernor
 from martlet_trainer.tuners.base import Tuner
 
@@ -47,24 +48,26 @@ class LoopInputs:
     Attributes:
         config: the resolved config.
         tuner: the model and its trainable part.
-        rows: training rows.
-        validation_rows: validation rows; empty for none.
+        rows: training examples.
+        validation_rows: validation examples; empty for none.
         plan: which rows each step takes.
         computation: how batches are made, and the objective.
         placement: device and arithmetic.
         processes: this process among the training's.
         workdir: the job's working directory.
+        objective_state: what the objective was made of and must find again when the training goes on; kept in checkpoints.
     """
 
     config: TrainingConfig
     tuner: Tuner
-    rows: Sequence[EncodedRow]
-    validation_rows: Sequence[EncodedRow]
+    rows: Sequence[Example]
+    validation_rows: Sequence[Example]
     plan: StepPlan
     computation: Computation
     placement: Placement
     processes: Processes
     workdir: Path
+    objective_state: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class TrainingLoop:
@@ -139,28 +142,29 @@ class TrainingLoop:
         started = time.perf_counter()
         processes, state = self._in.processes, self._state
         batches = self._in.plan.rows_of(state.step, processes.rank)
-        targets = self._count_targets(state.step)
+        weight = self._weight_of(state.step)
         device = self._in.placement.device
-        loss_sum, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.long, device=device)
+        sums = Sums(self._in.computation.measures)
         tokens = rows = 0
         for index, chosen in enumerate(batches):
             self._stop_if_asked()
             # A rank without rows of its own still takes part in the exchange, with a row that weighs nothing.
             batch = self._in.computation.collate([self._in.rows[i] for i in chosen or [0]], device)
-            weight = processes.count / targets if chosen else 0.0
+            share = processes.count / weight if chosen else 0.0
             with processes.accumulate(self._model, is_last=index == len(batches) - 1):
                 loss = self._in.computation.objective(self._model, batch)
-                processes.backward(loss.total * weight)
+                processes.backward(loss.total * share)
             if chosen:
-                loss_sum, correct = loss_sum + loss.total.detach(), correct + loss.correct
+                sums.add(loss)
                 tokens, rows = tokens + batch.token_count, rows + batch.row_count
         rate = self._optimizer.param_groups[0]["lr"]
         norm = processes.clip(self._trainable, self._numbers.max_grad_norm)
-        total, right, tokens, rows = processes.sum([loss_sum.item(), correct.item(), tokens, rows])
-        if not math.isfinite(total):
+        tokens, rows = processes.sum([tokens, rows])
+        means = sums.means(processes, weight)
+        if not math.isfinite(means["loss"]):
             advice = "lower hyperparameters.learning_rate, or set hyperparameters.precision to float32"
             raise FailedPrecondition(
-                f"training diverged: the loss is {total} at step {state.step + 1}; {advice}", reason="DIVERGED"
+                f"training diverged: the loss is {means['loss']} at step {state.step + 1}; {advice}", reason="DIVERGED"
             )
         self._optimizer.step()
         self._schedule.step()
@@ -174,8 +178,7 @@ class TrainingLoop:
         self._random = random_states(device)  # the next step, also if it is broken off, begins from here
         self._record(
             {
-                "loss": total / targets,
-                "token_accuracy": right / targets,
+                **means,
                 "learning_rate": rate,
                 "grad_norm": norm,
                 "tokens_per_second": tokens / seconds,
@@ -195,11 +198,11 @@ class TrainingLoop:
             state.step, self._in.plan.total_steps, values, sum(self._pace) / len(self._pace) * remaining
         )
 
-    def _count_targets(self, step: int) -> int:
-        """Targets of a whole step, over all processes: every process knows all rows, so nobody has to ask."""
+    def _weight_of(self, step: int) -> int:
+        """Weight of a whole step's examples, over all processes: every process knows all of them, so nobody has to ask."""
         ranks = range(self._in.processes.count)
         rows = self._in.rows
-        return sum(rows[i].target_count for rank in ranks for batch in self._in.plan.rows_of(step, rank) for i in batch)
+        return sum(rows[i].weight for rank in ranks for batch in self._in.plan.rows_of(step, rank) for i in batch)
 
     def _is_evaluation_due(self) -> bool:
         step, every = self._state.step, self._numbers.eval_steps
@@ -212,14 +215,15 @@ class TrainingLoop:
     def _validate(self) -> bool:
         """Measure the validation loss; True if it is the best so far."""
         state = self._state
-        loss, accuracy = self._evaluate()
+        means = self._evaluate()
+        loss = means["loss"]
         improved = state.best_loss is None or loss < state.best_loss
         state.evaluated_step = state.step
         state.evals_without_improvement = 0 if improved else state.evals_without_improvement + 1
         if improved:
             state.best_loss, state.best_step = loss, state.step
             self._save_best()
-        values = {"valid_loss": loss, "valid_token_accuracy": accuracy}
+        values = {f"valid_{name}": value for name, value in means.items()}
         state.history[-1].update(values)
         self._report.metrics(state.step, self._in.plan.total_steps, values)
         patience = self._numbers.early_stopping_patience
@@ -230,12 +234,12 @@ class TrainingLoop:
             )
         return improved
 
-    def _evaluate(self) -> tuple[float, float]:
-        """Loss and token accuracy over the validation rows, shared out among the processes."""
+    def _evaluate(self) -> dict[str, float]:
+        """Loss, and what else is measured, over the validation rows, shared out among the processes."""
         rows, processes, device = self._in.validation_rows, self._in.processes, self._in.placement.device
         size = self._numbers.per_device_batch_size
         starts = range(0, len(rows), size * processes.count)
-        total = correct = targets = 0.0
+        sums, weight = Sums(self._in.computation.measures), 0
         self._in.tuner.model.eval()
         try:
             for start in starts:
@@ -246,15 +250,11 @@ class TrainingLoop:
                 with processes.computing():
                     batch = self._in.computation.collate(mine, device)
                     loss = self._in.computation.objective(self._in.tuner.model, batch)
-                total, correct, targets = (
-                    total + loss.total.item(),
-                    correct + loss.correct.item(),
-                    targets + len(batch.targets),
-                )
+                sums.add(loss)
+                weight += sum(row.weight for row in mine)
         finally:
             self._in.tuner.model.train()
-        total, correct, targets = processes.sum([total, correct, targets])
-        return total / targets, correct / targets
+        return sums.means(processes, processes.sum([weight])[0])
 
     def _stop_if_asked(self) -> None:
         if self._in.processes.any(self._should_stop()):
@@ -280,6 +280,7 @@ class TrainingLoop:
                 save_weights=self._in.tuner.save_weights,
                 optimizer=self._optimizer_state(),
                 random_by_rank=states,
+                objective=self._in.objective_state,
                 best_weights=self._best if self._best is not None and self._best.is_dir() else None,
             )
             self._report.checkpoint(path, state.step, _numbers_of(state.history[-1]), is_best)

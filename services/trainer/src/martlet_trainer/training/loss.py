@@ -7,8 +7,8 @@ no logits are kept for the backward pass and none are computed twice.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,14 +25,23 @@ _SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "l
 
 @dataclass(frozen=True)
 class Loss:
-    """Loss of a batch: ``total`` is the sum over its targets in nats (with gradient), ``correct`` how many were the likeliest token."""
+    """Loss of a batch.
+
+    Attributes:
+        total: sum over the batch's examples, each with its weight (with gradient).
+        sums: what else was measured, by name, summed alike; the training reports each divided by the examples' weight.
+    """
 
     total: torch.Tensor
-    correct: torch.Tensor
+    sums: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-#: Loss of a batch under a model.
-Objective = Callable[[nn.Module, Batch], Loss]
+#: Loss of a batch, as its computation's ``collate`` made it, under a model.
+Objective = Callable[[nn.Module, Any], Loss]
+#: Log-probability of each target of a batch. Shape (targets,).
+TokenLogProbs = Callable[[nn.Module, Batch], torch.Tensor]
+#: Name of the share of targets that were the likeliest token.
+ACCURACY = "token_accuracy"
 
 
 class _SlicedCrossEntropy(torch.autograd.Function):
@@ -42,14 +51,13 @@ class _SlicedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = max(1, _SLICE_BYTES // (4 * weight.shape[0]))
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         total = hidden.new_zeros((), dtype=torch.float32)
         correct = torch.zeros((), dtype=torch.long, device=hidden.device)
-        for start in range(0, len(targets), rows):
-            piece, wanted = hidden[start : start + rows], targets[start : start + rows].unsqueeze(1)
+        for start, stop in _slices(len(targets), weight.shape[0]):
+            piece, wanted = hidden[start:stop], targets[start:stop].unsqueeze(1)
             logits = functional.linear(piece, weight).float()
             correct += (logits.argmax(dim=1, keepdim=True) == wanted).sum()
             normalizer = logits.logsumexp(dim=1, keepdim=True)
@@ -60,7 +68,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
             gradient.scatter_add_(1, wanted, torch.full_like(gradient[:, :1], -1.0))
             gradient = gradient.to(weight.dtype)
             if grad_hidden is not None:
-                torch.mm(gradient, weight, out=grad_hidden[start : start + rows])
+                torch.mm(gradient, weight, out=grad_hidden[start:stop])
             if grad_weight is not None:
                 grad_weight.addmm_(gradient.t(), piece)
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -76,6 +84,42 @@ class _SlicedCrossEntropy(torch.autograd.Function):
             None if grad_weight is None else grad_weight * scale.to(grad_weight.dtype),
             None,
         )
+
+
+class _SlicedLogProbs(torch.autograd.Function):
+    """Log-probability of each target; logits are computed again for the gradient. Shapes as of ``_SlicedCrossEntropy``."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(hidden, weight, targets)
+        pieces = []
+        for start, stop in _slices(len(targets), weight.shape[0]):
+            logits = functional.linear(hidden[start:stop], weight).float()
+            pieces.append(logits.gather(1, targets[start:stop].unsqueeze(1)).squeeze(1) - logits.logsumexp(dim=1))
+        return torch.cat(pieces) if pieces else hidden.new_zeros(0, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        hidden, weight, targets = ctx.saved_tensors
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight) if wants_weight else None
+        for start, stop in _slices(len(targets), weight.shape[0]):
+            logits = functional.linear(hidden[start:stop], weight).float()
+            gradient = logits.softmax(dim=1).neg_()
+            gradient.scatter_add_(1, targets[start:stop].unsqueeze(1), torch.ones_like(gradient[:, :1]))
+            gradient = (gradient * grads[0][start:stop].unsqueeze(1)).to(weight.dtype)
+            if grad_hidden is not None:
+                torch.mm(gradient, weight, out=grad_hidden[start:stop])
+            if grad_weight is not None:
+                grad_weight.addmm_(gradient.t(), hidden[start:stop])
+        return grad_hidden, grad_weight, None
+
+
+def _slices(count: int, vocabulary: int) -> Iterator[tuple[int, int]]:
+    """Begins and ends of slices whose logits take ``_SLICE_BYTES``."""
+    rows = max(1, _SLICE_BYTES // (4 * vocabulary))
+    return ((start, min(start + rows, count)) for start in range(0, count, rows))
 
 
 class LossHead:
@@ -104,15 +148,32 @@ class LossHead:
             outputs: Any = _SlicedCrossEntropy.apply(
                 input.reshape(-1, input.shape[-1]).to(weight.dtype), weight, batch.targets
             )
-            found.append(Loss(*outputs))
+            found.append(Loss(outputs[0], {ACCURACY: outputs[1]}))
             return found[0].total.view(1, 1, 1)
 
+        self._run(model, batch, forward)
+        return found[0]
+
+    def log_probs(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Log-probability of each target of a batch made by ``collate_rows``. Shape (targets,)."""
+        found: list[torch.Tensor] = []
+
+        def forward(input: torch.Tensor) -> torch.Tensor:
+            weight = self._head.weight
+            hidden = input.reshape(-1, input.shape[-1]).to(weight.dtype)
+            outputs: Any = _SlicedLogProbs.apply(hidden, weight, batch.targets)
+            found.append(outputs)
+            return outputs.view(1, -1, 1)
+
+        self._run(model, batch, forward)
+        return found[0]
+
+    def _run(self, model: nn.Module, batch: Batch, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._head.forward = forward
         try:
             model(**batch.inputs, logits_to_keep=batch.positions)
         finally:
             del self._head.forward
-        return found[0]
 
 
 def plain_loss(model: nn.Module, batch: Batch) -> Loss:
@@ -120,7 +181,14 @@ def plain_loss(model: nn.Module, batch: Batch) -> Loss:
     logits = model(**batch.inputs).logits
     chosen = logits.reshape(-1, logits.shape[-1])[batch.positions].float()
     total = functional.cross_entropy(chosen, batch.targets, reduction="sum")
-    return Loss(total, (chosen.detach().argmax(dim=1) == batch.targets).sum())
+    return Loss(total, {ACCURACY: (chosen.detach().argmax(dim=1) == batch.targets).sum()})
+
+
+def plain_log_probs(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Log-probability of each target, for any causal model. Shape (targets,)."""
+    logits = model(**batch.inputs).logits
+    chosen = logits.reshape(-1, logits.shape[-1])[batch.positions].float()
+    return chosen.gather(1, batch.targets.unsqueeze(1)).squeeze(1) - chosen.logsumexp(dim=1)
 
 
 def keeps_chosen_logits(model: Any) -> bool:

@@ -1,0 +1,104 @@
+"""What a training learns from, example by example, whatever the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from martlet_inputs.rows.preferences import Feedback, Preference
+
+from martlet_trainer.data.encode import EncodedRow, RowEncoder
+
+
+class Example(Protocol):
+    """An example as tokens."""
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that are computed for it."""
+        ...
+
+    @property
+    def target_count(self) -> int:
+        """Tokens that carry loss."""
+        ...
+
+    @property
+    def weight(self) -> int:
+        """What it adds to the number that a step's loss is divided by."""
+        ...
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it was cut at the longest length."""
+        ...
+
+
+#: Makes examples of a row's content and its format: one, but of long texts. Raises RowError.
+Encode = Callable[[Any, str], Sequence[Example]]
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """Rows that are one example together, such as a better answer and a worse one.
+
+    Attributes:
+        rows: in an order that the recipe knows.
+        good: whether its answer is good, of recipes that learn from verdicts.
+        reference: log-probability of each row's targets under the model that training starts from; empty where it isn't needed.
+    """
+
+    rows: tuple[EncodedRow, ...]
+    good: bool = True
+    reference: tuple[float, ...] = ()
+
+    @property
+    def token_count(self) -> int:
+        return sum(row.token_count for row in self.rows)
+
+    @property
+    def target_count(self) -> int:
+        return sum(row.target_count for row in self.rows)
+
+    @property
+    def weight(self) -> int:
+        return 1
+
+    @property
+    def truncated(self) -> bool:
+        return any(row.truncated for row in self.rows)
+
+
+def encode_conversation(encoder: RowEncoder) -> Encode:
+    """Conversations, each an example."""
+    return lambda content, format_name: (encoder.encode(content, format_name),)
+
+
+def encode_text(encoder: RowEncoder) -> Encode:
+    """Plain texts, in as many pieces as they need."""
+    return lambda content, format_name: encoder.encode_text(content)
+
+
+def encode_preference(encoder: RowEncoder) -> Encode:
+    """Pairs: the chosen row, then the rejected one."""
+
+    def encode(content: Preference, format_name: str) -> Sequence[EncodedGroup]:
+        rows = (encoder.encode(content.chosen, format_name), encoder.encode(content.rejected, format_name))
+        return (EncodedGroup(rows),)
+
+    return encode
+
+
+def encode_feedback(encoder: RowEncoder) -> Encode:
+    """Rows with a verdict."""
+
+    def encode(content: Feedback, format_name: str) -> Sequence[EncodedGroup]:
+        return (EncodedGroup((encoder.encode(content.conversation, format_name),), good=content.good),)
+
+    return encode
+
+
+def rows_of(examples: Sequence[Any]) -> list[EncodedRow]:
+    """All rows of examples, group by group."""
+    return [row for example in examples for row in (example.rows if isinstance(example, EncodedGroup) else (example,))]
