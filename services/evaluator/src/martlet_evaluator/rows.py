@@ -12,7 +12,7 @@ from martlet_inputs.rows.formats import RowError, describe_formats, recognise, t
 from martlet_inputs.rows.read import Row as FileRow
 from martlet_inputs.rows.read import read_rows
 from martlet_inputs.rows.report import RowIssue
-from martlet_inputs.rows.validate import check_conversation
+from martlet_inputs.rows.turns import check_conversation
 
 from martlet_evaluator.config import close_to
 
