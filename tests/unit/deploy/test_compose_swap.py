@@ -15,7 +15,7 @@ import yaml
 
 ROOT = Path(__file__).parents[3]
 SWAP = ROOT / "examples" / "swap"
-FILES = ("docker-compose.yml", "docker-compose.cpu.yml", "examples/swap/compose.yml")
+OVERLAY_FILE = "examples/swap/compose.yml"
 #: What keeps a container of ours locked in: the overlay may say nothing about it.
 KEPT = (
     *("user", "read_only", "cap_drop", "cap_add", "security_opt", "privileged", "init", "restart", "tmpfs", "logging"),
@@ -91,8 +91,11 @@ def test_its_image_holds_nothing_of_ours() -> None:
 
 
 @pytest.mark.docker
-def test_compose_takes_the_overlay(tmp_path: Path) -> None:
-    ours, swapped = (_config(FILES[:count], tmp_path) for count in (2, 3))
+@pytest.mark.parametrize(
+    "files", [("docker-compose.yml",), ("docker-compose.yml", "docker-compose.cpu.yml")], ids=["gpu", "cpu"]
+)
+def test_compose_takes_the_overlay(files: tuple[str, ...], tmp_path: Path) -> None:
+    ours, swapped = _config(files, tmp_path), _config((*files, OVERLAY_FILE), tmp_path)
     assert {name: service for name, service in swapped.items() if not name.startswith("evaluator")} == {
         name: service for name, service in ours.items() if not name.startswith("evaluator")
     }
