@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -72,6 +73,7 @@ def accuracies(job: Mapping[str, Any], made: Mapping[str, Any]) -> tuple[float, 
 
 def report(martlet: Command, job_id: str, directory: Path) -> int:
     """Fetch a job's report; the bytes of its page."""
+    shutil.rmtree(directory, ignore_errors=True)  # an earlier run's
     martlet("evaluate", "report", job_id, "--out", str(directory), "--no-open")
     page = (directory / "report.html").read_text()
     check("accuracy" in page, f"the report says {page[:200]!r}")
