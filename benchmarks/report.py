@@ -155,13 +155,24 @@ def _memory(name: str) -> Callable[[Any], str]:
 
 _INTRODUCTION = """# Figures
 
-Each line comes from the command beside it (`scripts/bench.sh NAME`), which measures Martlet and its peer in one run; the JSON is in
-[results/](results/), and `python benchmarks/report.py` writes this page from it. Such machines are noisy: read ratios before
-absolute numbers."""
+Each line comes from the command beside it (`scripts/bench.sh NAME`; of `containers`: `make compose-test`), which measures Martlet
+and its peer in one run; the JSON is in [results/](results/), and `python benchmarks/report.py` writes this page from it. Such
+machines are noisy: read ratios before absolute numbers."""
 
 
 def _side_by_side(record: Any) -> float:
     return record[f"{record['runs']}_runs"]["max"]
+
+
+def _starts(record: Any) -> str:
+    """Seconds of each service, the quickest first."""
+    quickest_first = sorted(record["seconds"].items(), key=lambda one: one[1])
+    return ", ".join(f"{name} {seconds:.1f}" for name, seconds in quickest_first) + " s"
+
+
+def _images(record: Any) -> str:
+    sizes = record["image_gb"].items()
+    return ", ".join(f"{name.removeprefix('martlet/').partition(':')[0]} {size:.2f}" for name, size in sizes) + " GB"
 
 
 ROWS = (
@@ -433,6 +444,13 @@ ROWS = (
         lambda r: f"{r['command_seconds'] / 60:.1f} min",
         lambda r: r["command_seconds"] <= 2700,
     ),
+    Row(
+        "containers: start -> healthy, all at once, after `down` (looked at every 1 to 3 s)",
+        "containers",
+        "",
+        _starts,
+    ),
+    Row("containers: image sizes, the base image in each", "containers", "", _images),
 )
 
 

@@ -25,12 +25,13 @@ from typing import Any
 import openai
 from martlet_cli.pip_config import base_python, pip_options
 
-from tests.e2e import checks, lifecycle, summary
+from tests.e2e import checks, foreign, lifecycle, starts, summary
 from tests.e2e.stack import FILES, PROJECT, ROOT, Failed, Stack, check, output, service_of
 
 HOME = ROOT / ".martlet" / "compose-test"
 #: The engine that is swapped in, MARTLET_ENGINE's value for it: the same image holds both.
 SECOND_ENGINE = "transformers"
+_SIZES = "{{.Type}}: {{.Size}}"
 
 
 class ComposeTest:
@@ -44,6 +45,8 @@ class ComposeTest:
             self.state = json.loads(self._state_file.read_text())
         ports = self.state.setdefault("ports", {"http": _free_port(), "grpc": _free_port()})
         self.stack = Stack(_environment(ports), HOME / "compose.log", files)
+        #: The same with the foreign evaluator.
+        self.foreign_stack = Stack(self.stack.environment, self.stack.log, (*files, foreign.OVERLAY))
         self.ports: dict[str, int] = ports
 
     def save(self) -> None:
@@ -55,6 +58,11 @@ class ComposeTest:
         """The stock client with the key that `init` registered."""
         key = (HOME / "secrets" / "api_key").read_text().strip()
         return lifecycle.client_of(f"http://127.0.0.1:{self.ports['http']}/v1", key)
+
+    def _client_environment(self) -> dict[str, str]:
+        """For the ``martlet`` command: the published port, and the key that `init` registered."""
+        client = self.client
+        return self.stack.environ | {"MARTLET_BASE_URL": str(client.base_url), "MARTLET_API_KEY": client.api_key}
 
     # ---- phases: each returns what it saw --------------------------------------------------------------------------
 
@@ -68,13 +76,15 @@ class ComposeTest:
     def build(self) -> list[str]:
         """Every image, one by one."""
         output("scripts/secrets.sh", env=self.stack.environ)
-        config = json.loads(self.stack.capture("config", "--format", "json"))
-        seen, built = [], set()
-        for name, service in config["services"].items():
-            if "build" in service and service["image"] not in built:
-                built.add(service["image"])
-                seconds = self.stack.run("build", name, nice=True)
-                seen.append(f"{service['image']}: {seconds:.0f} s")
+        sizes = dict(line.split(": ") for line in output("docker", "system", "df", "--format", _SIZES).splitlines())
+        seen, built = [f"the build cache held {sizes['Build Cache']} before"], set()
+        for stack in (self.stack, self.foreign_stack):
+            config = json.loads(stack.capture("config", "--format", "json"))
+            for name, service in config["services"].items():
+                if "build" in service and service["image"] not in built:
+                    built.add(service["image"])
+                    seconds = stack.run("build", name, nice=True)
+                    seen.append(f"{service['image']}: {seconds:.0f} s")
         return seen
 
     def rebuild(self) -> list[str]:
@@ -103,7 +113,9 @@ class ComposeTest:
 
     def up(self) -> list[str]:
         """Everything healthy, in the order of its needs."""
-        self.stack.run("up", "--detach", "--wait", "--no-build")
+        with starts.Watch() as watch:
+            self.stack.run("up", "--detach", "--wait", "--no-build")
+        self.state.setdefault("starts", {})["first"] = watch.seconds
         running = self.stack.containers()
         once = {service_of(container) for container in self.stack.containers(every=True)} - set(
             map(service_of, running)
@@ -175,13 +187,48 @@ class ComposeTest:
         lifecycle.wait_for_replicas(self.client, 1)
         return [f"{', '.join(engines)} after {seconds:.0f} s; the tuned model answers {answer.strip()!r}"]
 
+    def foreign(self) -> list[str]:
+        """A foreign evaluator in ours' place, then ours again; nothing else is touched."""
+        made, before = self.state["made"], foreign.others(self.stack)
+        martlet = foreign.Command(self._client_environment(), HOME / "cli")
+        self.stack.run("stop", "evaluator-worker")
+        waiting = foreign.create(martlet, made)  # ours has nobody to carry it out
+        with starts.Watch() as watch:
+            there = self.foreign_stack.run("up", "--detach", "--wait", "--no-build")
+        self.state.setdefault("starts", {})["foreign"] = watch.seconds
+        container = foreign.container(self.stack, "swap-evaluator")
+        secret = foreign.holds_one_secret(container)
+        checks.nobody_is_root(self.stack)
+        token = (HOME / "secrets" / "internal_token").read_text().strip()
+        job_id = foreign.create(martlet, made)
+        job = foreign.wait_for(martlet, job_id)
+        theirs = foreign.accuracies(job, made)
+        page = foreign.report(martlet, job_id, HOME / "report")
+        rules = foreign.conforms(container, token, job["spec"]["dataset"])
+        back = self.stack.run("up", "--detach", "--wait", "--no-build")
+        ours = foreign.accuracies(foreign.wait_for(martlet, waiting), made)
+        check(ours == theirs, f"ours measures {ours}, the foreign one {theirs}")
+        check(foreign.others(self.stack) == before, f"before: {before}; now: {foreign.others(self.stack)}")
+        return [
+            f"the foreign evaluator after {there:.0f} s, locked in as ours; {secret}",
+            f"its contract's rules: {rules}",
+            f"a job through the gateway: accuracy {theirs[0]:.3f} of the base model, {theirs[1]:.3f} of the tuned one, "
+            f"{foreign.ROWS} rows; a report of {page} bytes",
+            f"ours again after {back:.0f} s: a job that had waited in its queue measures the same",
+            f"{len(before)} other containers, the gateway too, ran on untouched",
+        ]
+
     def again(self) -> list[str]:
         """`down` and `up`: all data is there."""
         down = self.stack.run("down")
         check(
             not [kept for kept in self.stack.leftovers() if not kept.startswith("volume")], "`down` leaves containers"
         )
-        up = self.stack.run("up", "--detach", "--wait", "--no-build")
+        with starts.Watch() as watch:
+            up = self.stack.run("up", "--detach", "--wait", "--no-build")
+        self.state.setdefault("starts", {}).update(again=watch.seconds, every=starts.looked_at_every(self.stack))
+        unseen = {service_of(container) for container in self.stack.containers()} - set(watch.seconds)
+        check(not unseen, f"nobody saw the start of {sorted(unseen)}")
         lifecycle.check_answers(self.client, self.state["made"])
         return [f"down {down:.0f} s, up {up:.0f} s; file, job and model are there and the model answers"]
 
@@ -211,7 +258,7 @@ class ComposeTest:
 
 PHASES = (
     *("engine", "build", "rebuild", "up", "life", "isolation", "scale", "kill"),
-    *("workers", "swap", "again", "backup", "clean"),
+    *("workers", "swap", "foreign", "again", "backup", "clean"),
 )
 
 
@@ -278,9 +325,10 @@ def main() -> int:
             test.stack.run("down", "--volumes", "--remove-orphans")
         return 1
     if not arguments.phase:
-        summary.write_page(test.stack, test.state["phases"])
+        summary.write_page(test.stack, test.foreign_stack, test.state)
+        summary.write_record(test.stack, test.foreign_stack, test.state)
     print("\n".join(summary.table({name: test.state["phases"][name] for name in names})))
-    for name, size in summary.image_sizes(test.stack) if "build" in names else []:
+    for name, size in summary.image_sizes(test.stack, test.foreign_stack) if "build" in names else []:
         print(f"{name}: {size:.2f} GB")
     return 0
 

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -192,6 +193,12 @@ def _page_size(request: Any, default: int) -> int:
     return size
 
 
+def _internal_token() -> str:
+    """From a file where one is named, as containers have it; else from the environment. Empty if neither is there."""
+    path = os.environ.get("MARTLET_INTERNAL_TOKEN_FILE")
+    return Path(path).read_text().strip() if path else os.environ.get("MARTLET_INTERNAL_TOKEN", "")
+
+
 def main() -> int:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -200,9 +207,10 @@ def main() -> int:
     parser.add_argument("--gateway-address", default="127.0.0.1:50051", help="host:port of the gateway's gRPC side")
     parser.add_argument("--workers", type=int, default=2, help="jobs at a time; 0 leaves them queued")
     options = parser.parse_args()
-    token = os.environ.get("MARTLET_INTERNAL_TOKEN", "")
+    token = _internal_token()
     if not token:
-        print("MARTLET_INTERNAL_TOKEN must hold the deployment's internal token", file=sys.stderr)
+        print("MARTLET_INTERNAL_TOKEN must hold the deployment's internal token, or", file=sys.stderr)
+        print("MARTLET_INTERNAL_TOKEN_FILE the path of a file that does", file=sys.stderr)
         return 2
     table, gateway = Table(), Gateway(options.gateway_url, options.gateway_address, token)
     for _ in range(options.workers):
