@@ -83,6 +83,9 @@ def check_plain_lora(model: PublishedModel, facts: Mapping[str, Any]) -> None:
         FailedPrecondition: reason ``ADAPTER_NEEDS_MERGE``.
     """
     kinds = []
+    kind = str(facts.get("tuner") or facts.get("peft_type") or "lora")
+    if kind.lower() != "lora":
+        kinds.append(f"matrices of another kind ({kind.lower()})")
     if facts.get("use_dora"):
         kinds.append("DoRA")
     if modules := facts.get("modules_to_save"):

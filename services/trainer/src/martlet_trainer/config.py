@@ -24,10 +24,11 @@ from martlet_core.config import (
     suffix_violations,
 )
 from martlet_core.errors import FieldViolation, InvalidArgument
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from martlet_trainer.config_rules import combination_violations
 from martlet_trainer.recipes import RECIPES
+from martlet_trainer.tuners.kinds import KINDS, TunerKind
 
 #: Longest row in tokens where the request doesn't say; less where the model's context is shorter.
 DEFAULT_MAX_LENGTH = 2048
@@ -43,10 +44,16 @@ Optimizer = Literal[
 ]
 
 
+def _known_kind(name: str) -> str:
+    if name not in KINDS:
+        raise ValueError(f"is {name!r}; must be one of: {', '.join(KINDS)}")
+    return name
+
+
 class TunerConfig(Config):
     """Which weights are trained."""
 
-    kind: Literal["lora", "qlora", "full"] = "lora"
+    kind: Annotated[str, AfterValidator(_known_kind)] = "lora"
     lora_rank: Annotated[Int, Ge(1), Le(512)] = 8
     lora_alpha: Annotated[Float, Gt(0), Le(65536)] | None = Field(default=None, description="Default: 2 x lora_rank.")
     lora_dropout: Annotated[Float, Ge(0), Le(0.9)] = 0.0
@@ -55,6 +62,12 @@ class TunerConfig(Config):
     use_rslora: bool = False
     use_dora: bool = False
     quantization: Literal["nf4", "int8"] = "nf4"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def facts(self) -> TunerKind:
+        """What is known of its kind."""
+        return KINDS[self.kind]
 
     @model_validator(mode="before")
     @classmethod
@@ -138,10 +151,12 @@ class TrainingConfig(Config):
         What depends on the device or the model (precision, gradient checkpointing, max_length) stays unset: only the recipe can know it.
         """
         tuner, numbers = self.tuner, self.hyperparameters
-        if tuner.lora_alpha is None and tuner.kind != "full":
+        if tuner.lora_alpha is None and tuner.facts.low_rank:
             tuner = tuner.model_copy(update={"lora_alpha": 2.0 * tuner.lora_rank})
         if numbers.learning_rate is None:
-            rate = RECIPES[self.recipe].learning_rates[tuner.kind] * (numbers.learning_rate_multiplier or 1.0)
+            rates = RECIPES[self.recipe].learning_rates
+            rate = rates["full"] if tuner.kind == "full" else rates["adapter"] * tuner.facts.rate_factor
+            rate *= numbers.learning_rate_multiplier or 1.0
             numbers = numbers.model_copy(update={"learning_rate": rate, "learning_rate_multiplier": None})
         return self.model_copy(update={"tuner": tuner, "hyperparameters": numbers})
 
@@ -210,6 +225,15 @@ def parse_recipe_options(config: TrainingConfig) -> Config:
     return parse_config(_options_model(config.recipe), config.recipe_options, "recipe_options")
 
 
+def parse_tuner_options(tuner: TunerConfig) -> Config:
+    """The options of the config's tuner, typed.
+
+    Raises:
+        InvalidArgument: the tuner doesn't know an option.
+    """
+    return parse_config(tuner.facts.options, tuner.options, "tuner.options")
+
+
 def _options_model(recipe: str) -> type[Config]:
     if recipe not in RECIPES:
         raise InvalidArgument.field("recipe", f"is {recipe!r}; must be one of: {', '.join(RECIPES)}")
@@ -221,8 +245,9 @@ def _name_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
     for name in ("training_dataset", "validation_dataset"):
         found += dataset_violations(name, getattr(config, name))
     found += suffix_violations(config.suffix)
-    try:
-        parse_recipe_options(config)
-    except InvalidArgument as error:
-        found += error.violations
+    for parse in (lambda: parse_recipe_options(config), lambda: parse_tuner_options(config.tuner)):
+        try:
+            parse()
+        except InvalidArgument as error:
+            found += error.violations
     return found

@@ -13,16 +13,8 @@ from martlet_trainer.recipes import RECIPES
 if TYPE_CHECKING:
     from martlet_trainer.config import TrainingConfig
 
-#: Fields of ``TunerConfig`` that only an adapter has.
-_ADAPTER_FIELDS = (
-    "lora_rank",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "modules_to_save",
-    "use_rslora",
-    "use_dora",
-)
+#: Fields of ``TunerConfig`` that only LoRA has.
+_LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
 
 
 def combination_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
@@ -33,8 +25,13 @@ def combination_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
 def _tuner_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
     tuner = config.tuner
     if tuner.kind == "full":
-        for name in _chosen(tuner, *_ADAPTER_FIELDS):
+        for name in _chosen(tuner, *_LORA_FIELDS, "target_modules", "modules_to_save"):
             text = "has no meaning with tuner.kind full, which trains every module; leave it out"
+            yield FieldViolation(f"tuner.{name}", text)
+    elif not tuner.facts.low_rank:
+        own = ", ".join(tuner.facts.options.model_fields) or "none"
+        for name in _chosen(tuner, *_LORA_FIELDS):
+            text = f"is LoRA's, and tuner.kind is {tuner.kind}; its own are under tuner.options: {own}"
             yield FieldViolation(f"tuner.{name}", text)
     if tuner.kind != "qlora" and _chosen(tuner, "quantization"):
         text = f"has no meaning with tuner.kind {tuner.kind}; leave it out, or set tuner.kind to qlora"

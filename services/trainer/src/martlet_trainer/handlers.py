@@ -76,6 +76,8 @@ class TrainingHandler:
             return None
         config = parse_training_config(job.spec)
         facts: Mapping[str, Any] = {"base_model": config.base_model, **config.tuner.model_dump(mode="json")}
+        if not config.tuner.facts.low_rank:
+            facts = {**facts, "tuner": config.tuner.kind, "lora_rank": 0}
         try:
             base = resolve_training_base(
                 config, job.tenant, self._stores.artifacts, self._stores.models, self._dirs.roots
@@ -155,10 +157,11 @@ def _adapter_model(job: Job, name: str, artifact_id: str, facts: Mapping[str, An
         job.tenant,
         artifact_id,
         base_model=str(facts["base_model"]),
-        lora_rank=int(facts["lora_rank"]),
+        lora_rank=int(facts.get("lora_rank", 0)),
         source_job=job.id,
         # What an engine must know before it tries to load the adapter.
-        metadata={key: facts[key] for key in ("use_dora", "modules_to_save") if facts.get(key)},
+        metadata={key: facts[key] for key in ("use_dora", "modules_to_save") if facts.get(key)}
+        | ({"tuner": facts["tuner"]} if facts.get("tuner", "lora") != "lora" else {}),
     )
 
 

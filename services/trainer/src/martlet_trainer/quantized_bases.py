@@ -77,6 +77,12 @@ def check_trainable(tuner: TunerConfig, name: str, base: ModelFiles, *, undernea
             f"is full, but {subject} is quantized by {found}, and such weights can't move; set it to lora, or train {parent}",
             reason=_REASON,
         )
+    if not tuner.facts.low_rank:
+        raise InvalidArgument.field(
+            "spec.tuner.kind",
+            f"is {tuner.kind}, but {subject} is quantized by {found}, on which LoRA alone is trained; set it to lora, or train {parent}",
+            reason=_REASON,
+        )
     _check_storage(tuner, found)
 
 

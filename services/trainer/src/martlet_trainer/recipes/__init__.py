@@ -20,7 +20,7 @@ from martlet_trainer.recipes import options
 #: A recipe: takes the job's spec as plain values.
 Recipe = Callable[[Mapping[str, Any], Path, Report, ShouldStop], RecipeResult]
 
-_GENTLE = {"lora": 5e-5, "qlora": 5e-5, "full": 1e-6}
+_GENTLE = {"adapter": 5e-5, "full": 1e-6}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RecipeInfo:
         module: where its ``run`` is.
         options: what ``recipe_options`` may hold.
         rows: what its data sets are made of.
-        learning_rates: default peak learning rate by tuner; adapters take far larger steps than whole models.
+        learning_rates: default peak learning rate for LoRA (``adapter``) and for whole models (``full``), which take far smaller steps.
         packs: whether several rows may share a sequence.
         chooses_targets: whether ``data.assistant_only_loss`` has a meaning.
     """
@@ -44,7 +44,7 @@ class RecipeInfo:
     chooses_targets: bool = False
 
 
-_SUPERVISED = {"lora": 2e-4, "qlora": 2e-4, "full": 1e-5}
+_SUPERVISED = {"adapter": 2e-4, "full": 1e-5}
 
 #: Recipe by name. To add one: its file, its options and a line here.
 RECIPES: Mapping[str, RecipeInfo] = {

@@ -13,7 +13,7 @@ from martlet_inputs.rows.report import DataReport
 from martlet_trainer.config import TrainingConfig
 from martlet_trainer.training.checkpoint import TrainingState
 from martlet_trainer.training.devices import Placement, describe, peak_memory_bytes
-from martlet_trainer.tuners import Tuner
+from martlet_trainer.tuners.base import Tuner
 
 #: Numbers of a step that say how it went, and not how well the model does.
 _OF_THE_STEP = frozenset(

@@ -31,7 +31,8 @@ from martlet_trainer.training.loop import LoopInputs, TrainingLoop, count_parame
 from martlet_trainer.training.models import context_length, load_tokenizer
 from martlet_trainer.training.plan import PlanSettings, StepPlan
 from martlet_trainer.training.processes import Processes
-from martlet_trainer.tuners import TUNERS, Tuner, TunerInputs
+from martlet_trainer.tuners.base import Tuner, TunerInputs
+from martlet_trainer.tuners.build import build_tuner
 from martlet_trainer.tuners.continued import base_name_of, with_shape_of
 
 
@@ -155,7 +156,7 @@ def train_by(
     torch.manual_seed(config.seed)
     resume = _existing(workdir / "resume")
     base_name = adapter_base or (base_name_of(adapter) if adapter is not None else "") or config.base_model
-    tuner = TUNERS[config.tuner.kind](TunerInputs(config, placement, base_model, base_name, tokenizer, adapter, resume))
+    tuner = build_tuner(TunerInputs(config, placement, base_model, base_name, tokenizer, adapter, resume))
     check_stop()
     config = _with_device_defaults(config, placement, tuner)
     report.partial_result({"resolved_config": shown(config)})

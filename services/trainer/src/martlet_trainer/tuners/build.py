@@ -1,0 +1,22 @@
+"""Builds tuners by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from martlet_trainer.tuners.base import Tuner, TunerInputs
+from martlet_trainer.tuners.full import FullTuner
+from martlet_trainer.tuners.lora import LoraTuner
+from martlet_trainer.tuners.other_adapters import OtherAdapter
+
+_OWN: Mapping[str, Callable[[TunerInputs], Tuner]] = {"lora": LoraTuner, "qlora": LoraTuner, "full": FullTuner}
+
+
+def build_tuner(inputs: TunerInputs) -> Tuner:
+    """The tuner of the config's kind.
+
+    Raises:
+        InvalidArgument: the model has no places for it.
+        FailedPrecondition: what the training goes on from doesn't fit.
+    """
+    return _OWN.get(inputs.config.tuner.kind, OtherAdapter)(inputs)

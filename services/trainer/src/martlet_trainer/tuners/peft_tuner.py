@@ -1,0 +1,116 @@
+"""What all tuners of peft share: an adapter beside the frozen base, saved as a peft directory."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from martlet_core.errors import FailedPrecondition, InvalidArgument
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from martlet_trainer.tuners.base import TunerInputs
+from martlet_trainer.tuners.continued import load_adapter
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+class PeftTuner(ABC):
+    """Trains what peft puts beside the frozen base; the result is a peft directory."""
+
+    artifact_kind = "adapter"
+
+    def __init__(self, inputs: TunerInputs) -> None:
+        """Raises InvalidArgument if a target module doesn't exist, FailedPrecondition if the adapter to go on from doesn't fit."""
+        self.model: Any = self._with_adapter(self._load_base(inputs), inputs)
+        self._name = inputs.base_name
+        self._config: Any = self.model.peft_config[self.model.active_adapter]
+        if inputs.checkpoint is not None:
+            self.load_weights(inputs.checkpoint)
+
+    @abstractmethod
+    def _load_base(self, inputs: TunerInputs) -> Any:
+        """The frozen base model."""
+
+    @abstractmethod
+    def _adapter_config(self, inputs: TunerInputs) -> PeftConfig:
+        """Config of a new adapter."""
+
+    def _with_adapter(self, base: Any, inputs: TunerInputs) -> Any:
+        if inputs.adapter is not None:
+            return load_adapter(base, inputs.adapter, inputs.config.tuner.lora_dropout)
+        try:
+            return get_peft_model(base, self._adapter_config(inputs))
+        except ValueError as error:
+            linear = sorted(
+                {
+                    name.rsplit(".", 1)[-1]
+                    for name, module in base.named_modules()
+                    if isinstance(module, torch.nn.Linear)
+                }
+            )
+            description = f"can't be adapted: {error} Linear modules of this model: {', '.join(linear)}"
+            raise InvalidArgument.field("spec.tuner.target_modules", description) from error
+
+    def save_weights(self, directory: Path) -> None:
+        """Write a peft directory: adapter_config.json and the weights as they are."""
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        save_file(_apart(weights), directory / WEIGHTS_FILE, {"format": "pt"})
+        before = self._config.base_model_name_or_path, self._config.inference_mode
+        self._config.base_model_name_or_path, self._config.inference_mode = self._name, True
+        self._config.save_pretrained(str(directory))
+        self._config.base_model_name_or_path, self._config.inference_mode = before
+
+    def load_weights(self, directory: Path) -> None:
+        """Read the weights of a peft directory.
+
+        Raises:
+            FailedPrecondition: they belong to another adapter.
+        """
+        try:
+            found = set_peft_model_state_dict(self.model, load_file(directory / WEIGHTS_FILE))
+        except (OSError, RuntimeError) as error:
+            raise FailedPrecondition(
+                f"the adapter's weights don't fit this job: {error}", reason="BAD_CHECKPOINT"
+            ) from error
+        own = set(get_peft_model_state_dict(self.model, save_embedding_layers=False))
+        missing = [name for name in found.missing_keys if name.replace(f".{self.model.active_adapter}", "") in own]
+        if found.unexpected_keys or missing:
+            names = ", ".join([*found.unexpected_keys, *missing][:3])
+            raise FailedPrecondition(f"the adapter's weights don't fit this job: {names}", reason="BAD_CHECKPOINT")
+
+    def save_result(self, directory: Path) -> None:
+        """The same as ``save_weights``: a plain peft directory needs nothing else."""
+        self.save_weights(directory)
+
+    def metadata(self) -> dict[str, Any]:
+        """Base model and targets, for whoever serves the adapter or merges it."""
+        targets, experts = self._config.target_modules, getattr(self._config, "target_parameters", None)
+        return {
+            "base_model": self._name,
+            "target_modules": sorted(targets) if isinstance(targets, (set, list, tuple)) else [str(targets)],
+            "modules_to_save": sorted(self._config.modules_to_save or ()),
+            # Experts whose weights are one tensor (peft adapts them by default); not every engine takes such adapters.
+            **({"target_parameters": sorted(experts)} if experts else {}),
+        }
+
+
+def _apart(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights without memory in common, which safetensors refuses: some kinds share matrices among layers."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in weights.items():
+        plain = tensor.detach().cpu().contiguous()
+        found[name] = plain.clone() if plain.data_ptr() in seen else plain
+        seen.add(plain.data_ptr())
+    return found
+
+
+def target_modules(inputs: TunerInputs) -> str | list[str]:
+    """As peft wants them."""
+    chosen = inputs.config.tuner.target_modules
+    return "all-linear" if chosen == ("all-linear",) else list(chosen)

@@ -1,0 +1,119 @@
+"""Every kind of adapter: it trains, goes on as if never stopped, is read back by peft, and merges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from martlet_core.artifacts.types import PublishedModel
+from martlet_core.errors import FailedPrecondition, InvalidArgument
+from martlet_core.model_rules import check_plain_lora
+from martlet_core.recipe import StopRequested
+from martlet_trainer.config import parse_training_config
+from martlet_trainer.recipes import merge
+from martlet_trainer.recipes.sft import run
+from martlet_trainer.testing import Recorder, chat_rows, training_spec
+from martlet_trainer.training.models import load_model
+from martlet_trainer.tuners.kinds import KINDS
+from peft import PeftModel
+
+MakeWorkdir = Callable[..., Path]
+ADAPTERS = [name for name, kind in KINDS.items() if kind.peft_config]
+#: The tiny model is narrower than the defaults are made for.
+SMALL = {
+    "vera": {"r": 32},
+    "randlora": {"r": 8},
+    "vblora": {"vector_length": 32, "num_vectors": 32},
+    "fourierft": {"n_frequency": 200},
+    "miss": {"r": 16},
+    "shira": {"r": 8},
+    "boft": {"boft_block_size": 4},
+    "oft": {"oft_block_size": 16},
+    "road": {"group_size": 16},
+}
+CPU = torch.device("cpu")
+
+
+def train(kind: str, workdir: Path, stop: Any = lambda report: False, **numbers: Any) -> tuple[Any, Recorder]:
+    report = Recorder()
+    rate = {"ln_tuning": 3e-2, "ia3": 5e-2, "loha": 5e-2, "vera": 5e-2, "vblora": 1e-1}.get(kind, 1e-2)
+    spec = training_spec(
+        hyperparameters={"max_steps": 30, "learning_rate": rate, **numbers},
+    )
+    spec["tuner"] = {"kind": kind, "options": SMALL.get(kind, {})}
+    return run(spec, workdir, report, lambda: stop(report)), report
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_an_adapter_learns_is_read_back_and_merges(make_workdir: MakeWorkdir, tmp_path: Path, kind: str) -> None:
+    workdir = make_workdir("a", chat_rows(16))
+    result, report = train(kind, workdir)
+    assert report.losses[-1] < report.losses[0] - 0.05
+    output = result.outputs["model"]
+    assert (output.kind, output.metadata["tuner"], output.metadata["base_model"]) == ("adapter", kind, "tiny")
+    base = workdir / "inputs" / "base_model"
+    ids = torch.tensor([[1, 9, 40, 41, 42, 43, 2, 1, 10, 44, 45]])
+    with torch.no_grad():
+        bare = load_model(base, torch.float32, CPU).eval()(ids).logits
+        adapted = PeftModel.from_pretrained(load_model(base, torch.float32, CPU), output.path).eval()(ids).logits
+    assert (adapted - bare).norm() > 1e-3 * bare.norm(), "the adapter changes nothing"
+    inputs = tmp_path / "merge" / "inputs"
+    inputs.mkdir(parents=True)
+    (inputs / "base_model").symlink_to(base.resolve())
+    (inputs / "adapter").symlink_to(output.path)
+    values = {"adapter": "ft:a", "base_model": "tiny"}
+    merged = merge.run(values, tmp_path / "merge", Recorder(), lambda: False)
+    with torch.no_grad():
+        found = load_model(merged.outputs["model"].path, torch.float32, CPU).eval()(ids).logits
+    assert (found - adapted).norm() < 1e-3 * adapted.norm()
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_it_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(make_workdir: MakeWorkdir, kind: str) -> None:
+    rows = chat_rows(12)
+    whole, _ = train(kind, make_workdir("whole", rows), max_steps=5)
+    first = make_workdir("first", rows)
+    with pytest.raises(StopRequested):
+        train(kind, first, lambda report: len(report.losses) >= 3, max_steps=5)
+    resume = first / "checkpoints" / "step-3"
+    resumed, _ = train(kind, make_workdir("second", rows, resume=resume), max_steps=5)
+    weights = [result.outputs["model"].path / "adapter_model.safetensors" for result in (whole, resumed)]
+    assert len({path.read_bytes() for path in weights}) == 1
+
+
+@pytest.mark.parametrize(
+    ("tuner", "message"),
+    [
+        ({"kind": "lara"}, r"spec\.tuner\.kind: is 'lara'; must be one of: lora, qlora, full, loha"),
+        (
+            {"kind": "vera", "lora_rank": 4},
+            r"lora_rank: is LoRA's, and tuner\.kind is vera; .*: r, d_initial, vera_dropout",
+        ),
+        ({"kind": "vera", "options": {"rank": 4}}, r"tuner\.options\.rank"),
+        ({"kind": "lora", "options": {"r": 4}}, r"tuner\.options\.r"),
+        ({"kind": "loha", "options": {"r": 0}}, r"tuner\.options\.r"),
+    ],
+)
+def test_wrong_options_are_refused_at_submission(tuner: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        parse_training_config({"base_model": "m", "training_dataset": "artifacts/a", "tuner": tuner})
+
+
+def test_learning_rates_go_by_the_kind() -> None:
+    spec = {"base_model": "m", "training_dataset": "artifacts/a"}
+    rates = {
+        kind: parse_training_config({**spec, "tuner": {"kind": kind}}).resolved().hyperparameters.learning_rate
+        for kind in KINDS
+    }
+    assert (rates["lora"], rates["full"], rates["vera"]) == pytest.approx((2e-4, 1e-5, 4e-3))
+
+
+@pytest.mark.parametrize("facts", [{"tuner": "vera"}, {"peft_type": "VERA"}])
+def test_engines_are_not_asked_to_take_them(facts: dict[str, Any]) -> None:
+    model = PublishedModel("ft:a", "adapter", "acme", "a1", base_model="base")
+    with pytest.raises(FailedPrecondition, match=r"matrices of another kind \(vera\); plain LoRA alone"):
+        check_plain_lora(model, facts)
+    check_plain_lora(model, {"peft_type": "LORA"})
