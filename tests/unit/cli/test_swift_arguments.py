@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from martlet.trainer.v1.training_job_pb2 import TrainingSpec
 from martlet_cli import swift_arguments
 from martlet_cli.__main__ import build_parser, main
 from martlet_core.errors import InvalidArgument
+
+ROOT = Path(__file__).parents[3]
 
 
 def parse(*argv: str) -> argparse.Namespace:
@@ -77,6 +81,17 @@ def test_preferences(argv: list[str], recipe: str, options: dict[str, float] | N
     assert (found["recipe"], found.get("recipe_options")) == (recipe, options)
 
 
+def test_every_tuner_can_be_chosen() -> None:
+    """The trainer isn't installed here, so its table is read as text."""
+    source = (ROOT / "services/trainer/src/martlet_trainer/tuners/kinds.py").read_text()
+    (table,) = (
+        n.value for n in ast.parse(source).body if isinstance(n, ast.AnnAssign) and isinstance(n.value, ast.Dict)
+    )
+    assert tuple(ast.literal_eval(key) for key in table.keys if key is not None) == swift_arguments.TUNERS
+    found = request("--tuner_type", "vera", "--tuner_options", "r=64", "d_initial=0.2")["martlet"]
+    assert found["tuner"] == {"kind": "vera", "options": {"r": 64, "d_initial": 0.2}}
+
+
 @pytest.mark.parametrize("flag", ["--tuner_type", "--train_type", "--sft_type"])
 def test_three_generations_of_the_tuners_name(flag: str) -> None:
     assert request(flag, "full")["martlet"] == {"tuner": {"kind": "full"}}
@@ -115,6 +130,7 @@ def test_booleans_stand_alone_or_with_a_value(argv: list[str], value: bool) -> N
         (["--tuner_type", "full", "--quant_bits", "4"], "can't be trained in full"),
         (["--val_dataset", "v", "--split_dataset_ratio", "0.1"], "leave one out"),
         (["--recipe", "sft", "--rlhf_type", "dpo"], "contradicts --recipe sft"),
+        (["--tuner_options", "r"], "isn't NAME=VALUE"),
         (["--rlhf_type", "cpo", "--cpo_alpha", "1", "--rpo_alpha", "1"], "can't be used together with --rpo_alpha"),
     ],
 )

@@ -6,13 +6,17 @@ A name that isn't in the table is refused with the nearest ones; nothing is igno
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from martlet_core.errors import InvalidArgument
 
-TUNERS = ("lora", "qlora", "full")
+TUNERS = (
+    *("lora", "qlora", "full", "loha", "lokr", "boft", "oft", "hra", "vera", "randlora", "vblora", "fourierft", "miss"),
+    *("shira", "road", "delora", "ia3", "ln_tuning"),
+)
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 #: SWIFT's word for what happens to rows that are too long -> ours.
@@ -89,6 +93,9 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
         Argument("--modules_to_save", "tuner.modules_to_save", str, "modules trained in full beside", many=True),
         Argument("--use_rslora", "tuner.use_rslora", boolean, "scale by alpha / sqrt(rank)"),
         Argument("--use_dora", "tuner.use_dora", boolean, "magnitude and direction apart (DoRA)"),
+        Argument(
+            "--tuner_options", "", str, "what only the chosen tuner knows, such as r=16 n_frequency=500", many=True
+        ),
         Argument("--quant_method", "", str, "keep the frozen base quantized (QLoRA)", choices=("bnb",)),
         Argument("--quant_bits", "", int, "4 (nf4) or 8 (int8), with --quant_method bnb"),
     ),
@@ -202,6 +209,8 @@ def request(arguments: argparse.Namespace) -> dict[str, Any]:
             _put(extension, argument.target, value)
     _put_quantization(extension, arguments)
     _put_preferences(extension, arguments)
+    for option in arguments.tuner_options or ():
+        _put_tuner_option(extension, option)
     if arguments.strict is not None:
         _put(extension, "data.on_bad_rows", "FAIL" if arguments.strict else "SKIP")
     if arguments.truncation_strategy is not None:
@@ -254,6 +263,18 @@ def _put_preferences(extension: dict[str, Any], arguments: argparse.Namespace) -
         if arguments.rpo_alpha is not None:
             raise InvalidArgument.field("--cpo_alpha", "can't be used together with --rpo_alpha; give the recipe's own")
         _put(extension, f"{_OPTIONS}.sft_weight", arguments.cpo_alpha)
+
+
+def _put_tuner_option(extension: dict[str, Any], text: str) -> None:
+    """``NAME=VALUE``; a value is JSON where it is that, else text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise InvalidArgument.field("--tuner_options", f"{text!r} isn't NAME=VALUE, such as r=16")
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        parsed = value
+    _put(extension, f"tuner.options.{name}", parsed)
 
 
 def _put(target: dict[str, Any], path: str, value: Any) -> None:
