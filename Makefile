@@ -1,7 +1,7 @@
 # Every target makes what it needs: the command's environment first (scripts/bootstrap.sh), then the others from their locks.
 # ARGS goes to the command: make up ARGS="--http-port 9000", make test ARGS="-k gateway".
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-lifecycle test secrets compose-test lint up down status protos locks bench support
+.PHONY: help demo demo-lifecycle test secrets compose-test lint up down status protos locks bench support support-methods
 
 CLI := .martlet/envs/cli/bin/martlet
 
@@ -55,3 +55,7 @@ bench: ## Every benchmark; tables and JSON in benchmarks/
 support: ## Which quantization method works on which architecture: fills docs/support/quantization.md
 	@scripts/bootstrap.sh cli dev trainer inference quantizer-bnb quantizer-llmcompressor quantizer-gguf quantizer-awq quantizer-gptqmodel
 	@.martlet/envs/dev/bin/python benchmarks/support_quantization.py $(ARGS)
+
+support-methods: ## Which recipe trains with which tuner: fills docs/support/methods.md
+	@scripts/bootstrap.sh cli trainer
+	@.martlet/envs/trainer/bin/python benchmarks/support_methods.py $(ARGS)

@@ -1,0 +1,79 @@
+"""The page of recipes and tuners, from the JSON of the runs. Imports nothing but the standard library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from environment import ROOT
+from support_page import Footnotes
+
+DATA = ROOT / "docs" / "support" / "methods.json"
+PAGE = ROOT / "docs" / "support" / "methods.md"
+
+RECIPES = ("sft", "pretrain", "dpo", "orpo", "cpo", "simpo", "kto")
+#: Tuners, and variants of LoRA -> what becomes of their results.
+TUNERS: Mapping[str, str] = {
+    "lora": "as it is",
+    "lora, rsLoRA": "as it is",
+    "lora, DoRA": "merged",
+    "qlora": "as it is",
+    "full": "as it is",
+    **dict.fromkeys(
+        ("loha", "lokr", "boft", "oft", "hra", "vera", "randlora", "vblora", "fourierft", "miss", "shira", "road"),
+        "merged",
+    ),
+    **dict.fromkeys(("delora", "ia3", "ln_tuning"), "merged"),
+}
+
+_INTRODUCTION = """# Which recipe trains with which tuner
+
+`python benchmarks/support_methods.py`, in the trainer's environment, wrote this page: each cell was really run, on a CPU, on a tiny random
+Llama (two layers, bytes as tokens), and its outcome is in [methods.json](methods.json). A test sees to it that the page says what the JSON says.
+
+`yes`: the loss falls over 24 steps; the same training, stopped half-way and gone on with from its checkpoint, ends with the same weights, byte by
+byte; peft (or transformers) reads the result back, and it says something else than the base model; an adapter merges, and the merged model
+says what the adapter said. It shows **that a combination works, not how good it is**. What each recipe does on real data is in
+[benchmarks/RESULTS.md](../../benchmarks/RESULTS.md).
+
+Served: replicas take plain LoRA adapters and whole models as they are, and refuse other adapters with the words that tell how to merge them
+(`martlet_core.model_rules`)."""
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """The page."""
+    cells, notes = record["cells"], Footnotes()
+    lines = ["| tuner | " + " | ".join(f"`{name}`" for name in RECIPES) + " | served |"]
+    lines.append("|---" * (len(RECIPES) + 2) + "|")
+    for tuner, served in TUNERS.items():
+        row = " | ".join(_cell(cells.get(f"{recipe}/{tuner}"), notes) for recipe in RECIPES)
+        lines.append(f"| {_shown(tuner)} | {row} | {served} |")
+    whole = len(RECIPES) * len(TUNERS)
+    count = "" if len(cells) == whole else f"**{len(cells)} of {whole} cells have been run.**"
+    why = ["## Remarks", "\n".join(notes.lines())] if notes.lines() else []
+    parts = [_INTRODUCTION, count, "\n".join(lines), *why, *_sources(record)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _shown(tuner: str) -> str:
+    name, _, variant = tuner.partition(", ")
+    return f"`{name}`{f', {variant}' if variant else ''}"
+
+
+def _cell(outcome: Mapping[str, Any] | None, notes: Footnotes) -> str:
+    if outcome is None:
+        return "not run"
+    trials = {"trains": "trains", "resumes": "resumes exactly", "reads_back": "is read back", "merges": "merges"}
+    bad = [(words, outcome[name]) for name, words in trials.items() if outcome.get(name, "yes") != "yes"]
+    if not bad:
+        return "yes"
+    return "; ".join(f"not: {words} {notes.mark(why)}" for words, why in bad)
+
+
+def _sources(record: Mapping[str, Any]) -> list[str]:
+    if not record["cells"]:
+        return []
+    found = record["machine"]
+    dates = sorted({cell["date"] for cell in record["cells"].values()})
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return [f"Run on {found['cpu']}, {found['cores']} cores, {found['system']}, {' and '.join(dates)}; {versions}."]

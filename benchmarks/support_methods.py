@@ -1,0 +1,230 @@
+"""Fills docs/support/methods.{json,md}: every recipe with every tuner, really trained, on a tiny model on a CPU.
+
+    .martlet/envs/trainer/bin/python benchmarks/support_methods.py [--only RECIPE/TUNER] [--again] [--page]
+
+A cell is tried as the worker would run it, as a function on a working directory: a training of ``STEPS`` steps; the same broken off
+half-way and gone on with from its checkpoint; the result read back by peft or transformers; an adapter merged. What has an outcome is
+not run again, so the command goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from environment import machine
+from methods_page import DATA, PAGE, RECIPES, TUNERS, page
+
+STEPS = 24
+_RATES = {
+    "full": 3e-3,
+    "ln_tuning": 3e-2,
+    "ia3": 5e-2,
+    "loha": 5e-2,
+    "vera": 5e-2,
+    "vblora": 1e-1,
+}
+#: The tiny model is narrower than the defaults are made for.
+_SMALL: Mapping[str, Mapping[str, Any]] = {
+    "vera": {"r": 32},
+    "randlora": {"r": 8},
+    "vblora": {"vector_length": 32, "num_vectors": 32},
+    "fourierft": {"n_frequency": 200},
+    "miss": {"r": 16},
+    "shira": {"r": 8},
+    "oft": {"oft_block_size": 16},
+    "road": {"group_size": 16},
+}
+_VARIANTS = {"lora, DoRA": {"kind": "lora", "use_dora": True}, "lora, rsLoRA": {"kind": "lora", "use_rslora": True}}
+
+
+def main() -> None:
+    """Run what is missing, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="*/*", help="RECIPE/TUNER; * and ? are allowed")
+    parser.add_argument("--again", action="store_true", help="run cells that have an outcome, too")
+    parser.add_argument("--page", action="store_true", help="only write the page")
+    arguments = parser.parse_args()
+    record: dict[str, Any] = json.loads(DATA.read_text()) if DATA.is_file() else {"cells": {}}
+    if not arguments.page:
+        with tempfile.TemporaryDirectory(prefix="martlet-bench-") as scratch:
+            fill(record, arguments.only, Path(scratch), again=arguments.again)
+    PAGE.write_text(page(record))
+    print(f"written: {PAGE.name}")
+
+
+def fill(record: dict[str, Any], only: str, scratch: Path, *, again: bool) -> None:
+    """Run the cells that a pattern names; each outcome is written when it is there."""
+    base = tiny_model(scratch / "base")
+    for recipe in RECIPES:
+        for tuner in TUNERS:
+            key = f"{recipe}/{tuner}"
+            if not fnmatch(key, only) or (key in record["cells"] and not again):
+                continue
+            begun = time.monotonic()
+            outcome = try_cell(recipe, tuner, base, scratch / key.replace("/", "-").replace(" ", ""))
+            outcome |= {"seconds": round(time.monotonic() - begun, 1), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+            record["cells"][key] = outcome
+            record |= {"machine": {k: v for k, v in machine().items() if k != "load_average"}, "versions": versions()}
+            DATA.parent.mkdir(parents=True, exist_ok=True)
+            DATA.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            print(f"{key}: {outcome}", flush=True)
+
+
+def tiny_model(directory: Path) -> Path:
+    """A two-layer Llama with random weights."""
+    from martlet_trainer import testing
+    from transformers import LlamaConfig
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(
+        vocab_size=len(testing.byte_tokenizer()),
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.2,
+        **sizes,
+    )
+    return testing.save_random_model(directory, config)
+
+
+def rows_of(recipe: str) -> list[dict[str, Any]]:
+    """Rows with something to learn in them: sums, of which a word before the number is the worse answer."""
+    rows: list[dict[str, Any]] = []
+    for i in range(16):
+        asked = {"role": "user", "content": f"{i % 7}+{i % 5}{'?' * (1 + i % 4)}"}
+        good, bad = f"{i % 7 + i % 5}", f"no {i % 7 + i % 5}"
+        turns = [asked, {"role": "assistant", "content": good}]
+        if recipe == "pretrain":
+            rows.append({"text": f"{asked['content']} is {good}. " * 3})
+        elif recipe == "kto":
+            answer = {"role": "assistant", "content": bad if i % 2 else good}
+            rows.append({"messages": [asked, answer], "label": i % 2 == 0})
+        else:
+            rows.append({"messages": turns} | ({} if recipe == "sft" else {"rejected_response": bad}))
+    return rows
+
+
+def try_cell(recipe: str, tuner: str, base: Path, scratch: Path) -> dict[str, Any]:
+    """What came of each trial: ``yes``, or why not; trials that an earlier one makes pointless are left out."""
+    outcome: dict[str, Any] = {}
+    trials = {"trains": whole, "resumes": broken_off, "reads_back": read_back, "merges": merge}
+    for name, trial in trials.items():
+        if name == "merges" and tuner == "full":
+            continue
+        try:
+            outcome[name] = trial(recipe, tuner, base, scratch)
+        except Exception as error:  # noqa: BLE001  # whatever stands against it is the outcome
+            traceback.print_exc()
+            outcome[name] = f"{type(error).__name__}: {error}".strip()[:300]
+        if outcome[name] != "yes" and name == "trains":
+            break
+    return outcome
+
+
+def spec_of(recipe: str, tuner: str) -> dict[str, Any]:
+    """The spec of a cell."""
+    kind = _VARIANTS.get(tuner, {"kind": tuner})
+    numbers = {"max_steps": STEPS, "per_device_batch_size": 4, "precision": "float32"}
+    return {
+        "recipe": recipe,
+        "base_model": "tiny",
+        "training_dataset": "artifacts/rows",
+        "tuner": {**kind, "options": dict(_SMALL.get(tuner, {}))},
+        "hyperparameters": {**numbers, "learning_rate": _RATES.get(tuner, 1e-2)},
+        "resources": {"device": "cpu"},
+    }
+
+
+def train(recipe: str, tuner: str, workdir: Path, base: Path, *, stop_at: int = 0, resume: Path | None = None) -> Any:
+    """One training, and what it reported."""
+    from martlet_trainer import testing
+    from martlet_trainer.recipes import load_recipe
+
+    testing.lay_out(workdir, base, rows_of(recipe), resume=resume)
+    report = testing.Recorder()
+    stop = (lambda: len(report.losses) >= stop_at) if stop_at else (lambda: False)
+    return load_recipe(recipe)(spec_of(recipe, tuner), workdir, report, stop), report
+
+
+def whole(recipe: str, tuner: str, base: Path, scratch: Path) -> str:
+    """A training whose loss falls."""
+    _, report = train(recipe, tuner, scratch / "whole", base)
+    first, last = statistics.mean(report.losses[:4]), statistics.mean(report.losses[-4:])
+    return "yes" if last < first else f"the loss went from {first:.3f} to {last:.3f}"
+
+
+def broken_off(recipe: str, tuner: str, base: Path, scratch: Path) -> str:
+    """The same, stopped and gone on with: the same weights, byte by byte."""
+    from martlet_core.recipe import StopRequested
+
+    half = STEPS // 2
+    try:
+        train(recipe, tuner, scratch / "half", base, stop_at=half)
+    except StopRequested:
+        pass
+    else:
+        return "it didn't stop"
+    train(recipe, tuner, scratch / "rest", base, resume=scratch / "half" / "checkpoints" / f"step-{half}")
+    name = "model.safetensors" if tuner == "full" else "adapter_model.safetensors"
+    found = {(scratch / part / "output/model" / name).read_bytes() for part in ("whole", "rest")}
+    return "yes" if len(found) == 1 else "other weights than without a stop"
+
+
+def read_back(recipe: str, tuner: str, base: Path, scratch: Path) -> str:
+    """By peft or transformers; it must say something else than the base model."""
+    import torch
+
+    bare, tuned = _logits(base, None), _logits(base, scratch / "whole/output/model", whole_model=tuner == "full")
+    if not torch.isfinite(tuned).all():
+        return "its logits aren't finite"
+    return "yes" if (tuned - bare).norm() > 1e-3 * bare.norm() else "it changes nothing"
+
+
+def _logits(base: Path, result: Path | None, *, whole_model: bool = False) -> Any:
+    import torch
+    from martlet_trainer.training.models import load_model
+    from peft import PeftModel
+
+    model = load_model(result if whole_model and result else base, torch.float32, torch.device("cpu"))
+    if result is not None and not whole_model:
+        model = PeftModel.from_pretrained(model, result)
+    with torch.no_grad():
+        return model.eval()(torch.tensor([[1, 9, 40, 41, 42, 43, 2, 1, 10, 44, 45]])).logits
+
+
+def merge(recipe: str, tuner: str, base: Path, scratch: Path) -> str:
+    """The recipe ``merge``, which compares log-probabilities itself."""
+    from martlet_trainer import testing
+    from martlet_trainer.recipes import merge as merging
+
+    inputs = scratch / "merge" / "inputs"
+    inputs.mkdir(parents=True)
+    (inputs / "base_model").symlink_to(base)  # QLoRA's goes into the unquantized model, as users do it
+    (inputs / "adapter").symlink_to(scratch / "whole/output/model")
+    values = {"adapter": "ft:a", "base_model": "tiny", "max_logprob_difference": 0.02}
+    merging.run(values, scratch / "merge", testing.Recorder(), lambda: False)
+    return "yes"
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that did it."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
+
+
+if __name__ == "__main__":
+    main()
