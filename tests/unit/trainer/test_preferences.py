@@ -105,6 +105,24 @@ def test_it_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(make_workdir: M
         assert len({path.read_bytes() for path in paths}) == 1
 
 
+def test_two_processes_train_as_one_with_the_same_global_batch(make_workdir: MakeWorkdir) -> None:
+    """Each computes the reference of a part of the pairs, and learns the others'."""
+    rows, held_out = pairs(10), pairs(5, start=10)
+    numbers = {"max_steps": 4, "eval_steps": 2}
+    losses = {}
+    for count in (1, 2):
+        workdir = make_workdir(str(count), rows, validation=held_out)
+        _, report = train(
+            "dpo",
+            workdir,
+            validation_dataset="artifacts/b",
+            hyperparameters={**numbers, "per_device_batch_size": 4 // count},
+            resources={"device_count": count},
+        )
+        losses[count] = [*report.losses, report.steps[4]["valid_loss"], report.steps[4]["valid_reward_margin"]]
+    assert losses[1] == pytest.approx(losses[2], abs=1e-4)
+
+
 def test_full_training_has_a_reference_too(make_workdir: MakeWorkdir) -> None:
     workdir = make_workdir("a", pairs(16))
     numbers = {"max_steps": 10, "learning_rate": 1e-3}
