@@ -16,6 +16,10 @@ RECIPES = ("sft", "pretrain", "dpo", "orpo", "cpo", "simpo", "kto")
 TUNERS: Mapping[str, str] = {
     "lora": "as it is",
     "lora, rsLoRA": "as it is",
+    "lora, PiSSA": "as it is",
+    "lora, OLoRA": "as it is",
+    "lora, LoRA+": "as it is",
+    "lora, NEFTune": "as it is",
     "lora, DoRA": "merged",
     "qlora": "as it is",
     "full": "as it is",

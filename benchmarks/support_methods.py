@@ -27,6 +27,9 @@ from methods_page import DATA, PAGE, RECIPES, TUNERS, page
 STEPS = 24
 _RATES = {
     "full": 3e-3,
+    "lora, LoRA+": 3e-3,
+    "lora, PiSSA": 1e-3,
+    "lora, OLoRA": 1e-3,
     "ln_tuning": 3e-2,
     "ia3": 5e-2,
     "loha": 5e-2,
@@ -44,7 +47,18 @@ _SMALL: Mapping[str, Mapping[str, Any]] = {
     "oft": {"oft_block_size": 16},
     "road": {"group_size": 16},
 }
-_VARIANTS = {"lora, DoRA": {"kind": "lora", "use_dora": True}, "lora, rsLoRA": {"kind": "lora", "use_rslora": True}}
+_VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "lora, DoRA": {"kind": "lora", "use_dora": True},
+    "lora, rsLoRA": {"kind": "lora", "use_rslora": True},
+    "lora, PiSSA": {"kind": "lora", "init_weights": "pissa"},
+    "lora, OLoRA": {"kind": "lora", "init_weights": "olora"},
+    "lora, LoRA+": {"kind": "lora"},
+    "lora, NEFTune": {"kind": "lora"},
+}
+_NUMBERS: Mapping[str, Mapping[str, float]] = {
+    "lora, LoRA+": {"lora_plus_ratio": 4},
+    "lora, NEFTune": {"neftune_noise_alpha": 5},
+}
 
 
 def main() -> None:
@@ -137,7 +151,7 @@ def try_cell(recipe: str, tuner: str, base: Path, scratch: Path) -> dict[str, An
 def spec_of(recipe: str, tuner: str) -> dict[str, Any]:
     """The spec of a cell."""
     kind = _VARIANTS.get(tuner, {"kind": tuner})
-    numbers = {"max_steps": STEPS, "per_device_batch_size": 4, "precision": "float32"}
+    numbers = {"max_steps": STEPS, "per_device_batch_size": 4, "precision": "float32", **_NUMBERS.get(tuner, {})}
     return {
         "recipe": recipe,
         "base_model": "tiny",

@@ -117,3 +117,111 @@ def test_engines_are_not_asked_to_take_them(facts: dict[str, Any]) -> None:
     with pytest.raises(FailedPrecondition, match=r"matrices of another kind \(vera\); plain LoRA alone"):
         check_plain_lora(model, facts)
     check_plain_lora(model, {"peft_type": "LORA"})
+
+
+def train_lora(workdir: Path, stop: Any = lambda report: False, **changes: Any) -> tuple[Any, Recorder]:
+    report = Recorder()
+    spec = training_spec(tuner={"lora_rank": 4, **changes.pop("tuner", {})}, **changes)
+    return run(spec, workdir, report, lambda: stop(report)), report
+
+
+@pytest.mark.parametrize("rank_stabilized", [False, True])
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_inside_the_base_model_leaves_a_plain_adapter(
+    make_workdir: MakeWorkdir, start: str, rank_stabilized: bool
+) -> None:
+    """It begins as the base model, and what it wrote does on the untouched base model what was trained."""
+    rows, tuner = chat_rows(16), {"init_weights": start, "use_rslora": rank_stabilized}
+    numbers = {"max_steps": 12, "learning_rate": 1e-3, "eval_steps": 12}
+    held_out = {"validation_dataset": "artifacts/b"}
+    _, plain = train_lora(make_workdir("plain", rows, validation=rows[:4]), hyperparameters=numbers, **held_out)
+    workdir = make_workdir("a", rows, validation=rows[:4])
+    result, report = train_lora(workdir, tuner=tuner, hyperparameters=numbers, **held_out)
+    assert report.losses[0] == pytest.approx(plain.losses[0], abs=1e-3)
+    assert report.losses[1] != pytest.approx(plain.losses[1], abs=1e-3)
+    output = result.outputs["model"]
+    assert (output.metadata["tuner"], output.metadata["lora_rank"]) == ("lora", 8)
+    adapter = make_workdir("again", rows, validation=rows[:4], adapter=output.path)
+    numbers = {"max_steps": 1, "learning_rate": 1e-12}
+    _, after = train_lora_on(adapter, numbers)
+    assert after.steps[1]["valid_loss"] == pytest.approx(report.steps[12]["valid_loss"], abs=1e-3)
+
+
+def train_lora_on(workdir: Path, numbers: dict[str, Any]) -> tuple[Any, Recorder]:
+    """Go on from an adapter, whose shape is its own."""
+    report = Recorder()
+    spec = training_spec(hyperparameters=numbers, validation_dataset="artifacts/b", base_model="ft:a")
+    del spec["tuner"]
+    return run({**spec, "adapter_base_model": "tiny"}, workdir, report, lambda: False), report
+
+
+@pytest.mark.parametrize("start", ["gaussian", "orthogonal", "pissa", "olora"])
+def test_a_start_is_found_again_in_a_checkpoint(make_workdir: MakeWorkdir, start: str) -> None:
+    rows, changes = chat_rows(12), {"tuner": {"init_weights": start}, "hyperparameters": {"max_steps": 5}}
+    whole, _ = train_lora(make_workdir("whole", rows), **changes)
+    first = make_workdir("first", rows)
+    with pytest.raises(StopRequested):
+        train_lora(first, lambda report: len(report.losses) >= 3, **changes)
+    resume = first / "checkpoints" / "step-3"
+    resumed, _ = train_lora(make_workdir("second", rows, resume=resume), **changes)
+    weights = [result.outputs["model"].path / "adapter_model.safetensors" for result in (whole, resumed)]
+    assert len({path.read_bytes() for path in weights}) == 1
+
+
+def test_noise_is_on_training_batches_alone(make_workdir: MakeWorkdir) -> None:
+    """Rows of different lengths, end to end and packed; what is validated is the model itself."""
+    rows = chat_rows(12)
+    losses = {}
+    for name, alpha, packing in (("without", None, False), ("with", 5.0, False), ("packed", 5.0, True)):
+        numbers = {"max_steps": 2, "learning_rate": 1e-12, "eval_steps": 2}
+        numbers |= {} if alpha is None else {"neftune_noise_alpha": alpha}
+        workdir = make_workdir(name, rows, validation=rows[:4])
+        _, report = train_lora(
+            workdir,
+            hyperparameters=numbers,
+            validation_dataset="artifacts/b",
+            data={"packing": packing, "max_length": 256},
+        )
+        losses[name] = (report.losses, report.steps[2]["valid_loss"])
+    assert losses["with"][1] == pytest.approx(losses["without"][1], abs=1e-4)
+    assert losses["with"][0] != pytest.approx(losses["without"][0], abs=1e-3)
+    assert losses["packed"][1] == pytest.approx(losses["without"][1], abs=1e-4)
+
+
+def test_noise_is_as_wide_as_the_paper_says() -> None:
+    from martlet_trainer.training.neftune import _Noise
+
+    noise, module = _Noise(5.0), torch.nn.Embedding(2, 64)
+    noise.lengths = torch.tensor([[4, 4, 100]])
+    found = noise(module, None, torch.zeros(1, 3, 64))
+    assert found is not None
+    limits = 5.0 / (torch.tensor([4.0, 4.0, 100.0]) * 64).sqrt()
+    assert (found[0].abs().amax(-1) <= limits).all()
+    assert (found[0].abs().amax(-1) > 0.8 * limits).all()
+    assert noise(module.eval(), None, torch.zeros(1, 3, 64)) is None
+
+
+def test_b_learns_faster_than_a_with_lora_plus(make_workdir: MakeWorkdir) -> None:
+    from martlet_trainer.config import Hyperparameters
+    from martlet_trainer.training.optimizers import build_optimizer
+
+    layer = torch.nn.ModuleDict(
+        {"lora_A": torch.nn.Linear(4, 2, bias=False), "lora_B": torch.nn.Linear(2, 4, bias=False)}
+    )
+    numbers = Hyperparameters(learning_rate=1e-3, lora_plus_ratio=16.0)
+    rates = [group["lr"] for group in build_optimizer(layer, numbers).param_groups]
+    assert rates == pytest.approx([1e-3, 1.6e-2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tuner": {"kind": "qlora", "init_weights": "pissa"}}, "needs plain LoRA on unquantized weights"),
+        ({"tuner": {"init_weights": "olora", "use_dora": True}}, "needs plain LoRA on unquantized weights"),
+        ({"tuner": {"kind": "full"}, "hyperparameters": {"lora_plus_ratio": 4}}, r"lora_plus_ratio: is LoRA's"),
+        ({"tuner": {"init_weights": "pizza"}}, r"tuner\.init_weights"),
+    ],
+)
+def test_starts_that_cannot_be_are_refused_at_submission(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        parse_training_config({"base_model": "m", "training_dataset": "artifacts/a", **changes})

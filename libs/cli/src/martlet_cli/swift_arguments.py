@@ -17,6 +17,7 @@ TUNERS = (
     *("lora", "qlora", "full", "loha", "lokr", "boft", "oft", "hra", "vera", "randlora", "vblora", "fourierft", "miss"),
     *("shira", "road", "delora", "ia3", "ln_tuning"),
 )
+STARTS = ("default", "gaussian", "orthogonal", "pissa", "olora")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 #: SWIFT's word for what happens to rows that are too long -> ours.
@@ -96,6 +97,10 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
         Argument(
             "--tuner_options", "", str, "what only the chosen tuner knows, such as r=16 n_frequency=500", many=True
         ),
+        Argument("--init_weights", "tuner.init_weights", str, "start of LoRA's matrices", choices=STARTS),
+        Argument(
+            "--lorap_lr_ratio", f"{_NUMBERS}.lora_plus_ratio", float, "learning rate of LoRA's B beside A's (LoRA+)"
+        ),
         Argument("--quant_method", "", str, "keep the frozen base quantized (QLoRA)", choices=("bnb",)),
         Argument("--quant_bits", "", int, "4 (nf4) or 8 (int8), with --quant_method bnb"),
     ),
@@ -117,6 +122,7 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
         Argument("--optim", f"{_NUMBERS}.optimizer", str, "by its transformers name (default adamw_torch)"),
         Argument("--torch_dtype", f"{_NUMBERS}.precision", str, "default: what the device is fast at", choices=DTYPES),
         Argument("--gradient_checkpointing", f"{_NUMBERS}.gradient_checkpointing", boolean, "saves memory, costs time"),
+        Argument("--neftune_noise_alpha", f"{_NUMBERS}.neftune_noise_alpha", float, "noise on embeddings (NEFTune)"),
         Argument("--eval_steps", f"{_NUMBERS}.eval_steps", int, "steps between validations (default: each epoch)"),
         Argument(
             "--early_stopping_patience",

@@ -29,6 +29,9 @@ def require_shape(tuner: TunerConfig, adapter: str, shape: Mapping[str, Any]) ->
         InvalidArgument: with a violation for each field that contradicts.
     """
     violations = []
+    if tuner.init_weights != "default":
+        text = f"is how a new adapter starts, and {adapter} has been trained already; leave it out"
+        violations.append(FieldViolation("spec.tuner.init_weights", text))
     for field in SHAPE_FIELDS:
         if field not in tuner.model_fields_set or field not in shape:
             continue

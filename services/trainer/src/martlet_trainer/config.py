@@ -63,6 +63,7 @@ class TunerConfig(Config):
     use_dora: bool = False
     quantization: Literal["nf4", "int8"] = "nf4"
     options: dict[str, Any] = Field(default_factory=dict)
+    init_weights: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
 
     @property
     def facts(self) -> TunerKind:
@@ -97,6 +98,12 @@ class Hyperparameters(Config):
     optimizer: Optimizer = "adamw_torch"
     precision: Precision = "auto"
     gradient_checkpointing: bool | None = Field(default=None, description="Default: off on CPU, on on GPU.")
+    lora_plus_ratio: Annotated[Float, Ge(1), Le(1000)] | None = Field(
+        default=None, description="Learning rate of LoRA's B beside A's (LoRA+, arXiv 2402.12354). Default: the same."
+    )
+    neftune_noise_alpha: Annotated[Float, Gt(0), Le(1000)] | None = Field(
+        default=None, description="Noise on embeddings while training (NEFTune, arXiv 2310.05914). Default: none."
+    )
 
 
 class DataConfig(Config):

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from martlet_trainer.config import TrainingConfig
 
 #: Fields of ``TunerConfig`` that only LoRA has.
-_LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
+_LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_weights")
+#: Starts of LoRA that take a part out of the base model's weights.
+_SHIFTED = ("pissa", "olora")
 
 
 def combination_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
@@ -33,6 +35,9 @@ def _tuner_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
         for name in _chosen(tuner, *_LORA_FIELDS):
             text = f"is LoRA's, and tuner.kind is {tuner.kind}; its own are under tuner.options: {own}"
             yield FieldViolation(f"tuner.{name}", text)
+    if tuner.init_weights in _SHIFTED and (tuner.kind == "qlora" or tuner.use_dora):
+        text = f"is {tuner.init_weights}, which needs plain LoRA on unquantized weights; set tuner.kind to lora and use_dora to false"
+        yield FieldViolation("tuner.init_weights", text)
     if tuner.kind != "qlora" and _chosen(tuner, "quantization"):
         text = f"has no meaning with tuner.kind {tuner.kind}; leave it out, or set tuner.kind to qlora"
         yield FieldViolation("tuner.quantization", text)
@@ -48,6 +53,9 @@ def _number_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
     if numbers.learning_rate is not None and numbers.learning_rate_multiplier is not None:
         text = "can't be used together with learning_rate; give one of them"
         yield FieldViolation("hyperparameters.learning_rate_multiplier", text)
+    if numbers.lora_plus_ratio is not None and not config.tuner.facts.low_rank:
+        text = f"is LoRA's, and tuner.kind is {config.tuner.kind}; leave it out"
+        yield FieldViolation("hyperparameters.lora_plus_ratio", text)
     if numbers.learning_rate_schedule == "constant" and _chosen(numbers, "warmup_ratio") and numbers.warmup_ratio:
         text = "has no meaning with learning_rate_schedule constant; leave it out, or set that to constant_with_warmup"
         yield FieldViolation("hyperparameters.warmup_ratio", text)

@@ -108,6 +108,9 @@ def _check_storage(tuner: TunerConfig, found: Quantization) -> None:
     if tuner.kind == "qlora" and "quantization" in tuner.model_fields_set and tuner.quantization != found.scheme:
         text = f"is {tuner.quantization}, but the base model is stored as {found.scheme}; leave it out"
         raise InvalidArgument.field("spec.tuner.quantization", text)
+    if tuner.init_weights in ("pissa", "olora"):
+        text = f"is {tuner.init_weights}, which needs unquantized weights, but the base model is quantized by {found}; leave it out"
+        raise InvalidArgument.field("spec.tuner.init_weights", text)
     if tuner.use_dora and found.scheme == "int8":
         text = "doesn't work on an int8 base, as which the base model is stored; set it to false, or take an nf4 base"
         raise InvalidArgument.field("spec.tuner.use_dora", text)

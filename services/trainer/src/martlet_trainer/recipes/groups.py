@@ -13,6 +13,7 @@ from martlet_trainer.data.examples import EncodedGroup, rows_of
 from martlet_trainer.recipes.training import Lesson, MethodInputs
 from martlet_trainer.training.checkpoint import read_objective
 from martlet_trainer.training.computation import Computation, choose_computation
+from martlet_trainer.training.neftune import with_noise
 from martlet_trainer.training.preference import GroupLoss, answers_of, group_computation
 from martlet_trainer.tuners.fused_lora import fuse
 
@@ -32,8 +33,12 @@ def group_lesson(
             goes on has other weights by then.
     """
     model = inputs.tuner.model
-    rows = choose_computation(model, rows_of(inputs.examples), inputs.placement.device, packing=False)
+    alpha = inputs.config.hyperparameters.neftune_noise_alpha
+    rows = choose_computation(
+        model, rows_of(inputs.examples), inputs.placement.device, packing=False, noisy=alpha is not None
+    )
     fuse(model)
+    rows = with_noise(rows, model, alpha)
     computation = group_computation(rows, loss, measures)
     if not with_reference:
         return Lesson(computation, inputs.examples, inputs.validation, {})

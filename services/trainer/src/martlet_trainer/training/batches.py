@@ -22,6 +22,7 @@ class Batch:
         positions: where in the flattened (batch x length) outputs the targets are predicted. Shape (targets,).
         targets: token ids to predict there. Shape (targets,).
         row_of_target: which row each target is of, counted as the rows were given. Shape (targets,).
+        lengths: tokens of the row that each input token is of; a prefix counts as part of the shortest row. Shape as ``input_ids``.
         row_count: rows in the batch.
         token_count: tokens of the rows, each counted once, padding left out.
     """
@@ -30,6 +31,7 @@ class Batch:
     positions: torch.Tensor
     targets: torch.Tensor
     row_of_target: torch.Tensor
+    lengths: torch.Tensor
     row_count: int
     token_count: int
 
@@ -63,7 +65,11 @@ def collate_rows(rows: Sequence[EncodedRow], device: torch.device, share_prefix:
         "layout": RowLayout.of(lengths, shared, device),
         "use_cache": False,
     }
-    return _batch(inputs, positions, targets, rows, order, device)
+    whole = [length + shared for length in lengths]
+    by_token = np.concatenate(
+        [np.full(shared, whole[0]), *(np.full(n, w) for n, w in zip(lengths, whole, strict=True))]
+    )
+    return _batch(inputs, positions, targets, by_token[None], rows, order, device)
 
 
 def collate_padded(rows: Sequence[EncodedRow], device: torch.device) -> Batch:
@@ -71,22 +77,25 @@ def collate_padded(rows: Sequence[EncodedRow], device: torch.device) -> Batch:
     longest = max(len(row.input_ids) for row in rows) - 1
     ids = np.zeros((len(rows), longest), dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=np.int64)
+    by_token = np.ones((len(rows), longest), dtype=np.int64)
     positions, targets = [], []
     for index, row in enumerate(rows):
         length = len(row.input_ids) - 1
+        by_token[index] = length
         ids[index, :length] = row.input_ids[:-1]
         mask[index, :length] = 1
         predicted = np.flatnonzero(row.is_target[1:])
         positions.append(predicted + index * longest)
         targets.append(row.input_ids[predicted + 1])
     inputs = {"input_ids": _tensor(ids, device), "attention_mask": _tensor(mask, device), "use_cache": False}
-    return _batch(inputs, positions, targets, rows, range(len(rows)), device)
+    return _batch(inputs, positions, targets, by_token, rows, range(len(rows)), device)
 
 
 def _batch(
     inputs: dict[str, Any],
     positions: Sequence[np.ndarray],
     targets: Sequence[np.ndarray],
+    lengths: np.ndarray,
     rows: Sequence[EncodedRow],
     order: Sequence[int],
     device: torch.device,
@@ -96,6 +105,7 @@ def _batch(
         positions=_tensor(np.concatenate(positions), device),
         targets=_tensor(np.concatenate(targets), device),
         row_of_target=_tensor(np.repeat(np.asarray(order), [len(part) for part in targets]), device),
+        lengths=_tensor(lengths, device),
         row_count=len(rows),
         token_count=sum(len(row.input_ids) for row in rows),
     )

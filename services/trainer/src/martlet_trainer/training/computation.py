@@ -63,7 +63,9 @@ class Computation:
     measures: Sequence[str] = (ACCURACY,)
 
 
-def choose_computation(model: Any, rows: Sequence[EncodedRow], device: torch.device, packing: bool) -> Computation:
+def choose_computation(
+    model: Any, rows: Sequence[EncodedRow], device: torch.device, packing: bool, *, noisy: bool = False
+) -> Computation:
     """The computation without padding if it gives this model's own numbers, else the padded one.
 
     Args:
@@ -71,12 +73,13 @@ def choose_computation(model: Any, rows: Sequence[EncodedRow], device: torch.dev
         rows: training rows; a few of them are tried.
         device: where the model is.
         packing: whether rows must be able to share a sequence.
+        noisy: whether something random is done to each row's tokens, so that a common beginning must not be computed once.
 
     Raises:
         FailedPrecondition: packing is asked for, but the model's attention can't keep packed rows apart.
     """
     before = model.config._attn_implementation
-    collate = partial(collate_rows, share_prefix=not has_dropout(model))
+    collate = partial(collate_rows, share_prefix=not (noisy or has_dropout(model)))
     model.eval()
     try:
         head = _head_without_padding(model, rows, device, collate)

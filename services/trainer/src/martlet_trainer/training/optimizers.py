@@ -15,11 +15,20 @@ from martlet_trainer.config import Hyperparameters
 
 
 def build_optimizer(model: nn.Module, numbers: Hyperparameters) -> torch.optim.Optimizer:
-    """The optimizer over the model's trainable parameters; weight decay spares vectors (norms, biases)."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trainable if parameter.ndim >= 2], "weight_decay": numbers.weight_decay},
-        {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
+    """The optimizer over the model's trainable parameters; weight decay spares vectors (norms, biases).
+
+    With ``lora_plus_ratio``, LoRA's B matrices are a group of their own; the first group has the plain learning rate in any case.
+    """
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    ratio = numbers.lora_plus_ratio or 1.0
+    faster = [p for name, p in trainable if ratio != 1.0 and ("lora_B" in name or "lora_embedding_B" in name)]
+    ids = {id(parameter) for parameter in faster}
+    others = [parameter for _, parameter in trainable if id(parameter) not in ids]
+    rate = numbers.learning_rate or 0.0
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in others if parameter.ndim >= 2], "weight_decay": numbers.weight_decay},
+        {"params": [parameter for parameter in others if parameter.ndim < 2], "weight_decay": 0.0},
+        {"params": faster, "weight_decay": numbers.weight_decay, "lr": rate * ratio},
     ]
     groups = [group for group in groups if group["params"]]
     return _OPTIMIZERS[numbers.optimizer](groups, lr=numbers.learning_rate)

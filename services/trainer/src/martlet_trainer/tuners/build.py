@@ -8,6 +8,7 @@ from martlet_trainer.tuners.base import Tuner, TunerInputs
 from martlet_trainer.tuners.full import FullTuner
 from martlet_trainer.tuners.lora import LoraTuner
 from martlet_trainer.tuners.other_adapters import OtherAdapter
+from martlet_trainer.tuners.shifted_lora import ShiftedLoraTuner
 
 _OWN: Mapping[str, Callable[[TunerInputs], Tuner]] = {"lora": LoraTuner, "qlora": LoraTuner, "full": FullTuner}
 
@@ -19,4 +20,6 @@ def build_tuner(inputs: TunerInputs) -> Tuner:
         InvalidArgument: the model has no places for it.
         FailedPrecondition: what the training goes on from doesn't fit.
     """
+    if inputs.config.tuner.init_weights in ("pissa", "olora"):
+        return ShiftedLoraTuner(inputs)
     return _OWN.get(inputs.config.tuner.kind, OtherAdapter)(inputs)

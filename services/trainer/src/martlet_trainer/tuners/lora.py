@@ -42,17 +42,24 @@ class LoraTuner(PeftTuner):
             modules_to_save=list(tuner.modules_to_save) or None,
             use_rslora=tuner.use_rslora,
             use_dora=tuner.use_dora,
+            init_lora_weights=self._start(inputs),  # pyright: ignore[reportArgumentType]  # peft lists its values one by one
         )
+
+    def _start(self, inputs: TunerInputs) -> bool | str:
+        """How peft sets the matrices at the start."""
+        chosen = inputs.config.tuner.init_weights
+        return True if chosen == "default" else chosen
 
     def metadata(self) -> dict[str, Any]:
         """Base model, rank, scale and targets, for whoever serves the adapter."""
+        written = self._config_to_write()
         return {
             **super().metadata(),
             "tuner": "lora",
-            "lora_rank": self._config.r,
-            "lora_alpha": self._config.lora_alpha,
-            "use_dora": bool(self._config.use_dora),
-            "use_rslora": bool(self._config.use_rslora),
+            "lora_rank": written.r,
+            "lora_alpha": written.lora_alpha,
+            "use_dora": bool(written.use_dora),
+            "use_rslora": bool(written.use_rslora),
         }
 
 

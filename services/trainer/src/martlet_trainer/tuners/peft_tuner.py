@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,21 @@ class PeftTuner(ABC):
         """Write a peft directory: adapter_config.json and the weights as they are."""
         directory.mkdir(parents=True, exist_ok=True)
         weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
-        save_file(_apart(weights), directory / WEIGHTS_FILE, {"format": "pt"})
-        before = self._config.base_model_name_or_path, self._config.inference_mode
-        self._config.base_model_name_or_path, self._config.inference_mode = self._name, True
-        self._config.save_pretrained(str(directory))
-        self._config.base_model_name_or_path, self._config.inference_mode = before
+        save_file(_apart(self._to_write(weights)), directory / WEIGHTS_FILE, {"format": "pt"})
+        written = replace(self._config_to_write(), base_model_name_or_path=self._name, inference_mode=True)
+        written.save_pretrained(str(directory))
+
+    def _to_write(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """An adapter's weights as they are written."""
+        return weights
+
+    def _config_to_write(self) -> Any:
+        """The config of what is written."""
+        return self._config
+
+    def _as_trained(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights that were written, as the model has them; the inverse of ``_to_write``."""
+        return weights
 
     def load_weights(self, directory: Path) -> None:
         """Read the weights of a peft directory.
@@ -72,7 +83,7 @@ class PeftTuner(ABC):
             FailedPrecondition: they belong to another adapter.
         """
         try:
-            found = set_peft_model_state_dict(self.model, load_file(directory / WEIGHTS_FILE))
+            found = set_peft_model_state_dict(self.model, self._as_trained(load_file(directory / WEIGHTS_FILE)))
         except (OSError, RuntimeError) as error:
             raise FailedPrecondition(
                 f"the adapter's weights don't fit this job: {error}", reason="BAD_CHECKPOINT"

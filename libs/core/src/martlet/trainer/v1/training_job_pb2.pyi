@@ -105,7 +105,7 @@ class TrainingSpec(_message.Message):
     def __init__(self, base_model: _Optional[str] = ..., training_dataset: _Optional[str] = ..., validation_dataset: _Optional[str] = ..., recipe: _Optional[str] = ..., tuner: _Optional[_Union[TunerConfig, _Mapping]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., data: _Optional[_Union[DataConfig, _Mapping]] = ..., resources: _Optional[_Union[ResourceConfig, _Mapping]] = ..., checkpoints: _Optional[_Union[CheckpointConfig, _Mapping]] = ..., suffix: _Optional[str] = ..., recipe_options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class TunerConfig(_message.Message):
-    __slots__ = ("kind", "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "use_rslora", "use_dora", "quantization", "options")
+    __slots__ = ("kind", "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "use_rslora", "use_dora", "quantization", "options", "init_weights")
     KIND_FIELD_NUMBER: _ClassVar[int]
     LORA_RANK_FIELD_NUMBER: _ClassVar[int]
     LORA_ALPHA_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +116,7 @@ class TunerConfig(_message.Message):
     USE_DORA_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    INIT_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     lora_rank: int
     lora_alpha: float
@@ -126,10 +127,11 @@ class TunerConfig(_message.Message):
     use_dora: bool
     quantization: str
     options: _struct_pb2.Struct
-    def __init__(self, kind: _Optional[str] = ..., lora_rank: _Optional[int] = ..., lora_alpha: _Optional[float] = ..., lora_dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., modules_to_save: _Optional[_Iterable[str]] = ..., use_rslora: bool = ..., use_dora: bool = ..., quantization: _Optional[str] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    init_weights: str
+    def __init__(self, kind: _Optional[str] = ..., lora_rank: _Optional[int] = ..., lora_alpha: _Optional[float] = ..., lora_dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., modules_to_save: _Optional[_Iterable[str]] = ..., use_rslora: bool = ..., use_dora: bool = ..., quantization: _Optional[str] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., init_weights: _Optional[str] = ...) -> None: ...
 
 class Hyperparameters(_message.Message):
-    __slots__ = ("epoch_count", "max_steps", "per_device_batch_size", "gradient_accumulation_steps", "learning_rate", "learning_rate_multiplier", "learning_rate_schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "eval_steps", "early_stopping_patience", "optimizer", "precision", "gradient_checkpointing")
+    __slots__ = ("epoch_count", "max_steps", "per_device_batch_size", "gradient_accumulation_steps", "learning_rate", "learning_rate_multiplier", "learning_rate_schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "eval_steps", "early_stopping_patience", "optimizer", "precision", "gradient_checkpointing", "lora_plus_ratio", "neftune_noise_alpha")
     EPOCH_COUNT_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     PER_DEVICE_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +147,8 @@ class Hyperparameters(_message.Message):
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_CHECKPOINTING_FIELD_NUMBER: _ClassVar[int]
+    LORA_PLUS_RATIO_FIELD_NUMBER: _ClassVar[int]
+    NEFTUNE_NOISE_ALPHA_FIELD_NUMBER: _ClassVar[int]
     epoch_count: float
     max_steps: int
     per_device_batch_size: int
@@ -160,7 +164,9 @@ class Hyperparameters(_message.Message):
     optimizer: str
     precision: str
     gradient_checkpointing: bool
-    def __init__(self, epoch_count: _Optional[float] = ..., max_steps: _Optional[int] = ..., per_device_batch_size: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., learning_rate_multiplier: _Optional[float] = ..., learning_rate_schedule: _Optional[str] = ..., warmup_ratio: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., eval_steps: _Optional[int] = ..., early_stopping_patience: _Optional[int] = ..., optimizer: _Optional[str] = ..., precision: _Optional[str] = ..., gradient_checkpointing: bool = ...) -> None: ...
+    lora_plus_ratio: float
+    neftune_noise_alpha: float
+    def __init__(self, epoch_count: _Optional[float] = ..., max_steps: _Optional[int] = ..., per_device_batch_size: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., learning_rate_multiplier: _Optional[float] = ..., learning_rate_schedule: _Optional[str] = ..., warmup_ratio: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., eval_steps: _Optional[int] = ..., early_stopping_patience: _Optional[int] = ..., optimizer: _Optional[str] = ..., precision: _Optional[str] = ..., gradient_checkpointing: bool = ..., lora_plus_ratio: _Optional[float] = ..., neftune_noise_alpha: _Optional[float] = ...) -> None: ...
 
 class DataConfig(_message.Message):
     __slots__ = ("max_length", "packing", "on_bad_rows", "on_long_rows", "validation_split", "assistant_only_loss", "system")
