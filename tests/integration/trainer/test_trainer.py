@@ -47,8 +47,9 @@ def refusal(call: Callable[[], Any]) -> MartletError:
     return error_from_rpc(caught.value)
 
 
-CHECKPOINTS = training_job_pb2.CheckpointConfig(interval_steps=10)
-STEPS = 60
+CHECKPOINTS = training_job_pb2.CheckpointConfig(interval_steps=20)
+#: So many that a fast machine is not through before it is told to pause.
+STEPS = 240
 
 
 class Finished:

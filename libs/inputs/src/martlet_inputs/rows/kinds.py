@@ -50,6 +50,7 @@ class RowKind(Generic[T]):
         convert: reads a row of a format. Raises RowError.
         known_fields: fields that a format reads.
         texts: the texts of a row, of which tokens are made.
+        takes_all: fields that a format doesn't know are kept for whoever trains.
     """
 
     name: str
@@ -58,6 +59,7 @@ class RowKind(Generic[T]):
     convert: Callable[[Mapping[str, Any], str], T]
     known_fields: Callable[[str], Iterable[str]]
     texts: Callable[[T], Iterable[str]]
+    takes_all: bool = False
 
     def read(self, values: Mapping[str, Any], report: DataReport) -> T:
         """Read a row; its format, and fields that nobody reads, are noted in the report.
@@ -82,7 +84,7 @@ class RowKind(Generic[T]):
             )
         report.format = report.format or name
         content = self.convert(values, name)
-        known = set(self.known_fields(name))
+        known = set(self.known_fields(name)) if not self.takes_all else set(values)
         report.ignored_fields += [f for f in values if f not in known and f not in report.ignored_fields]
         return content
 

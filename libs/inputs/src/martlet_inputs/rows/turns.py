@@ -31,6 +31,25 @@ def check_conversation(messages: list[dict[str, Any]], field: str, values: Mappi
     return Conversation(tuple(checked), trained, tools)
 
 
+def check_prompt(messages: list[dict[str, Any]], field: str, values: Mapping[str, Any]) -> Conversation:
+    """Check turns that end with a question.
+
+    Raises:
+        RowError: naming the first thing at fault.
+    """
+    tools = _check_tools(values.get("tools"))
+    checked = [_check_turn(turn, f"{field}[{index}]") for index, turn in enumerate(messages)]
+    last = len(checked) - 1
+    if checked[last]["role"] not in ("user", "tool"):
+        raise RowError(
+            f"{field}[{last}].role",
+            f"is {checked[last]['role']!r}; the model answers the last turn, which must be the user's: put a known answer into `solution`",
+        )
+    if any(message["role"] == "system" for message in checked[1:]):
+        raise RowError(field, "has a system turn that isn't the first; only the first turn may be")
+    return Conversation(tuple(checked), (False,) * len(checked), tools)
+
+
 def _check_turn(turn: Mapping[str, Any], field: str) -> dict[str, Any]:
     role = turn.get("role")
     if role not in ROLES:

@@ -95,6 +95,31 @@ class RowEncoder:
             targets = np.ones_like(targets)
         return self._fit(ids, targets)
 
+    def encode_prompt(self, conversation: Conversation) -> np.ndarray:
+        """Tokens of a conversation that the model is to go on with. Shape (length,), int32.
+
+        Raises:
+            RowError: the template refuses the row, or it is longer than ``max_length``: a question that is cut is another question.
+        """
+        messages = list(conversation.messages)
+        if self._system is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self._system}, *messages]
+        if self._tokenizer.chat_template:
+            text, special = self._apply(messages, conversation.tools, add_generation_prompt=True), False
+        elif [message["role"] for message in messages] == ["user"]:
+            text, special = str(messages[0]["content"]), True
+        else:
+            raise RowError(
+                "", "the base model has no chat template; choose an instruct model, or write prompts as text"
+            )
+        encoded = self._tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
+        if not 0 < len(ids) <= self._max_length:
+            raise RowError(
+                "", f"has {len(ids)} tokens, more than data.max_length {self._max_length}; shorten it, or raise that"
+            )
+        return ids
+
     def encode_text(self, text: str) -> list[EncodedRow]:
         """Tokens of a plain text and of its end, every one a target, in pieces that overlap by a token: each is predicted once.
 

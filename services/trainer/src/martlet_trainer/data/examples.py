@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from martlet_inputs.rows.preferences import Feedback, Preference
+from martlet_inputs.rows.prompts import Prompt
 
 from martlet_trainer.data.encode import EncodedRow, RowEncoder
 
@@ -68,6 +70,44 @@ class EncodedGroup:
     @property
     def truncated(self) -> bool:
         return any(row.truncated for row in self.rows)
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A question as tokens.
+
+    Attributes:
+        input_ids: Shape (length,), int32.
+        columns: what rewards need to know of the row.
+    """
+
+    input_ids: np.ndarray
+    columns: Mapping[str, Any]
+
+    @property
+    def token_count(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def target_count(self) -> int:
+        return 0
+
+    @property
+    def weight(self) -> int:
+        return 1
+
+    @property
+    def truncated(self) -> bool:
+        return False
+
+
+def encode_question(encoder: RowEncoder) -> Encode:
+    """Questions, each an example."""
+
+    def encode(content: Prompt, format_name: str) -> Sequence[EncodedPrompt]:
+        return (EncodedPrompt(encoder.encode_prompt(content.conversation), content.columns),)
+
+    return encode
 
 
 def encode_conversation(encoder: RowEncoder) -> Encode:

@@ -13,6 +13,7 @@ from martlet_core.errors import InvalidArgument
 from martlet_core.recipe import RecipeResult, Report, ShouldStop
 from martlet_inputs.rows.kinds import CONVERSATIONS, RowKind
 from martlet_inputs.rows.preferences import FEEDBACK, PREFERENCES
+from martlet_inputs.rows.prompts import PROMPTS
 from martlet_inputs.rows.texts import TEXTS
 
 from martlet_trainer.recipes import options
@@ -56,6 +57,8 @@ RECIPES: Mapping[str, RecipeInfo] = {
     "orpo": RecipeInfo("martlet_trainer.recipes.orpo", options.OrpoOptions, PREFERENCES, _GENTLE),
     "cpo": RecipeInfo("martlet_trainer.recipes.cpo", options.CpoOptions, PREFERENCES, _GENTLE),
     "simpo": RecipeInfo("martlet_trainer.recipes.simpo", options.SimpoOptions, PREFERENCES, _GENTLE),
+    "grpo": RecipeInfo("martlet_trainer.recipes.grpo", options.GrpoOptions, PROMPTS, _GENTLE),
+    "rloo": RecipeInfo("martlet_trainer.recipes.rloo", options.RlooOptions, PROMPTS, _GENTLE),
     "kto": RecipeInfo("martlet_trainer.recipes.kto", options.KtoOptions, FEEDBACK, _GENTLE),
 }
 

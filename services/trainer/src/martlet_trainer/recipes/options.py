@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
-from martlet_core.config import Config, Float
-from pydantic import Field
+from martlet_core.config import Config, Float, Int
+from pydantic import Field, model_validator
 
 #: Width of the loss's slope, or weight of what it adds.
 _Positive = Annotated[Float, Gt(0), Le(1000)]
@@ -67,3 +68,59 @@ class KtoOptions(Config):
     beta: _Positive = Field(default=0.1, description="As of dpo.")
     desirable_weight: _Positive = Field(default=1.0, description="Weight of good answers.")
     undesirable_weight: _Positive = Field(default=1.0, description="Weight of bad answers.")
+
+
+class RewardOptions(Config):
+    """One reward of ``grpo`` or ``rloo``."""
+
+    name: Literal["accuracy", "format", "regex", "length"] = Field(
+        description="accuracy (against the row's `solution`), format (<think> and <answer>), regex, length."
+    )
+    weight: Annotated[Float, Ge(-1000), Le(1000)] = 1.0
+    pattern: str | None = Field(default=None, description="Of regex: what must be found in the answer.")
+    target: Annotated[Int, Ge(1), Le(1 << 20)] | None = Field(
+        default=None, description="Of length: tokens of an answer."
+    )
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> RewardOptions:
+        for name, field in (("regex", "pattern"), ("length", "target")):
+            if (getattr(self, field) is None) == (self.name == name):
+                raise ValueError(f"{field} belongs to {name}" if self.name != name else f"{name} needs {field}")
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"pattern is no regular expression: {error}") from error
+        return self
+
+
+class RolloutOptions(Config):
+    """What recipes share that learn from the model's own answers."""
+
+    rewards: tuple[RewardOptions, ...] = Field(
+        default=(RewardOptions(name="accuracy"),), min_length=1, description="Their weighted sum is the reward."
+    )
+    num_generations: Annotated[Int, Ge(2), Le(256)] = Field(default=8, description="Answers to each question.")
+    max_completion_length: Annotated[Int, Ge(1), Le(1 << 17)] = Field(default=256, description="Tokens of an answer.")
+    temperature: Annotated[Float, Gt(0), Le(10)] = 0.9
+    beta: _Weight = Field(default=0.0, description="Weight of the divergence from the base model (adapters only).")
+
+    @model_validator(mode="after")
+    def _each_reward_once(self) -> RolloutOptions:
+        names = [reward.name for reward in self.rewards]
+        if len(set(names)) < len(names):
+            raise ValueError("rewards: each may be given once; join patterns of regex with |")
+        return self
+
+
+class GrpoOptions(RolloutOptions):
+    """``grpo`` (arXiv 2402.03300)."""
+
+    scale_rewards: bool = Field(
+        default=True, description="Divide by the answers' spread; false is Dr. GRPO's (arXiv 2503.20783)."
+    )
+
+
+class RlooOptions(RolloutOptions):
+    """``rloo`` (arXiv 2402.14740)."""

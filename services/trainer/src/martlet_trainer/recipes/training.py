@@ -43,10 +43,12 @@ class MethodInputs:
     Attributes:
         config: the resolved config.
         tuner: the model and its trainable part.
+        tokenizer: the base model's.
         examples: training examples.
         validation: validation examples.
         placement: device and arithmetic.
         processes: this process among the training's.
+        started_from: ``adapter`` where the training goes on with one; else empty.
         resume: the checkpoint that the training goes on from; None for a fresh start.
         report: told about phases.
         check_stop: called now and then; raises StopRequested.
@@ -54,10 +56,12 @@ class MethodInputs:
 
     config: TrainingConfig
     tuner: Tuner
+    tokenizer: PreTrainedTokenizerBase
     examples: Sequence[Any]
     validation: Sequence[Any]
     placement: Placement
     processes: Processes
+    started_from: str
     resume: Path | None
     report: Report
     check_stop: Callable[[], None]
@@ -162,7 +166,19 @@ def train_by(
     report.partial_result({"resolved_config": shown(config)})
     processes = Processes(placement)
     lesson = method.prepare(
-        MethodInputs(config, tuner, examples, validation, placement, processes, resume, report, check_stop)
+        MethodInputs(
+            config=config,
+            tuner=tuner,
+            tokenizer=tokenizer,
+            examples=examples,
+            validation=validation,
+            placement=placement,
+            processes=processes,
+            started_from="adapter" if adapter is not None else "",
+            resume=resume,
+            report=report,
+            check_stop=check_stop,
+        )
     )
     plan = _plan(config, lesson.examples, processes.count)
     inputs = LoopInputs(

@@ -1,0 +1,55 @@
+"""What the recipes share that learn from rewards of the model's own answers."""
+
+from __future__ import annotations
+
+import numpy as np
+from martlet_core.errors import InvalidArgument
+
+from martlet_trainer.data.encode import EncodedRow
+from martlet_trainer.recipes.options import RolloutOptions
+from martlet_trainer.recipes.training import Lesson, MethodInputs
+from martlet_trainer.rewards import build, require_columns
+from martlet_trainer.training.computation import choose_computation
+from martlet_trainer.training.neftune import with_noise
+from martlet_trainer.training.rollouts import Advantages, Rollouts, rollout_computation
+from martlet_trainer.tuners.fused_lora import fuse
+
+
+def rollout_lesson(inputs: MethodInputs, options: RolloutOptions, advantages: Advantages) -> Lesson:
+    """A training on questions.
+
+    Raises:
+        InvalidArgument: rows lack what a reward needs, or there is nothing to measure a divergence from.
+    """
+    model = inputs.tuner.model
+    require_columns(options.rewards, [example.columns for example in [*inputs.examples, *inputs.validation]])
+    _check_reference(inputs, options)
+    attention = model.config._attn_implementation
+    probes = [EncodedRow(example.input_ids, np.ones(example.token_count, dtype=bool)) for example in inputs.examples]
+    alpha = inputs.config.hyperparameters.neftune_noise_alpha
+    computation = choose_computation(model, probes, inputs.placement.device, packing=False, noisy=alpha is not None)
+    fuse(model)
+    rollouts = Rollouts(
+        model=model,
+        tokenizer=inputs.tokenizer,
+        attention=attention,
+        rewards={reward.name: (reward.weight, build(reward)) for reward in options.rewards},
+        count=options.num_generations,
+        max_tokens=options.max_completion_length,
+        temperature=options.temperature,
+    )
+    computation = rollout_computation(with_noise(computation, model, alpha), rollouts, advantages, options.beta)
+    return Lesson(computation, inputs.examples, inputs.validation, {})
+
+
+def _check_reference(inputs: MethodInputs, options: RolloutOptions) -> None:
+    """The reference is the model without its adapter: that must be there, and be what the training starts from."""
+    if not options.beta:
+        return
+    tuner = inputs.config.tuner
+    if tuner.kind == "full" or tuner.init_weights in ("pissa", "olora") or "adapter" in inputs.started_from:
+        raise InvalidArgument.field(
+            "spec.recipe_options.beta",
+            "needs a new adapter that starts as the base model does, to measure from the model without it; set it to 0, tuner.kind to lora,"
+            " or tuner.init_weights to default",
+        )
