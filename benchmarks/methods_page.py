@@ -11,7 +11,7 @@ from support_page import Footnotes
 DATA = ROOT / "docs" / "support" / "methods.json"
 PAGE = ROOT / "docs" / "support" / "methods.md"
 
-RECIPES = ("sft", "pretrain", "dpo", "orpo", "cpo", "simpo", "kto")
+RECIPES = ("sft", "pretrain", "dpo", "orpo", "cpo", "simpo", "kto", "grpo", "rloo")
 #: Tuners, and variants of LoRA -> what becomes of their results.
 TUNERS: Mapping[str, str] = {
     "lora": "as it is",
@@ -35,9 +35,9 @@ _INTRODUCTION = """# Which recipe trains with which tuner
 `python benchmarks/support_methods.py`, in the trainer's environment, wrote this page: each cell was really run, on a CPU, on a tiny random
 Llama (two layers, bytes as tokens), and its outcome is in [methods.json](methods.json). A test sees to it that the page says what the JSON says.
 
-`yes`: the loss falls over 24 steps; the same training, stopped half-way and gone on with from its checkpoint, ends with the same weights, byte by
-byte; peft (or transformers) reads the result back, and it says something else than the base model; an adapter merges, and the merged model
-says what the adapter said. It shows **that a combination works, not how good it is**. What each recipe does on real data is in
+`yes`: the loss falls over 24 steps (with `grpo` and `rloo`: the reward rises); the same training, stopped half-way and gone on with from its
+checkpoint, ends with the same weights, byte by byte; peft (or transformers) reads the result back, and it says something else than the base
+model; an adapter merges, and the merged model says what the adapter said. It shows **that a combination works, not how good it is**. What each recipe does on real data is in
 [benchmarks/RESULTS.md](../../benchmarks/RESULTS.md).
 
 Served: replicas take plain LoRA adapters and whole models as they are, and refuse other adapters with the words that tell how to merge them

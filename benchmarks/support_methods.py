@@ -55,6 +55,13 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "lora, LoRA+": {"kind": "lora"},
     "lora, NEFTune": {"kind": "lora"},
 }
+#: A reward that a random model can find: a letter of the first half of the alphabet.
+_ROLLOUTS = {
+    "rewards": [{"name": "regex", "pattern": "[a-m]"}],
+    "num_generations": 6,
+    "max_completion_length": 6,
+    "temperature": 1.0,
+}
 _NUMBERS: Mapping[str, Mapping[str, float]] = {
     "lora, LoRA+": {"lora_plus_ratio": 4},
     "lora, NEFTune": {"neftune_noise_alpha": 5},
@@ -121,7 +128,9 @@ def rows_of(recipe: str) -> list[dict[str, Any]]:
         asked = {"role": "user", "content": f"{i % 7}+{i % 5}{'?' * (1 + i % 4)}"}
         good, bad = f"{i % 7 + i % 5}", f"no {i % 7 + i % 5}"
         turns = [asked, {"role": "assistant", "content": good}]
-        if recipe == "pretrain":
+        if recipe in ("grpo", "rloo"):
+            rows.append({"messages": [asked], "solution": good})
+        elif recipe == "pretrain":
             rows.append({"text": f"{asked['content']} is {good}. " * 3})
         elif recipe == "kto":
             answer = {"role": "assistant", "content": bad if i % 2 else good}
@@ -154,6 +163,7 @@ def spec_of(recipe: str, tuner: str) -> dict[str, Any]:
     numbers = {"max_steps": STEPS, "per_device_batch_size": 4, "precision": "float32", **_NUMBERS.get(tuner, {})}
     return {
         "recipe": recipe,
+        "recipe_options": dict(_ROLLOUTS) if recipe in ("grpo", "rloo") else {},
         "base_model": "tiny",
         "training_dataset": "artifacts/rows",
         "tuner": {**kind, "options": dict(_SMALL.get(tuner, {}))},
@@ -176,8 +186,11 @@ def train(recipe: str, tuner: str, workdir: Path, base: Path, *, stop_at: int = 
 def whole(recipe: str, tuner: str, base: Path, scratch: Path) -> str:
     """A training whose loss falls."""
     _, report = train(recipe, tuner, scratch / "whole", base)
-    first, last = statistics.mean(report.losses[:4]), statistics.mean(report.losses[-4:])
-    return "yes" if last < first else f"the loss went from {first:.3f} to {last:.3f}"
+    name = "reward" if recipe in ("grpo", "rloo") else "loss"
+    values = [report.steps[step][name] for step in sorted(report.steps)]
+    first, last = statistics.mean(values[:4]), statistics.mean(values[-4:])
+    better = last > first if name == "reward" else last < first
+    return "yes" if better else f"the {name} went from {first:.3f} to {last:.3f}"
 
 
 def broken_off(recipe: str, tuner: str, base: Path, scratch: Path) -> str:

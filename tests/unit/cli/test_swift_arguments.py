@@ -74,9 +74,25 @@ def test_a_swift_command_line() -> None:
         ),
         (["--rlhf_type", "kto", "--desirable_weight", "2"], "kto", {"desirable_weight": 2.0}),
         (["--rlhf_type", "orpo", "--recipe", "orpo"], "orpo", None),
+        (
+            [
+                "--rlhf_type",
+                "grpo",
+                "--reward_funcs",
+                "accuracy",
+                "length",
+                "--reward_weights",
+                "1",
+                "0.5",
+                "--reward_length",
+                "9",
+            ],
+            "grpo",
+            {"rewards": [{"name": "accuracy", "weight": 1.0}, {"name": "length", "weight": 0.5, "target": 9}]},
+        ),
     ],
 )
-def test_preferences(argv: list[str], recipe: str, options: dict[str, float] | None) -> None:
+def test_preferences(argv: list[str], recipe: str, options: dict[str, Any] | None) -> None:
     found = request(*argv)["martlet"]
     assert (found["recipe"], found.get("recipe_options")) == (recipe, options)
 
@@ -131,6 +147,8 @@ def test_booleans_stand_alone_or_with_a_value(argv: list[str], value: bool) -> N
         (["--val_dataset", "v", "--split_dataset_ratio", "0.1"], "leave one out"),
         (["--recipe", "sft", "--rlhf_type", "dpo"], "contradicts --recipe sft"),
         (["--tuner_options", "r"], "isn't NAME=VALUE"),
+        (["--reward_funcs", "format", "--reward_weights", "1", "2"], "has 2 values for 1"),
+        (["--reward_funcs", "format", "--reward_length", "9"], "add it to --reward_funcs"),
         (["--rlhf_type", "cpo", "--cpo_alpha", "1", "--rpo_alpha", "1"], "can't be used together with --rpo_alpha"),
     ],
 )

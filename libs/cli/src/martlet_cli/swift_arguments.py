@@ -22,7 +22,8 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 #: SWIFT's word for what happens to rows that are too long -> ours.
 LONG_ROWS = {"right": "TRUNCATE", "delete": "REFUSE"}
-PREFERENCES = ("dpo", "orpo", "cpo", "simpo", "kto")
+PREFERENCES = ("dpo", "orpo", "cpo", "simpo", "kto", "grpo", "rloo")
+REWARDS = ("accuracy", "format", "regex", "length")
 _NUMBERS = "hyperparameters"
 _OPTIONS = "recipe_options"
 
@@ -134,8 +135,19 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
         Argument("--seed", "", int, "random seed (default 42)"),
     ),
     "preferences": (
-        Argument("--rlhf_type", "", str, "learn from pairs of answers, or (kto) from verdicts", choices=PREFERENCES),
-        Argument("--beta", f"{_OPTIONS}.beta", float, "width of the loss's slope (default 0.1; simpo 2.0)"),
+        Argument(
+            "--rlhf_type",
+            "",
+            str,
+            "learn from pairs of answers, from verdicts (kto), or from rewards (grpo, rloo)",
+            choices=PREFERENCES,
+        ),
+        Argument(
+            "--beta",
+            f"{_OPTIONS}.beta",
+            float,
+            "width of the loss's slope (default 0.1; simpo 2.0; grpo, rloo: 0, no divergence)",
+        ),
         Argument(
             "--loss_type", f"{_OPTIONS}.loss", str, "of dpo (default sigmoid)", choices=("sigmoid", "hinge", "ipo")
         ),
@@ -154,6 +166,22 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
             "--desirable_weight", f"{_OPTIONS}.desirable_weight", float, "weight of kto's good answers (default 1)"
         ),
         Argument("--undesirable_weight", f"{_OPTIONS}.undesirable_weight", float, "weight of its bad ones (default 1)"),
+    ),
+    "rewards": (
+        Argument(
+            "--reward_funcs", "", str, "rewards of grpo and rloo by name (default accuracy)", many=True, choices=REWARDS
+        ),
+        Argument("--reward_weights", "", float, "their weights, in the same order (default 1 each)", many=True),
+        Argument("--reward_pattern", "", str, "what the reward regex looks for"),
+        Argument("--reward_length", "", int, "tokens that the reward length wants"),
+        Argument("--num_generations", f"{_OPTIONS}.num_generations", int, "answers to each question (default 8)"),
+        Argument(
+            "--max_completion_length", f"{_OPTIONS}.max_completion_length", int, "tokens of an answer (default 256)"
+        ),
+        Argument("--temperature", f"{_OPTIONS}.temperature", float, "of sampling answers (default 0.9)"),
+        Argument(
+            "--scale_rewards", f"{_OPTIONS}.scale_rewards", boolean, "divide by their spread, grpo (default true)"
+        ),
     ),
     "job": (
         Argument("--recipe", "recipe", str, "algorithm (default sft); pretrain for plain texts"),
@@ -192,7 +220,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _options(argument: Argument) -> dict[str, Any]:
     options: dict[str, Any] = {"help": argument.help, "type": argument.kind, "dest": argument.attribute}
     if argument.many:
-        return options | {"nargs": "+", "metavar": "VALUE"}
+        return options | {"nargs": "+", "metavar": "VALUE", "choices": argument.choices}
     if argument.kind is boolean:
         return options | {"nargs": "?", "const": True, "metavar": "true|false"}
     if argument.choices:
@@ -215,6 +243,7 @@ def request(arguments: argparse.Namespace) -> dict[str, Any]:
             _put(extension, argument.target, value)
     _put_quantization(extension, arguments)
     _put_preferences(extension, arguments)
+    _put_rewards(extension, arguments)
     for option in arguments.tuner_options or ():
         _put_tuner_option(extension, option)
     if arguments.strict is not None:
@@ -269,6 +298,26 @@ def _put_preferences(extension: dict[str, Any], arguments: argparse.Namespace) -
         if arguments.rpo_alpha is not None:
             raise InvalidArgument.field("--cpo_alpha", "can't be used together with --rpo_alpha; give the recipe's own")
         _put(extension, f"{_OPTIONS}.sft_weight", arguments.cpo_alpha)
+
+
+def _put_rewards(extension: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """SWIFT's lists of names and of weights are one list of rewards here."""
+    names, weights = arguments.reward_funcs or [], arguments.reward_weights or []
+    if weights and len(weights) != len(names):
+        raise InvalidArgument.field("--reward_weights", f"has {len(weights)} values for {len(names)} of --reward_funcs")
+    own = {"regex": ("--reward_pattern", "pattern"), "length": ("--reward_length", "target")}
+    for reward, (flag, _) in own.items():
+        if getattr(arguments, flag.removeprefix("--")) is not None and reward not in names:
+            raise InvalidArgument.field(flag, f"belongs to the reward {reward}; add it to --reward_funcs")
+    rewards = []
+    for index, name in enumerate(names):
+        reward = {"name": name} | ({"weight": weights[index]} if weights else {})
+        if name in own:
+            flag, field = own[name]
+            reward[field] = getattr(arguments, flag.removeprefix("--"))
+        rewards.append({key: value for key, value in reward.items() if value is not None})
+    if rewards:
+        _put(extension, f"{_OPTIONS}.rewards", rewards)
 
 
 def _put_tuner_option(extension: dict[str, Any], text: str) -> None:
