@@ -154,9 +154,9 @@ def _answer(
     model, training = rollouts.model, rollouts.model.training
     count = rollouts.count if training else 1
     longest = max(len(prompt.input_ids) for prompt in prompts)
-    pad = rollouts.tokenizer.pad_token_id
-    pad = rollouts.tokenizer.eos_token_id if pad is None else pad
-    ids = torch.full((len(prompts), longest), int(pad or 0), dtype=torch.long)
+    own: Any = rollouts.tokenizer.pad_token_id
+    pad: Any = rollouts.tokenizer.eos_token_id if own is None else own
+    ids = torch.full((len(prompts), longest), pad or 0, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for index, prompt in enumerate(prompts):
         ids[index, longest - len(prompt.input_ids) :] = torch.from_numpy(prompt.input_ids.astype(np.int64))
