@@ -48,8 +48,8 @@ class Submitting:
         (directory / "rows.jsonl").write_text("".join(rows))
         return f"artifacts/{self.artifacts.put_directory(directory, kind='dataset', tenant='acme').id}"
 
-    async def submit(self, base_model: str, dataset: str, **data: Any) -> None:
-        values = {"base_model": base_model, "training_dataset": dataset, "data": data}
+    async def submit(self, base_model: str, dataset: str, recipe: str = "sft", **data: Any) -> None:
+        values = {"base_model": base_model, "training_dataset": dataset, "recipe": recipe, "data": data}
         await self._submissions.check_training("acme", parse_training_config(values))
 
 
@@ -121,3 +121,22 @@ async def test_a_count_that_fails_leaves_the_judgement_to_the_worker(
     monkeypatch.setattr(row_lengths.subprocess, "run", gives_up)
     await submitting.submit(submitting.by_path, submitting.dataset(row(600)), on_long_rows="refuse")
     assert "the worker will judge" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "rows"),
+    [
+        ("grpo", [{"prompt": "x", "solution": 1}, {"prompt": "x" * 600, "solution": 1}]),
+        (
+            "dpo",
+            [{"prompt": "x", "chosen": "a", "rejected": "b"}, {"prompt": "x" * 600, "chosen": "a", "rejected": "b"}],
+        ),
+    ],
+)
+async def test_rows_of_every_kind_are_counted(submitting: Submitting, recipe: str, rows: list[Any]) -> None:
+    """A question is never cut, so it is counted without being asked; slow for the process that counts."""
+    dataset = submitting.dataset(*(json.dumps(values) + "\n" for values in rows))
+    data = {} if recipe == "grpo" else {"on_long_rows": "refuse"}
+    with pytest.raises(InvalidArgument, match=r"line 2.*more than data\.max_length 512"):
+        await submitting.submit(submitting.by_artifact, dataset, recipe, **data)

@@ -23,6 +23,7 @@ from martlet_core.errors import error_from_dict
 from martlet_inputs.base_models.catalog import Reference, find, is_prepared
 
 from martlet_trainer.config import TrainingConfig, resolve_max_length
+from martlet_trainer.recipes import RECIPES
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ class RowLengths:
             context = _context_length(base, files)
             # Where neither config nor catalogue says it, whoever loads the tokenizer finds it out.
             max_length = resolve_max_length(config.data.max_length, context) if context else 0
-            if files is not None and config.data.on_long_rows == "refuse" and longest_row_bytes >= max_length:
+            refuses = config.data.on_long_rows == "refuse" or not RECIPES[config.recipe].cuts
+            if files is not None and refuses and longest_row_bytes >= max_length:
                 self._count(config, files, Path(directory))
 
     def _files(self, base: Reference, target: Path) -> Path | None:

@@ -35,6 +35,7 @@ class RecipeInfo:
         learning_rates: default peak learning rate for LoRA (``adapter``) and for whole models (``full``), which take far smaller steps.
         packs: whether several rows may share a sequence.
         chooses_targets: whether ``data.assistant_only_loss`` has a meaning.
+        cuts: whether a row that is too long may be cut; where not, it is refused whatever ``data.on_long_rows`` says.
     """
 
     module: str
@@ -43,6 +44,7 @@ class RecipeInfo:
     learning_rates: Mapping[str, float]
     packs: bool = False
     chooses_targets: bool = False
+    cuts: bool = True
 
 
 _SUPERVISED = {"adapter": 2e-4, "full": 1e-5}
@@ -57,8 +59,8 @@ RECIPES: Mapping[str, RecipeInfo] = {
     "orpo": RecipeInfo("martlet_trainer.recipes.orpo", options.OrpoOptions, PREFERENCES, _GENTLE),
     "cpo": RecipeInfo("martlet_trainer.recipes.cpo", options.CpoOptions, PREFERENCES, _GENTLE),
     "simpo": RecipeInfo("martlet_trainer.recipes.simpo", options.SimpoOptions, PREFERENCES, _GENTLE),
-    "grpo": RecipeInfo("martlet_trainer.recipes.grpo", options.GrpoOptions, PROMPTS, _GENTLE),
-    "rloo": RecipeInfo("martlet_trainer.recipes.rloo", options.RlooOptions, PROMPTS, _GENTLE),
+    "grpo": RecipeInfo("martlet_trainer.recipes.grpo", options.GrpoOptions, PROMPTS, _GENTLE, cuts=False),
+    "rloo": RecipeInfo("martlet_trainer.recipes.rloo", options.RlooOptions, PROMPTS, _GENTLE, cuts=False),
     "kto": RecipeInfo("martlet_trainer.recipes.kto", options.KtoOptions, FEEDBACK, _GENTLE),
 }
 
