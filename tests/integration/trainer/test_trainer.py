@@ -23,6 +23,7 @@ from martlet.trainer.v1 import (
 )
 from martlet_core.artifacts.layout import ref_key
 from martlet_core.errors import MartletError
+from martlet_core.model_rules import check_plain_lora
 from martlet_core.rpc.client import call_metadata, error_from_rpc
 from martlet_core.testing.conformance import TRAINER_RULES, TrainerTarget, assert_rule
 
@@ -204,6 +205,64 @@ def test_merge_is_published_as_a_whole_model(trainer: Trainer, finished: Finishe
     model = trainer.stores.models.get(done.result.merged_model, tenant=TENANT)
     assert model.kind == "whole"
     assert (trainer.download(done.result.model_artifact) / "config.json").is_file()
+
+
+ASKED = {"role": "user", "content": "Which tree is it?"}
+GOOD, BAD = ({"role": "assistant", "content": text} for text in ("An oak.", "A goose."))
+OTHER_RECIPES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "dpo": ([{"messages": [ASKED, GOOD], "rejected_response": "A goose."}] * 8, {"beta": 0.2}),
+    "kto": ([{"messages": [ASKED, GOOD], "label": True}, {"messages": [ASKED, BAD], "label": False}] * 4, {}),
+    "grpo": (
+        [{"messages": [ASKED], "solution": "oak"}] * 8,
+        {"rewards": [{"name": "length", "target": 3}], "num_generations": 2, "max_completion_length": 4},
+    ),
+    "pretrain": ([{"text": "Oaks, elms and limes are trees."}] * 8, {}),
+}
+
+
+@pytest.mark.parametrize("recipe", OTHER_RECIPES)
+def test_every_kind_of_recipe_is_a_job_like_the_others(trainer: Trainer, recipe: str) -> None:
+    """Its rows are judged at submission, it ends, its metrics are its own, its adapter is published."""
+    rows, options = OTHER_RECIPES[recipe]
+    dataset = trainer.upload("".join(json.dumps(row) + "\n" for row in rows))
+    if recipe != "pretrain":  # which takes turns as well
+        refused = refusal(lambda: trainer.create(trainer.spec(dataset, recipe="sft" if recipe != "kto" else "dpo")))
+        assert refused.reason == "BAD_ROWS"
+    spec = trainer.spec(dataset, steps=2, recipe=recipe)
+    spec.recipe_options.update(options)
+    job = trainer.create(spec)
+    trainer.watch(job.name)
+    done = trainer.get(job.name)
+    assert done.state == job_pb2.JOB_STATE_SUCCEEDED, f"{done.error}{trainer.logs()}"
+    own = {"dpo": "train_reward_margin", "kto": "train_kl", "grpo": "train_reward_length", "pretrain": "train_loss"}
+    assert own[recipe] in done.result.metrics
+    assert done.result.training_data.rows_used == 8
+    assert trainer.stores.models.get(done.result.fine_tuned_model, tenant=TENANT).kind == "adapter"
+
+
+def test_an_adapter_of_another_kind_is_known_as_one_that_must_be_merged(trainer: Trainer, finished: Finished) -> None:
+    spec = trainer.spec(finished.dataset, steps=2)
+    spec.tuner.Clear()
+    spec.tuner.kind = "loha"
+    spec.tuner.options.update({"r": 4})
+    job = trainer.create(spec)
+    trainer.watch(job.name)
+    result = trainer.get(job.name).result
+    model = trainer.stores.models.get(result.fine_tuned_model, tenant=TENANT)
+    assert (model.kind, model.lora_rank, model.metadata["tuner"]) == ("adapter", 0, "loha")
+    with pytest.raises(MartletError, match=r"matrices of another kind \(loha\)"):
+        check_plain_lora(model, model.metadata)
+    merge = merge_job_pb2.MergeJob(spec=merge_job_pb2.MergeSpec(adapter=result.fine_tuned_model))
+    created = trainer.call(trainer.merging.CreateMergeJob, merge_service_pb2.CreateMergeJobRequest(merge_job=merge))
+    list(
+        trainer.merging.WatchMergeJob(
+            merge_service_pb2.WatchMergeJobRequest(name=created.name),
+            timeout=200,
+            metadata=call_metadata(tenant=TENANT),
+        )
+    )
+    done = trainer.call(trainer.merging.GetMergeJob, merge_service_pb2.GetMergeJobRequest(name=created.name))
+    assert done.state == job_pb2.JOB_STATE_SUCCEEDED, f"{done.error}"
 
 
 @pytest.mark.parametrize("name", ["job_succeeds", "merge_job_succeeds"])
