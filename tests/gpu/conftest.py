@@ -88,9 +88,11 @@ def base_model(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
 @pytest.fixture
 def train(machine: Machine, base_model: Callable[[str], Path], tmp_path: Path) -> Callable[..., Any]:
-    """Runs ``sft`` as a job would: ``train(size, rows, **spec)`` -> (result, report); ``resume`` and ``should_stop`` as the recipe has them."""
+    """Runs a recipe as a job would, ``sft`` unless the spec names another: ``train(size, rows, **spec)`` -> (result, report); ``resume``
+    and ``should_stop`` as the recipe has them.
+    """
     import torch
-    from martlet_trainer.recipes.sft import run
+    from martlet_trainer.recipes import load_recipe
     from martlet_trainer.testing import Recorder, lay_out, training_spec
 
     def go(
@@ -109,6 +111,6 @@ def train(machine: Machine, base_model: Callable[[str], Path], tmp_path: Path) -
         spec["resources"] = {**spec["resources"], "device": machine.device}
         workdir = lay_out(tmp_path / str(len(list(tmp_path.iterdir()))), base_model(size), rows, resume=resume)
         told = report or Recorder()
-        return run(spec, workdir, told, lambda: should_stop(told)), told
+        return load_recipe(spec.get("recipe", "sft"))(spec, workdir, told, lambda: should_stop(told)), told
 
     return go

@@ -102,6 +102,28 @@ def test_wrong_options_are_refused_at_submission(tuner: dict[str, Any], message:
         parse_training_config({"base_model": "m", "training_dataset": "artifacts/a", "tuner": tuner})
 
 
+@pytest.mark.parametrize(
+    ("tuner", "message"),
+    [
+        (
+            {"kind": "vblora", "options": {"vector_length": 24}},
+            r"tuner\.options: don't fit this model: .*vector_length",
+        ),
+        (
+            {"kind": "loha", "target_modules": ["query"]},
+            r"tuner\.target_modules: can't be adapted: .*Linear modules .*q_proj",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_model_is_said_at_its_field(
+    make_workdir: MakeWorkdir, tuner: dict[str, Any], message: str
+) -> None:
+    spec = training_spec()
+    spec["tuner"] = tuner
+    with pytest.raises(InvalidArgument, match=message):
+        run(spec, make_workdir("a", chat_rows(4)), Recorder(), lambda: False)
+
+
 def test_learning_rates_go_by_the_kind() -> None:
     spec = {"base_model": "m", "training_dataset": "artifacts/a"}
     rates = {

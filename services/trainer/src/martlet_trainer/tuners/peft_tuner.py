@@ -46,15 +46,7 @@ class PeftTuner(ABC):
         try:
             return get_peft_model(base, self._adapter_config(inputs))
         except ValueError as error:
-            linear = sorted(
-                {
-                    name.rsplit(".", 1)[-1]
-                    for name, module in base.named_modules()
-                    if isinstance(module, torch.nn.Linear)
-                }
-            )
-            description = f"can't be adapted: {error} Linear modules of this model: {', '.join(linear)}"
-            raise InvalidArgument.field("spec.tuner.target_modules", description) from error
+            raise _cannot_be_adapted(base, inputs, error) from error
 
     def save_weights(self, directory: Path) -> None:
         """Write a peft directory: adapter_config.json and the weights as they are."""
@@ -108,6 +100,17 @@ class PeftTuner(ABC):
             # Experts whose weights are one tensor (peft adapts them by default); not every engine takes such adapters.
             **({"target_parameters": sorted(experts)} if experts else {}),
         }
+
+
+def _cannot_be_adapted(base: Any, inputs: TunerInputs, error: ValueError) -> InvalidArgument:
+    """peft's words, at the field that they are about: its options, or the modules, of which those that there are are named."""
+    if inputs.config.tuner.options and "target" not in str(error).lower():
+        return InvalidArgument.field("spec.tuner.options", f"don't fit this model: {error}")
+    linear = sorted(
+        {name.rsplit(".", 1)[-1] for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
+    )
+    description = f"can't be adapted: {error} Linear modules of this model: {', '.join(linear)}"
+    return InvalidArgument.field("spec.tuner.target_modules", description)
 
 
 def _apart(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
