@@ -295,6 +295,7 @@ async def test_dpo_goes_to_the_recipe_of_that_name(gateway: Any, client: Any, to
     assert job.hyperparameters.model_dump(exclude_none=True) == {}
     assert job.method
     assert job.method.type == "dpo"
+    assert job.method.dpo.hyperparameters.beta == 0.2
 
 
 @pytest.mark.parametrize(

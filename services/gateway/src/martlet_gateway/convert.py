@@ -55,7 +55,7 @@ def to_job(job: training_job_pb2.TrainingJob, organization: str) -> dict[str, An
     numbers = _openai_numbers(job)
     dpo = spec.recipe == "dpo"
     if dpo:
-        numbers["beta"] = proto_json.to_json(spec.recipe_options).get("beta", "auto")
+        numbers["beta"] = dict(spec.recipe_options).get("beta", "auto")
     eta = job.progress.eta.ToNanoseconds() / 1e9 if job.progress.HasField("eta") and not final else None
     return {
         "id": job_id(job.name),
