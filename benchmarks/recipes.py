@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -30,7 +29,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "recipes.json"
 DATA = ROOT / ".martlet" / "examples" / "llamafactory"
 PACKAGE = "llamafactory==0.9.5"
 SHA256 = "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f"
-_LONGEST = 1200  # characters of a row
+_LONGEST = 2500  # characters of a row
+_FEWEST = 60  # rows: fewer held-out ones tell nothing
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def measure(recipe: str, steps: int) -> dict[str, Any]:
                 "recipe": recipe,
                 "base_model": MODEL,
                 "training_dataset": "artifacts/rows",
-                "validation_dataset": "artifacts/held-out",
+                "validation_dataset": "artifacts/heldout",
                 "tuner": {"lora_rank": 16},
                 "hyperparameters": {"max_steps": count, "per_device_batch_size": case.batch, "learning_rate": rate},
                 "data": {"max_length": 512},
@@ -133,7 +133,10 @@ def read(case: Case) -> list[Any]:
     path = DATA / case.file if case.file else HEADLINES / "train.jsonl"
     text = path.read_text(encoding="utf-8")
     rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
-    return [row for row in rows if len(json.dumps(row)) <= _LONGEST][: case.rows * 4 // 3]
+    short = [row for row in rows if len(json.dumps(row)) <= _LONGEST]
+    if len(short) < _FEWEST:
+        raise SystemExit(f"{case.file}: {len(short)} rows are short enough, fewer than {_FEWEST}")
+    return short[: case.rows * 4 // 3]
 
 
 def lay_out(workdir: Path, rows: list[Any], held_out: list[Any]) -> None:
@@ -182,4 +185,4 @@ def _versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
