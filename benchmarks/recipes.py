@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT, machine, write
+from environment import ROOT, machine, versions_in, write
 from headlines import DATA as HEADLINES
 from headlines import MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model, prepare_rows
 
@@ -81,7 +81,11 @@ def main() -> None:
     before = machine()
     for recipe in arguments.only:
         record["recipes"][recipe] = measure(recipe, arguments.steps)
-        record |= {"model": MODEL, "machine": before, "versions": _versions()}
+        record |= {
+            "model": MODEL,
+            "machine": before,
+            "versions": versions_in(TRAINER_PYTHON, ["torch", "transformers", "peft"]),
+        }
         write(RESULTS, record)
 
 
@@ -150,11 +154,11 @@ def lay_out(workdir: Path, rows: list[Any], held_out: list[Any]) -> None:
 
 def train(question: Mapping[str, Any]) -> dict[str, Any]:
     """One training, in the trainer's environment."""
-    from martlet_trainer.recipes import load_recipe
+    from martlet_trainer.recipes.training import run
     from martlet_trainer.testing import Recorder
 
     spec = question["spec"]
-    result = load_recipe(spec["recipe"])(spec, Path(question["workdir"]), Recorder(), lambda: False)
+    result = run(spec, Path(question["workdir"]), Recorder(), lambda: False)
     return {"metrics": result.values["metrics"], "train_seconds": result.values["train_seconds"]}
 
 
@@ -176,12 +180,6 @@ def fetch() -> None:
                 member = inside.extractfile(f"{archive.name.removesuffix('.tar.gz')}/data/{name}")
                 assert member is not None
                 (DATA / name).write_bytes(member.read())
-
-
-def _versions() -> dict[str, str]:
-    code = "import json, torch, transformers, peft; print(json.dumps({m.__name__: m.__version__ for m in (torch, transformers, peft)}))"
-    done = subprocess.run([str(TRAINER_PYTHON), "-c", code], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

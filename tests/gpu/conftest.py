@@ -92,7 +92,7 @@ def train(machine: Machine, base_model: Callable[[str], Path], tmp_path: Path) -
     and ``should_stop`` as the recipe has them.
     """
     import torch
-    from martlet_trainer.recipes import load_recipe
+    from martlet_trainer.recipes.training import run
     from martlet_trainer.testing import Recorder, lay_out, training_spec
 
     def go(
@@ -111,6 +111,6 @@ def train(machine: Machine, base_model: Callable[[str], Path], tmp_path: Path) -
         spec["resources"] = {**spec["resources"], "device": machine.device}
         workdir = lay_out(tmp_path / str(len(list(tmp_path.iterdir()))), base_model(size), rows, resume=resume)
         told = report or Recorder()
-        return load_recipe(spec.get("recipe", "sft"))(spec, workdir, told, lambda: should_stop(told)), told
+        return run(spec, workdir, told, lambda: should_stop(told)), told
 
     return go

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from martlet_trainer import testing
+from martlet_trainer import testing, testing_cases
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two busy cores: threads that spin only take time from one another
 
@@ -21,25 +21,9 @@ def tiny_tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
-def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama with grouped key heads, context 512."""
-    from transformers import LlamaConfig
-
-    config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,  # its embedding starts at zero, so it must be a token that no row has
-        initializer_range=0.2,
-    )
-    return testing.save_random_model(tmp_path_factory.mktemp("base"), config)
+    return testing_cases.save_tiny_llama(tmp_path_factory.mktemp("base"), intermediate_size=96)
 
 
 @pytest.fixture

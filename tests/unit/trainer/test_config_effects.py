@@ -19,7 +19,7 @@ from martlet_trainer.config import (
     parse_merge_config,
     parse_training_config,
 )
-from martlet_trainer.recipes.sft import run
+from martlet_trainer.recipes.training import run
 from martlet_trainer.testing import Recorder, lay_out
 from martlet_trainer.training.devices import place
 

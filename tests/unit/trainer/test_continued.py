@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from martlet_core.errors import FailedPrecondition, InvalidArgument
-from martlet_trainer.recipes.sft import run
+from martlet_trainer.recipes.training import run
 from martlet_trainer.testing import Recorder, chat_rows, training_spec
 
 MakeWorkdir = Callable[..., Path]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from martlet_core.recipe import StopRequested
 from martlet_trainer.data.encode import EncodedRow
-from martlet_trainer.recipes.sft import run
+from martlet_trainer.recipes.training import run
 from martlet_trainer.testing import Recorder, byte_tokenizer, chat_rows, lay_out, save_random_model, training_spec
 from martlet_trainer.training.batches import collate_padded
 from martlet_trainer.training.computation import Computation, choose_computation, has_dropout

@@ -275,6 +275,22 @@ def test_checkpoints_of_adapters_are_named_and_those_of_whole_models_are_not(kit
     assert (going_on.base_model, going_on.lora_rank) == (BASE, 16)
 
 
+@pytest.mark.parametrize(
+    ("tuner", "rank", "metadata"),
+    [
+        ({"lora_rank": 4, "init_weights": "pissa"}, 8, {}),  # it is written with both ends of the way
+        ({"lora_rank": 4, "init_weights": "gaussian"}, 4, {}),
+        ({"kind": "vera"}, 0, {"tuner": "vera"}),
+    ],
+)
+def test_a_checkpoint_has_the_rank_that_is_written(
+    kit: Kit, tuner: dict[str, Any], rank: int, metadata: dict[str, str]
+) -> None:
+    model = kit.training.checkpoint_model(kit.job(tuner=tuner), {"step": 7, "artifact_id": "thecheckpoint"})
+    assert model is not None
+    assert (model.lora_rank, model.metadata) == (rank, metadata)
+
+
 def test_a_checkpoint_of_more_than_plain_lora_says_so_before_an_engine_downloads_it(kit: Kit) -> None:
     checkpoint = {"step": 7, "artifact_id": "thecheckpoint"}
     tuner = {"use_dora": True, "modules_to_save": ["lm_head"]}

@@ -11,7 +11,7 @@ import torch
 from martlet_core.errors import InvalidArgument
 from martlet_core.recipe import StopRequested
 from martlet_trainer.config import Optimizer, parse_training_config
-from martlet_trainer.recipes.sft import run
+from martlet_trainer.recipes.training import run
 from martlet_trainer.testing import Recorder, chat_rows, training_spec
 from martlet_trainer.training.checkpoint import STATE_DIR
 from safetensors.torch import load_file

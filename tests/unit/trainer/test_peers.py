@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from martlet_core.errors import MartletError
 from martlet_core.recipe import RecipeResult, StopRequested
-from martlet_trainer.recipes import sft
+from martlet_trainer.recipes import training
 from martlet_trainer.training import launch
 from martlet_trainer.training.launch import Peers
 
@@ -44,7 +44,7 @@ def train_on_two(kit: SimpleNamespace, port: int, workdirs: list[Path], reports:
         peers = Peers(node, 2, "127.0.0.1", port)
         try:
             return launch.run_processes(
-                "martlet_trainer.recipes.sft:train", spec, workdirs[node], 1, reports[node], stop[node], peers
+                "martlet_trainer.recipes.training:train", spec, workdirs[node], 1, reports[node], stop[node], peers
             )
         except (MartletError, StopRequested) as error:
             return error
@@ -57,7 +57,7 @@ def test_two_machines_train_as_one_and_resume(kit: SimpleNamespace, make_workdir
     """Stopped on the way, at the first machine alone, which also has written the checkpoint; every machine resumes from it."""
     rows = kit.chat_rows(16)
     one = kit.Recorder()
-    sft.run(kit.spec(hyperparameters=NUMBERS), make_workdir("one", rows), one, never)
+    training.run(kit.spec(hyperparameters=NUMBERS), make_workdir("one", rows), one, never)
 
     first, silent = kit.Recorder(), kit.Recorder()
     workdirs = [make_workdir(name, rows) for name in ("a0", "a1")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,8 +17,10 @@ from martlet_inputs.rows.preferences import FEEDBACK, PREFERENCES
 from martlet_inputs.rows.report import DataReport
 from martlet_trainer import testing
 from martlet_trainer.config import parse_training_config
-from martlet_trainer.recipes import RECIPES, load_recipe
+from martlet_trainer.recipes import RECIPES
+from martlet_trainer.recipes.training import run
 from martlet_trainer.testing import Recorder, training_spec
+from martlet_trainer.testing_cases import recipe_rows
 from martlet_trainer.training.loss import LossHead, plain_log_probs
 from martlet_trainer.training.preference import Answers, ahead
 
@@ -30,43 +31,23 @@ GOOD, BAD = ({"role": "assistant", "content": text} for text in ("2", "3"))
 
 
 def pairs(count: int, start: int = 0) -> list[dict[str, Any]]:
-    """Of sums: a number is preferred to a word before it."""
-    return [
-        {
-            "messages": [
-                {"role": "user", "content": f"{i % 7}+{i % 5}{'?' * (1 + i % 4)}"},
-                {"role": "assistant", "content": f"{i % 7 + i % 5}"},
-            ],
-            "rejected_response": f"no {i % 7 + i % 5}",
-        }
-        for i in range(start, start + count)
-    ]
+    return recipe_rows("dpo", count, start)
 
 
-def verdicts(count: int, start: int = 0) -> list[dict[str, Any]]:
-    """The same as single answers, every other one wrong."""
-    rows = []
-    for i, pair in enumerate(pairs(count, start)):
-        asked, answered = pair["messages"]
-        wrong = {**answered, "content": pair["rejected_response"]}
-        rows.append({"messages": [asked, wrong if i % 2 else answered], "label": i % 2 == 0})
-    return rows
-
-
-def rows_for(recipe: str, count: int, start: int = 0) -> list[dict[str, Any]]:
-    return verdicts(count, start) if recipe == "kto" else pairs(count, start)
+def verdicts(count: int) -> list[dict[str, Any]]:
+    return recipe_rows("kto", count)
 
 
 def train(recipe: str, workdir: Path, stop: Any = lambda: False, **changes: Any) -> tuple[Any, Recorder]:
     report = Recorder()
     numbers = {"max_steps": 30, "per_device_batch_size": 4, "learning_rate": 1e-2, **changes.pop("hyperparameters", {})}
     spec = training_spec(recipe=recipe, hyperparameters=numbers, **changes)
-    return load_recipe(recipe)(spec, workdir, report, stop), report
+    return run(spec, workdir, report, stop), report
 
 
 @pytest.mark.parametrize("recipe", [*PAIRED, "kto"])
 def test_the_better_answer_gains_on_held_out_rows(make_workdir: MakeWorkdir, recipe: str) -> None:
-    workdir = make_workdir("a", rows_for(recipe, 35), validation=rows_for(recipe, 12, start=35))
+    workdir = make_workdir("a", recipe_rows(recipe, 35), validation=recipe_rows(recipe, 12, start=35))
     result, report = train(recipe, workdir, validation_dataset="artifacts/b", hyperparameters={"eval_steps": 10})
     metrics = result.values["metrics"]
     assert metrics["valid_reward_accuracy"] > 0.9
@@ -82,21 +63,21 @@ def test_the_better_answer_gains_on_held_out_rows(make_workdir: MakeWorkdir, rec
 
 @pytest.mark.parametrize("recipe", ["dpo", "kto"])
 def test_training_starts_from_where_the_reference_is(make_workdir: MakeWorkdir, recipe: str) -> None:
-    _, report = train(recipe, make_workdir("a", rows_for(recipe, 8)), hyperparameters={"max_steps": 1})
+    _, report = train(recipe, make_workdir("a", recipe_rows(recipe, 8)), hyperparameters={"max_steps": 1})
     assert report.losses[0] == pytest.approx(math.log(2) if recipe == "dpo" else 0.5, abs=1e-4)
 
 
 @pytest.mark.parametrize("recipe", [*PAIRED, "kto"])
 def test_it_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(make_workdir: MakeWorkdir, recipe: str) -> None:
     """The reference is the model that training began with, not the one it goes on with."""
-    rows = rows_for(recipe, 16)
+    rows = recipe_rows(recipe, 16)
     numbers = {"max_steps": 6}
     whole, _ = train(recipe, make_workdir("whole", rows), hyperparameters=numbers)
     first = make_workdir("first", rows)
     report = Recorder()
     spec = training_spec(recipe=recipe, hyperparameters={**numbers, "per_device_batch_size": 4, "learning_rate": 1e-2})
     with pytest.raises(StopRequested):
-        load_recipe(recipe)(spec, first, report, lambda: len(report.losses) >= 3)
+        run(spec, first, report, lambda: len(report.losses) >= 3)
     checkpoint = first / "checkpoints" / "step-3"
     resumed, after = train(recipe, make_workdir("second", rows, resume=checkpoint), hyperparameters=numbers)
     assert "computing the reference" not in after.phases
@@ -303,12 +284,6 @@ def test_texts_that_must_not_be_cut_are_refused(make_workdir: MakeWorkdir) -> No
     data = {"max_length": 64, "on_long_rows": "refuse"}
     with pytest.raises(InvalidArgument, match=r"or set data\.on_long_rows to truncate, which trains on it in pieces"):
         train("pretrain", make_workdir("a", rows), data=data)
-
-
-def test_examples_are_json(tmp_path: Path) -> None:
-    """Rows of the tests are those of a user: they survive a file."""
-    path = testing.write_jsonl(tmp_path / "rows.jsonl", [*pairs(2), *verdicts(2)])
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [*pairs(2), *verdicts(2)]
 
 
 def test_groups_know_their_tokens() -> None:

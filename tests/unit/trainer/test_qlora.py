@@ -12,13 +12,13 @@ import pytest
 import torch
 from martlet_core.errors import FailedPrecondition, InvalidArgument
 from martlet_core.recipe import StopRequested
-from martlet_trainer import testing
+from martlet_trainer import testing, testing_cases
 from martlet_trainer.recipes import merge
-from martlet_trainer.recipes.sft import run
+from martlet_trainer.recipes.training import run
 from martlet_trainer.testing import Recorder, chat_rows, training_spec
 from martlet_trainer.training.models import dequantize, load_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Qwen3MoeConfig
 
 MakeWorkdir = Callable[..., Path]
 MADE = ["nf4", "int8"]
@@ -46,21 +46,7 @@ def plain_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama whose layers are whole numbers of bitsandbytes' blocks wide, as those of real models are: only then are weights
     packed for inference.
     """
-    config = LlamaConfig(
-        vocab_size=len(testing.byte_tokenizer()),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        initializer_range=0.2,
-    )
-    return testing.save_random_model(tmp_path_factory.mktemp("plain"), config, dtype="bfloat16")
+    return testing_cases.save_tiny_llama(tmp_path_factory.mktemp("plain"), dtype="bfloat16")
 
 
 @pytest.fixture(scope="module")

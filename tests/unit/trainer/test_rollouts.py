@@ -15,37 +15,28 @@ from martlet_inputs.rows.formats import RowError
 from martlet_inputs.rows.prompts import PROMPTS
 from martlet_inputs.rows.report import DataReport
 from martlet_trainer.config import parse_training_config
-from martlet_trainer.recipes import load_recipe
 from martlet_trainer.recipes.options import RewardOptions
+from martlet_trainer.recipes.training import run
 from martlet_trainer.rewards import Answer, build
 from martlet_trainer.testing import Recorder, training_spec
+from martlet_trainer.testing_cases import ROLLOUT_OPTIONS, recipe_rows
 from martlet_trainer.training.rollouts import group_relative, leave_one_out
 
 MakeWorkdir = Callable[..., Path]
 RECIPES = ["grpo", "rloo"]
-#: A reward that a random model can find: an answer with a letter of the first half of the alphabet.
-REWARD = {"name": "regex", "pattern": "[a-m]"}
+(REWARD,) = ROLLOUT_OPTIONS["rewards"]
 
 
 def questions(count: int, start: int = 0) -> list[dict[str, Any]]:
-    return [
-        {"messages": [{"role": "user", "content": f"{i % 7}+{i % 5}?"}], "solution": i % 7 + i % 5}
-        for i in range(start, start + count)
-    ]
+    return recipe_rows("grpo", count, start)
 
 
 def train(recipe: str, workdir: Path, stop: Any = lambda report: False, **changes: Any) -> tuple[Any, Recorder]:
     report = Recorder()
     numbers = {"max_steps": 20, "per_device_batch_size": 4, "learning_rate": 1e-2, **changes.pop("hyperparameters", {})}
-    options = {
-        "rewards": [REWARD],
-        "num_generations": 6,
-        "max_completion_length": 6,
-        "temperature": 1.0,
-        **changes.pop("recipe_options", {}),
-    }
+    options = {**ROLLOUT_OPTIONS, **changes.pop("recipe_options", {})}
     spec = training_spec(recipe=recipe, hyperparameters=numbers, recipe_options=options, **changes)
-    return load_recipe(recipe)(spec, workdir, report, lambda: stop(report)), report
+    return run(spec, workdir, report, lambda: stop(report)), report
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

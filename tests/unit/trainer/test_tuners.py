@@ -14,36 +14,25 @@ from martlet_core.model_rules import check_plain_lora
 from martlet_core.recipe import StopRequested
 from martlet_trainer.config import parse_training_config
 from martlet_trainer.recipes import merge
-from martlet_trainer.recipes.sft import run
+from martlet_trainer.recipes.training import run
 from martlet_trainer.testing import Recorder, chat_rows, training_spec
+from martlet_trainer.testing_cases import SMALL_OPTIONS, SMALL_RATES
 from martlet_trainer.training.models import load_model
 from martlet_trainer.tuners.kinds import KINDS
 from peft import PeftModel
 
 MakeWorkdir = Callable[..., Path]
 ADAPTERS = [name for name, kind in KINDS.items() if kind.peft_config]
-#: The tiny model is narrower than the defaults are made for.
-SMALL = {
-    "vera": {"r": 32},
-    "randlora": {"r": 8},
-    "vblora": {"vector_length": 32, "num_vectors": 32},
-    "fourierft": {"n_frequency": 200},
-    "miss": {"r": 16},
-    "shira": {"r": 8},
-    "boft": {"boft_block_size": 4},
-    "oft": {"oft_block_size": 16},
-    "road": {"group_size": 16},
-}
 CPU = torch.device("cpu")
 
 
 def train(kind: str, workdir: Path, stop: Any = lambda report: False, **numbers: Any) -> tuple[Any, Recorder]:
     report = Recorder()
-    rate = {"ln_tuning": 3e-2, "ia3": 5e-2, "loha": 5e-2, "vera": 5e-2, "vblora": 1e-1}.get(kind, 1e-2)
+    rate = SMALL_RATES.get(kind, 1e-2)
     spec = training_spec(
         hyperparameters={"max_steps": 30, "learning_rate": rate, **numbers},
     )
-    spec["tuner"] = {"kind": kind, "options": SMALL.get(kind, {})}
+    spec["tuner"] = {"kind": kind, "options": SMALL_OPTIONS.get(kind, {})}
     return run(spec, workdir, report, lambda: stop(report)), report
 
 
@@ -223,7 +212,7 @@ def test_noise_is_as_wide_as_the_paper_says() -> None:
     assert noise(module.eval(), None, torch.zeros(1, 3, 64)) is None
 
 
-def test_b_learns_faster_than_a_with_lora_plus(make_workdir: MakeWorkdir) -> None:
+def test_b_learns_faster_than_a_with_lora_plus() -> None:
     from martlet_trainer.config import Hyperparameters
     from martlet_trainer.training.optimizers import build_optimizer
 

@@ -21,9 +21,9 @@ def run_training(
     """Run the recipe that the spec names."""
     _let_threads_sleep()
     link_base_model(config["base_model"], workdir, report, should_stop)
-    from martlet_trainer.recipes import load_recipe
+    from martlet_trainer.recipes.training import run
 
-    return load_recipe(config["spec"]["recipe"])(config["spec"], workdir, report, should_stop)
+    return run(config["spec"], workdir, report, should_stop)
 
 
 def run_merge(

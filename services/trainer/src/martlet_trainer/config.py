@@ -70,6 +70,16 @@ class TunerConfig(Config):
         """What is known of its kind."""
         return KINDS[self.kind]
 
+    @property
+    def starts_inside_base(self) -> bool:
+        """Whether LoRA begins as a part of the base model's weights; what it writes then has twice the rank."""
+        return self.init_weights in ("pissa", "olora")
+
+    @property
+    def written_rank(self) -> int:
+        """LoRA rank of the adapters that a training writes; 0 for other kinds."""
+        return (2 if self.starts_inside_base else 1) * self.lora_rank if self.facts.low_rank else 0
+
     @model_validator(mode="before")
     @classmethod
     def _empty_targets_are_default(cls, values: Any) -> Any:

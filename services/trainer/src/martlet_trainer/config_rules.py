@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 #: Fields of ``TunerConfig`` that only LoRA has.
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_weights")
-#: Starts of LoRA that take a part out of the base model's weights.
-_SHIFTED = ("pissa", "olora")
 
 
 def combination_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
@@ -35,7 +33,7 @@ def _tuner_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
         for name in _chosen(tuner, *_LORA_FIELDS):
             text = f"is LoRA's, and tuner.kind is {tuner.kind}; its own are under tuner.options: {own}"
             yield FieldViolation(f"tuner.{name}", text)
-    if tuner.init_weights in _SHIFTED and (tuner.kind == "qlora" or tuner.use_dora):
+    if tuner.starts_inside_base and (tuner.kind == "qlora" or tuner.use_dora):
         text = f"is {tuner.init_weights}, which needs plain LoRA on unquantized weights; set tuner.kind to lora and use_dora to false"
         yield FieldViolation("tuner.init_weights", text)
     if tuner.kind != "qlora" and _chosen(tuner, "quantization"):

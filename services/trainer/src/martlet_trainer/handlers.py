@@ -75,9 +75,12 @@ class TrainingHandler:
         if name is None:
             return None
         config = parse_training_config(job.spec)
-        facts: Mapping[str, Any] = {"base_model": config.base_model, **config.tuner.model_dump(mode="json")}
-        if not config.tuner.facts.low_rank:
-            facts = {**facts, "tuner": config.tuner.kind, "lora_rank": 0}
+        facts: Mapping[str, Any] = {
+            "base_model": config.base_model,
+            **config.tuner.model_dump(mode="json"),
+            "lora_rank": config.tuner.written_rank,
+            "tuner": "lora" if config.tuner.facts.low_rank else config.tuner.kind,
+        }
         try:
             base = resolve_training_base(
                 config, job.tenant, self._stores.artifacts, self._stores.models, self._dirs.roots

@@ -108,7 +108,7 @@ def _check_storage(tuner: TunerConfig, found: Quantization) -> None:
     if tuner.kind == "qlora" and "quantization" in tuner.model_fields_set and tuner.quantization != found.scheme:
         text = f"is {tuner.quantization}, but the base model is stored as {found.scheme}; leave it out"
         raise InvalidArgument.field("spec.tuner.quantization", text)
-    if tuner.init_weights in ("pissa", "olora"):
+    if tuner.starts_inside_base:
         text = f"is {tuner.init_weights}, which needs unquantized weights, but the base model is quantized by {found}; leave it out"
         raise InvalidArgument.field("spec.tuner.init_weights", text)
     if tuner.use_dora and found.scheme == "int8":

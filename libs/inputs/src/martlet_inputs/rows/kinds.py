@@ -48,18 +48,16 @@ class RowKind(Generic[T]):
         formats: the formats and their fields, for people.
         recognise: the format of a row that has these fields; None if it has none.
         convert: reads a row of a format. Raises RowError.
-        known_fields: fields that a format reads.
+        known_fields: fields that a format reads; None where whoever trains is given all of them.
         texts: the texts of a row, of which tokens are made.
-        takes_all: fields that a format doesn't know are kept for whoever trains.
     """
 
     name: str
     formats: str
     recognise: Callable[[Mapping[str, Any]], str | None]
     convert: Callable[[Mapping[str, Any], str], T]
-    known_fields: Callable[[str], Iterable[str]]
+    known_fields: Callable[[str], Iterable[str]] | None
     texts: Callable[[T], Iterable[str]]
-    takes_all: bool = False
 
     def read(self, values: Mapping[str, Any], report: DataReport) -> T:
         """Read a row; its format, and fields that nobody reads, are noted in the report.
@@ -84,7 +82,7 @@ class RowKind(Generic[T]):
             )
         report.format = report.format or name
         content = self.convert(values, name)
-        known = set(self.known_fields(name)) if not self.takes_all else set(values)
+        known = set(values if self.known_fields is None else self.known_fields(name))
         report.ignored_fields += [f for f in values if f not in known and f not in report.ignored_fields]
         return content
 

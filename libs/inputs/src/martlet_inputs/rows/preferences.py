@@ -183,7 +183,7 @@ PREFERENCES: RowKind[Preference] = RowKind(
     _pair_texts,
 )
 
-#: As ``_PAIRS``, of rows with a verdict: a conversation in one of its formats, and the verdict.
+#: Field of a verdict, beside a conversation in one of its formats.
 _LABEL = "label"
 
 

@@ -48,10 +48,6 @@ def _read(values: Mapping[str, Any], name: str) -> Prompt:
     return Prompt(check_prompt(turns, name, values), columns)
 
 
-def _known(name: str) -> Iterable[str]:
-    return _READ
-
-
 def _texts(row: Prompt) -> Iterable[str]:
     return conversation_texts(row.conversation)
 
@@ -61,7 +57,6 @@ PROMPTS: RowKind[Prompt] = RowKind(
     "messages (messages, the last of the user); prompt (prompt); query (query); solution and other fields are for rewards",
     _recognise,
     _read,
-    _known,
+    None,
     _texts,
-    takes_all=True,
 )

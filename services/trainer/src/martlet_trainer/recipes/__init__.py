@@ -1,25 +1,18 @@
-"""Training algorithms, one file a recipe: ``run(config, workdir, report, should_stop) -> RecipeResult``. Imports no ML library."""
+"""Training algorithms: one file a recipe, which holds its ``METHOD``; ``training.run`` runs them all. Imports no ML library."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from martlet_core.config import Config
-from martlet_core.errors import InvalidArgument
-from martlet_core.recipe import RecipeResult, Report, ShouldStop
 from martlet_inputs.rows.kinds import CONVERSATIONS, RowKind
 from martlet_inputs.rows.preferences import FEEDBACK, PREFERENCES
 from martlet_inputs.rows.prompts import PROMPTS
 from martlet_inputs.rows.texts import TEXTS
 
 from martlet_trainer.recipes import options
-
-#: A recipe: takes the job's spec as plain values.
-Recipe = Callable[[Mapping[str, Any], Path, Report, ShouldStop], RecipeResult]
 
 _GENTLE = {"adapter": 5e-5, "full": 1e-6}
 
@@ -29,7 +22,7 @@ class RecipeInfo:
     """What is known of a recipe without its libraries.
 
     Attributes:
-        module: where its ``run`` is.
+        module: where its ``METHOD`` is.
         options: what ``recipe_options`` may hold.
         rows: what its data sets are made of.
         learning_rates: default peak learning rate for LoRA (``adapter``) and for whole models (``full``), which take far smaller steps.
@@ -63,14 +56,3 @@ RECIPES: Mapping[str, RecipeInfo] = {
     "rloo": RecipeInfo("martlet_trainer.recipes.rloo", options.RlooOptions, PROMPTS, _GENTLE, cuts=False),
     "kto": RecipeInfo("martlet_trainer.recipes.kto", options.KtoOptions, FEEDBACK, _GENTLE),
 }
-
-
-def load_recipe(name: str) -> Recipe:
-    """The recipe of a name; its libraries are imported now.
-
-    Raises:
-        InvalidArgument: there is none.
-    """
-    if name not in RECIPES:
-        raise InvalidArgument.field("spec.recipe", f"is {name!r}; must be one of: {', '.join(RECIPES)}")
-    return importlib.import_module(RECIPES[name].module).run

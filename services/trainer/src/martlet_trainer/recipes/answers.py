@@ -7,12 +7,9 @@ from martlet_core.errors import InvalidArgument
 
 from martlet_trainer.data.encode import EncodedRow
 from martlet_trainer.recipes.options import RolloutOptions
-from martlet_trainer.recipes.training import Lesson, MethodInputs
+from martlet_trainer.recipes.training import Lesson, MethodInputs, computation_on_rows
 from martlet_trainer.rewards import build, require_columns
-from martlet_trainer.training.computation import choose_computation
-from martlet_trainer.training.neftune import with_noise
 from martlet_trainer.training.rollouts import Advantages, Rollouts, rollout_computation
-from martlet_trainer.tuners.fused_lora import fuse
 
 
 def rollout_lesson(inputs: MethodInputs, options: RolloutOptions, advantages: Advantages) -> Lesson:
@@ -26,9 +23,7 @@ def rollout_lesson(inputs: MethodInputs, options: RolloutOptions, advantages: Ad
     _check_reference(inputs, options)
     attention = model.config._attn_implementation
     probes = [EncodedRow(example.input_ids, np.ones(example.token_count, dtype=bool)) for example in inputs.examples]
-    alpha = inputs.config.hyperparameters.neftune_noise_alpha
-    computation = choose_computation(model, probes, inputs.placement.device, packing=False, noisy=alpha is not None)
-    fuse(model)
+    computation = computation_on_rows(inputs, probes)
     rollouts = Rollouts(
         model=model,
         tokenizer=inputs.tokenizer,
@@ -38,8 +33,8 @@ def rollout_lesson(inputs: MethodInputs, options: RolloutOptions, advantages: Ad
         max_tokens=options.max_completion_length,
         temperature=options.temperature,
     )
-    computation = rollout_computation(with_noise(computation, model, alpha), rollouts, advantages, options.beta)
-    return Lesson(computation, inputs.examples, inputs.validation, {})
+    computation = rollout_computation(computation, rollouts, advantages, options.beta)
+    return Lesson(computation, inputs.examples, inputs.validation)
 
 
 def _check_reference(inputs: MethodInputs, options: RolloutOptions) -> None:
@@ -47,7 +42,7 @@ def _check_reference(inputs: MethodInputs, options: RolloutOptions) -> None:
     if not options.beta:
         return
     tuner = inputs.config.tuner
-    if tuner.kind == "full" or tuner.init_weights in ("pissa", "olora") or "adapter" in inputs.started_from:
+    if tuner.kind == "full" or tuner.starts_inside_base or inputs.continues_adapter:
         raise InvalidArgument.field(
             "spec.recipe_options.beta",
             "needs a new adapter that starts as the base model does, to measure from the model without it; set it to 0, tuner.kind to lora,"

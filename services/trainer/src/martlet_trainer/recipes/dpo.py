@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
-from martlet_core.recipe import RecipeResult, Report, ShouldStop
 
 from martlet_trainer.config import parse_recipe_options
 from martlet_trainer.data.examples import encode_preference
 from martlet_trainer.recipes.groups import group_lesson
 from martlet_trainer.recipes.options import DpoOptions
-from martlet_trainer.recipes.training import Lesson, Method, MethodInputs, run_method, train_by
+from martlet_trainer.recipes.training import Lesson, Method, MethodInputs
 from martlet_trainer.training.preference import PREFERENCE_MEASURES, Answers, ahead, preference_measures
 
 
@@ -33,14 +30,4 @@ def _prepare(inputs: MethodInputs) -> Lesson:
     return group_lesson(inputs, loss, PREFERENCE_MEASURES, with_reference=True)
 
 
-METHOD = Method("martlet_trainer.recipes.dpo:train", encode_preference, _prepare)
-
-
-def run(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
-    """See ``run_method``."""
-    return run_method(METHOD, values, workdir, report, should_stop)
-
-
-def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
-    """One process of the training."""
-    return train_by(METHOD, values, workdir, report, should_stop)
+METHOD = Method(encode_preference, _prepare)

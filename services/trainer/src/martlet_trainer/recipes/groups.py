@@ -10,12 +10,10 @@ from typing import Any
 import torch
 
 from martlet_trainer.data.examples import EncodedGroup, rows_of
-from martlet_trainer.recipes.training import Lesson, MethodInputs
+from martlet_trainer.recipes.training import Lesson, MethodInputs, computation_on_rows
 from martlet_trainer.training.checkpoint import read_objective
-from martlet_trainer.training.computation import Computation, choose_computation
-from martlet_trainer.training.neftune import with_noise
+from martlet_trainer.training.computation import Computation
 from martlet_trainer.training.preference import GroupLoss, answers_of, group_computation
-from martlet_trainer.tuners.fused_lora import fuse
 
 _SETS = ("training", "validation")
 
@@ -32,16 +30,10 @@ def group_lesson(
         with_reference: log-probabilities under the model that training starts from are computed, and kept in checkpoints: a training that
             goes on has other weights by then.
     """
-    model = inputs.tuner.model
-    alpha = inputs.config.hyperparameters.neftune_noise_alpha
-    rows = choose_computation(
-        model, rows_of(inputs.examples), inputs.placement.device, packing=False, noisy=alpha is not None
-    )
-    fuse(model)
-    rows = with_noise(rows, model, alpha)
+    rows = computation_on_rows(inputs, rows_of(inputs.examples))
     computation = group_computation(rows, loss, measures)
     if not with_reference:
-        return Lesson(computation, inputs.examples, inputs.validation, {})
+        return Lesson(computation, inputs.examples, inputs.validation)
     groups = {"training": inputs.examples, "validation": inputs.validation}
     state: Mapping[str, torch.Tensor] = read_objective(inputs.resume) if inputs.resume is not None else {}
     if not state:

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from martlet_core.errors import InvalidArgument
-from martlet_core.recipe import RecipeResult, Report, ShouldStop
 
 from martlet_trainer.config import parse_recipe_options
 from martlet_trainer.data.encode import EncodedRow
 from martlet_trainer.data.examples import EncodedGroup, encode_feedback
 from martlet_trainer.recipes.groups import group_lesson
 from martlet_trainer.recipes.options import KtoOptions
-from martlet_trainer.recipes.training import Lesson, Method, MethodInputs, run_method, train_by
+from martlet_trainer.recipes.training import Lesson, Method, MethodInputs
 from martlet_trainer.training.preference import Answers
 
 _MEASURES = ("kl", "good_reward", "bad_reward", "reward_accuracy")
@@ -87,14 +84,4 @@ def _mixed(asked: EncodedRow, answered: EncodedRow, max_length: int) -> EncodedR
     return EncodedRow(ids, targets)
 
 
-METHOD = Method("martlet_trainer.recipes.kto:train", encode_feedback, _prepare)
-
-
-def run(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
-    """See ``run_method``."""
-    return run_method(METHOD, values, workdir, report, should_stop)
-
-
-def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
-    """One process of the training."""
-    return train_by(METHOD, values, workdir, report, should_stop)
+METHOD = Method(encode_feedback, _prepare)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,27 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from martlet_trainer.config import TrainingConfig, parse_training_config, resolve_max_length
-from martlet_trainer.data.encode import RowEncoder
+from martlet_trainer.data.encode import EncodedRow, RowEncoder
 from martlet_trainer.data.examples import Encode
 from martlet_trainer.data.load import load_rows, split_rows
 from martlet_trainer.quantized_bases import check_trainable
 from martlet_trainer.recipes import RECIPES
 from martlet_trainer.recipes.results import shown, write_result
 from martlet_trainer.training import launch
-from martlet_trainer.training.computation import Computation
+from martlet_trainer.training.computation import Computation, choose_computation
 from martlet_trainer.training.devices import Placement, describe, place, set_threads
 from martlet_trainer.training.loop import LoopInputs, TrainingLoop, count_parameters
 from martlet_trainer.training.models import context_length, load_tokenizer
+from martlet_trainer.training.neftune import with_noise
 from martlet_trainer.training.plan import PlanSettings, StepPlan
 from martlet_trainer.training.processes import Processes
 from martlet_trainer.tuners.base import Tuner, TunerInputs
 from martlet_trainer.tuners.build import build_tuner
 from martlet_trainer.tuners.continued import base_name_of, with_shape_of
+from martlet_trainer.tuners.fused_lora import fuse
+
+#: What several processes run.
+_BODY = "martlet_trainer.recipes.training:train"
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class MethodInputs:
         validation: validation examples.
         placement: device and arithmetic.
         processes: this process among the training's.
-        started_from: ``adapter`` where the training goes on with one; else empty.
+        continues_adapter: whether the training goes on with an adapter that was trained before.
         resume: the checkpoint that the training goes on from; None for a fresh start.
         report: told about phases.
         check_stop: called now and then; raises StopRequested.
@@ -61,7 +66,7 @@ class MethodInputs:
     validation: Sequence[Any]
     placement: Placement
     processes: Processes
-    started_from: str
+    continues_adapter: bool
     resume: Path | None
     report: Report
     check_stop: Callable[[], None]
@@ -81,7 +86,7 @@ class Lesson:
     computation: Computation
     examples: Sequence[Any]
     validation: Sequence[Any]
-    state: Mapping[str, torch.Tensor]
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,14 +94,20 @@ class Method:
     """What tells one recipe from another.
 
     Attributes:
-        body: ``module:function`` of its ``train``, which several processes run.
         encode: makes examples of rows, given a row encoder.
         prepare: chooses the computation.
     """
 
-    body: str
     encode: Callable[[RowEncoder], Encode]
     prepare: Callable[[MethodInputs], Lesson]
+
+
+def computation_on_rows(inputs: MethodInputs, rows: Sequence[EncodedRow], *, packing: bool = False) -> Computation:
+    """How the model computes on rows, with its LoRA layers fused and the noise that the request asks for."""
+    model, alpha = inputs.tuner.model, inputs.config.hyperparameters.neftune_noise_alpha
+    computation = choose_computation(model, rows, inputs.placement.device, packing, noisy=alpha is not None)
+    fuse(model)
+    return with_noise(computation, model, alpha)
 
 
 def load_method(recipe: str) -> Method:
@@ -104,13 +115,10 @@ def load_method(recipe: str) -> Method:
     return importlib.import_module(RECIPES[recipe].module).METHOD
 
 
-def run_method(
-    method: Method, values: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop
-) -> RecipeResult:
-    """Train as the spec says, in as many processes as it says.
+def run(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
+    """Train as the spec says, by the recipe and in as many processes as it says.
 
     Args:
-        method: the recipe's.
         values: the job's spec, see ``TrainingConfig``, with no more fields than were set; beside them ``adapter_base_model``, the
             name of the model under ``inputs/adapter``, which counts more than what the adapter itself says.
         workdir: holds ``inputs/base_model``, ``inputs/training_dataset``, perhaps ``inputs/validation_dataset``, ``inputs/adapter`` and
@@ -128,15 +136,14 @@ def run_method(
     _check_base(config, adapter_base, workdir, report)
     if config.resources.device_count > 1:
         place(config)  # refuses what can't run before any process is started
-        return launch.run_processes(method.body, values, workdir, config.resources.device_count, report, should_stop)
-    return train_by(method, values, workdir, report, should_stop)
+        return launch.run_processes(_BODY, values, workdir, config.resources.device_count, report, should_stop)
+    return train(values, workdir, report, should_stop)
 
 
-def train_by(
-    method: Method, values: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop
-) -> RecipeResult:
-    """The body of ``run_method``: one process, or one of several alike."""
+def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
+    """The body of ``run``: one process, or one of several alike."""
     config, adapter_base = _parse(values)
+    method = load_method(config.recipe)
     adapter = _existing(workdir / "inputs" / "adapter")
     if adapter is not None:
         config = with_shape_of(config, adapter)
@@ -174,7 +181,7 @@ def train_by(
             validation=validation,
             placement=placement,
             processes=processes,
-            started_from="adapter" if adapter is not None else "",
+            continues_adapter=adapter is not None,
             resume=resume,
             report=report,
             check_stop=check_stop,

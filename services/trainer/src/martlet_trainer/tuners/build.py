@@ -20,6 +20,6 @@ def build_tuner(inputs: TunerInputs) -> Tuner:
         InvalidArgument: the model has no places for it.
         FailedPrecondition: what the training goes on from doesn't fit.
     """
-    if inputs.config.tuner.init_weights in ("pissa", "olora"):
+    if inputs.config.tuner.starts_inside_base:
         return ShiftedLoraTuner(inputs)
     return _OWN.get(inputs.config.tuner.kind, OtherAdapter)(inputs)

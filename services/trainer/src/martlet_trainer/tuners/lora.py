@@ -13,9 +13,7 @@ from transformers import BitsAndBytesConfig
 from martlet_trainer.config import TunerConfig
 from martlet_trainer.training.models import load_model
 from martlet_trainer.tuners.base import TunerInputs
-from martlet_trainer.tuners.peft_tuner import WEIGHTS_FILE, PeftTuner, target_modules
-
-__all__ = ["WEIGHTS_FILE", "LoraTuner"]
+from martlet_trainer.tuners.peft_tuner import PeftTuner, target_modules
 
 
 class LoraTuner(PeftTuner):

@@ -1,0 +1,77 @@
+"""Small cases of every recipe and tuner, for tests and for the table of support: a model, rows with something to learn, options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from martlet_trainer.testing import byte_tokenizer, chat_rows, save_random_model
+
+#: Options of tuners whose defaults are made for wider models than ours.
+SMALL_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "vera": {"r": 32},
+    "randlora": {"r": 8},
+    "vblora": {"vector_length": 16, "num_vectors": 32},
+    "fourierft": {"n_frequency": 200},
+    "miss": {"r": 16},
+    "shira": {"r": 8},
+    "oft": {"oft_block_size": 16},
+    "road": {"group_size": 16},
+}
+#: Learning rates with which a few steps on such a model show something; 1e-2 for all others.
+SMALL_RATES: Mapping[str, float] = {
+    "full": 3e-3,
+    "ln_tuning": 3e-2,
+    "ia3": 5e-2,
+    "loha": 5e-2,
+    "vera": 5e-2,
+    "vblora": 1e-1,
+}
+#: Recipes that answer questions themselves, with a reward that a random model can find: a letter of the first half of the alphabet.
+ROLLOUT_OPTIONS: Mapping[str, Any] = {
+    "rewards": [{"name": "regex", "pattern": "[a-m]"}],
+    "num_generations": 6,
+    "max_completion_length": 6,
+    "temperature": 1.0,
+}
+
+
+def save_tiny_llama(directory: Path, dtype: str = "float32", **changes: Any) -> Path:
+    """Write a two-layer Llama with random weights and grouped key heads, context 512; ``changes`` are of its config."""
+    from transformers import LlamaConfig
+
+    values = {
+        "vocab_size": len(byte_tokenizer()),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,  # its embedding starts at zero, so it must be a token that no row has
+        "initializer_range": 0.2,
+    }
+    return save_random_model(directory, LlamaConfig(**{**values, **changes}), dtype=dtype)
+
+
+def recipe_rows(recipe: str, count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Rows of a recipe, of sums: a number is the good answer, and a word before it makes it the bad one."""
+    if recipe == "sft":
+        return chat_rows(count, start)
+    return [_row(recipe, i) for i in range(start, start + count)]
+
+
+def _row(recipe: str, i: int) -> dict[str, Any]:
+    asked = {"role": "user", "content": f"{i % 7}+{i % 5}{'?' * (1 + i % 4)}"}
+    good, bad = f"{i % 7 + i % 5}", f"no {i % 7 + i % 5}"
+    if recipe == "pretrain":
+        return {"text": f"{asked['content']} is {good}. " * 3}
+    if recipe in ("grpo", "rloo"):
+        return {"messages": [asked], "solution": i % 7 + i % 5}
+    if recipe == "kto":
+        return {"messages": [asked, {"role": "assistant", "content": bad if i % 2 else good}], "label": i % 2 == 0}
+    return {"messages": [asked, {"role": "assistant", "content": good}], "rejected_response": bad}
