@@ -6,13 +6,16 @@ import asyncio
 import time
 from typing import Any
 
+import grpc
 import grpc.aio
 import openai
 import pytest
 from martlet.gateway.v1 import replica_pb2, replica_service_pb2, replica_service_pb2_grpc
 from martlet.inference.v1 import inference_pb2
 from martlet_core.artifacts.types import PublishedModel
-from martlet_core.errors import MartletError, ResourceExhausted, Unavailable
+from martlet_core.errors import DeadlineExceeded, MartletError, ResourceExhausted, Unavailable
+from martlet_gateway.replicas import ReplicaView
+from martlet_gateway.router import ReplicaStream
 from martlet_gateway.testing.replica import scripted
 from martlet_inference.testing import wait_until
 
@@ -107,6 +110,26 @@ async def test_a_replica_that_dies_in_mid_stream_is_said_in_words(gateway: Any) 
         await a.server.stop(0)
         with pytest.raises(openai.APIError, match="went away in the middle of its answer; what was sent is incomplete"):
             await reading
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "reason"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, Unavailable, "REPLICA_FAILED"),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded, "DEADLINE_EXCEEDED"),
+    ],
+)
+async def test_a_broken_connection_and_a_deadline_are_told_apart(
+    code: grpc.StatusCode, error: type[MartletError], reason: str
+) -> None:
+    class Call:
+        async def read(self) -> Any:
+            raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "words of gRPC's own")
+
+    stream = ReplicaStream(Call(), ReplicaView("a", "a:1", replica_pb2.Replica()), None)
+    with pytest.raises(error) as caught:
+        [message async for message in stream.rest()]
+    assert caught.value.reason == reason
 
 
 async def test_draining_and_unready_replicas_get_nothing(gateway: Any) -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
+import grpc
 import grpc.aio
 import orjson
 from google.protobuf.message import Message
@@ -58,7 +59,9 @@ class ReplicaStream:
             while (message := await call.read()) is not end:
                 yield message
         except grpc.aio.AioRpcError as error:
-            raise (error_from_rpc(error) if said_by_peer(error) else _cut_off()) from error
+            # A deadline that passes has no words of the replica's either, and must stay one.
+            cut_off = error.code() is grpc.StatusCode.UNAVAILABLE and not said_by_peer(error)
+            raise (_cut_off() if cut_off else error_from_rpc(error)) from error
 
     def close(self) -> None:
         """End the call if it still runs: the replica then aborts the generation."""
