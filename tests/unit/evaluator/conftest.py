@@ -134,19 +134,12 @@ class Evaluated:
         return json.loads((self.workdir / "output/report/report.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="session")
-def _server() -> Iterator[ScriptedServer]:
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    """A server of this test alone: a request that an ended evaluation left behind can't reach the next test's."""
     started = ScriptedServer()
     yield started
     started.stop()
-
-
-@pytest.fixture
-def server(_server: ScriptedServer) -> ScriptedServer:
-    """The session's server, without models and requests."""
-    _server.models.clear()
-    _server.requests.clear()
-    return _server
 
 
 @pytest.fixture
