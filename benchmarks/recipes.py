@@ -1,36 +1,29 @@
 """Does every recipe learn? SmolLM2-135M with LoRA on real data, measured on held-out rows before and after.
 
-    python benchmarks/recipes.py [--only RECIPE...] [--steps 40]
+    python benchmarks/recipes.py [--only RECIPE...]
 
-The recipes are called as the worker calls them, as functions on a working directory, in the trainer's environment. Data: headlines
-(``sft``), and the demonstration sets that LLaMA-Factory's package carries: web texts (``pretrain``), preferences, verdicts. Rows that are
-short enough to train on a CPU are taken in order; the last ones are held out. "Before" is the same recipe's validation after one step with a
-learning rate of next to nothing.
+The recipes are called as the worker calls them, as functions on a working directory, in the trainer's environment. Data
+(``recipe_data.py``): headlines and their labels for what learns from answers, preferences or verdicts; web texts for ``pretrain``; sums of
+reasoning-gym for what learns from rewards. "Before" is the same recipe's validation after one step with a learning rate of next to nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import subprocess
-import tarfile
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from environment import ROOT, machine, versions_in, write
-from headlines import DATA as HEADLINES
-from headlines import MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model, prepare_rows
+from headlines import MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model
+from recipe_data import Parts, demonstrations, headline_pairs, headline_verdicts, headlines, sums
 
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.json"
-DATA = ROOT / ".martlet" / "examples" / "llamafactory"
-PACKAGE = "llamafactory==0.9.5"
-SHA256 = "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f"
-_LONGEST = 2500  # characters of a row
-_FEWEST = 60  # rows: fewer held-out ones tell nothing
 
 
 @dataclass(frozen=True)
@@ -38,29 +31,41 @@ class Case:
     """What a recipe is tried on.
 
     Attributes:
-        file: rows, as the package names them; empty for the headlines.
+        rows: reads them.
         measures: held-out numbers that tell whether it learned: name -> whether more is better.
         rate: peak learning rate.
-        rows: rows to train on; a third as many are held out.
+        steps: optimizer steps.
         batch: rows a step.
+        held_out: held-out rows that are looked at.
+        options: the recipe's.
     """
 
-    file: str
+    rows: Callable[[], Parts]
     measures: Mapping[str, bool]
     rate: float
-    rows: int = 96
-    batch: int = 4
+    steps: int = 60
+    batch: int = 8
+    held_out: int = 128
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 _PAIRS = {"valid_reward_margin": True, "valid_reward_accuracy": True}
+_ANSWERS = {
+    "rewards": [{"name": "accuracy"}],
+    "num_generations": 8,
+    "max_completion_length": 32,
+    "temperature": 1.0,
+}
 CASES = {
-    "sft": Case("", {"valid_loss": False, "valid_token_accuracy": True}, 2e-4, rows=384, batch=8),
-    "pretrain": Case("c4_demo.jsonl", {"valid_loss": False}, 2e-4),
-    "dpo": Case("dpo_en_demo.json", _PAIRS, 1e-4),
-    "orpo": Case("dpo_en_demo.json", _PAIRS, 2e-4),
-    "cpo": Case("dpo_en_demo.json", _PAIRS, 1e-4),
-    "simpo": Case("dpo_en_demo.json", _PAIRS, 1e-4),
-    "kto": Case("kto_en_demo.json", {"valid_good_reward": True, "valid_bad_reward": False}, 2e-4),
+    "sft": Case(headlines, {"valid_loss": False, "valid_token_accuracy": True}, 2e-4),
+    "pretrain": Case(partial(demonstrations, "c4_demo.jsonl"), {"valid_loss": False}, 2e-4, steps=40, held_out=32),
+    "dpo": Case(headline_pairs, _PAIRS, 1e-4),
+    "orpo": Case(headline_pairs, _PAIRS, 2e-4),
+    "cpo": Case(headline_pairs, _PAIRS, 1e-4),
+    "simpo": Case(headline_pairs, _PAIRS, 1e-4),
+    "kto": Case(headline_verdicts, {"valid_good_reward": True, "valid_bad_reward": False}, 1e-4),
+    "grpo": Case(sums, {"valid_reward": True}, 1e-4, steps=40, batch=4, held_out=32, options=_ANSWERS),
+    "rloo": Case(sums, {"valid_reward": True}, 1e-4, steps=40, batch=4, held_out=32, options=_ANSWERS),
 }
 
 
@@ -68,19 +73,16 @@ def main() -> None:
     """Be the benchmark, or one training of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=sorted(CASES), default=list(CASES))
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps of each training (default 40)")
     parser.add_argument("--train", metavar="SPEC", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.train:
         print(json.dumps(train(json.loads(arguments.train))))
         return
     prepare_model()
-    prepare_rows()
-    fetch()
     record: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"recipes": {}}
     before = machine()
     for recipe in arguments.only:
-        record["recipes"][recipe] = measure(recipe, arguments.steps)
+        record["recipes"][recipe] = measure(recipe)
         record |= {
             "model": MODEL,
             "machine": before,
@@ -89,18 +91,19 @@ def main() -> None:
         write(RESULTS, record)
 
 
-def measure(recipe: str, steps: int) -> dict[str, Any]:
+def measure(recipe: str) -> dict[str, Any]:
     """Train, and compare the held-out numbers with those of a training that moved nothing."""
     case = CASES[recipe]
     with tempfile.TemporaryDirectory(prefix="martlet-bench-") as scratch:
-        rows = read(case)
-        held_out = len(rows) // 4
+        rows, held_out = case.rows()
+        held_out = held_out[: case.held_out]
         sides = {}
-        for side, count, rate in (("before", 1, 1e-12), ("after", steps, case.rate)):
+        for side, count, rate in (("before", 1, 1e-12), ("after", case.steps, case.rate)):
             workdir = Path(scratch) / side
-            lay_out(workdir, rows[:-held_out], rows[-held_out:])
+            lay_out(workdir, rows, held_out)
             spec = {
                 "recipe": recipe,
+                "recipe_options": dict(case.options),
                 "base_model": MODEL,
                 "training_dataset": "artifacts/rows",
                 "validation_dataset": "artifacts/heldout",
@@ -113,9 +116,9 @@ def measure(recipe: str, steps: int) -> dict[str, Any]:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             sides[side] = json.loads(done.stdout.splitlines()[-1])
     found = {
-        "rows": len(rows) - held_out,
-        "held_out_rows": held_out,
-        "steps": steps,
+        "rows": len(rows),
+        "held_out_rows": len(held_out),
+        "steps": case.steps,
         "learning_rate": case.rate,
         "seconds": round(sides["after"]["train_seconds"], 1),
         "measures": {
@@ -130,17 +133,6 @@ def measure(recipe: str, steps: int) -> dict[str, Any]:
     told = ", ".join(f"{name} {row['before']:.3f} -> {row['after']:.3f}" for name, row in found["measures"].items())
     print(f"{recipe:9} {told} ({found['seconds']:.0f} s)", flush=True)
     return found
-
-
-def read(case: Case) -> list[Any]:
-    """The case's rows: a quarter of them will be held out."""
-    path = DATA / case.file if case.file else HEADLINES / "train.jsonl"
-    text = path.read_text(encoding="utf-8")
-    rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
-    short = [row for row in rows if len(json.dumps(row)) <= _LONGEST]
-    if len(short) < _FEWEST:
-        raise SystemExit(f"{case.file}: {len(short)} rows are short enough, fewer than {_FEWEST}")
-    return short[: case.rows * 4 // 3]
 
 
 def lay_out(workdir: Path, rows: list[Any], held_out: list[Any]) -> None:
@@ -160,26 +152,6 @@ def train(question: Mapping[str, Any]) -> dict[str, Any]:
     spec = question["spec"]
     result = run(spec, Path(question["workdir"]), Recorder(), lambda: False)
     return {"metrics": result.values["metrics"], "train_seconds": result.values["train_seconds"]}
-
-
-def fetch() -> None:
-    """The demonstration sets, once; the package is read, never installed."""
-    files = {case.file for case in CASES.values() if case.file}
-    if all((DATA / name).is_file() for name in files):
-        return
-    DATA.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        pip = ["-m", "pip", "download", "--no-deps", "--no-input", "--quiet", "--no-binary", "llamafactory"]
-        subprocess.run([str(TRAINER_PYTHON), *pip, "--dest", scratch, PACKAGE], check=True)
-        archive = next(Path(scratch).glob("*.tar.gz"))
-        found = hashlib.sha256(archive.read_bytes()).hexdigest()
-        if found != SHA256:
-            raise SystemExit(f"{archive.name} has sha256 {found}, expected {SHA256}")
-        with tarfile.open(archive) as inside:
-            for name in files:
-                member = inside.extractfile(f"{archive.name.removesuffix('.tar.gz')}/data/{name}")
-                assert member is not None
-                (DATA / name).write_bytes(member.read())
 
 
 if __name__ == "__main__":

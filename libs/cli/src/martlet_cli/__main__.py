@@ -16,6 +16,7 @@ from martlet_cli import stage_jobs
 from martlet_cli.commands import (
     alias,
     artifacts,
+    bench,
     chat,
     conformance,
     demo,
@@ -52,6 +53,7 @@ _GROUPS = (
     evaluate,
     report,
     run,
+    bench,
     models,
     alias,
     lineage,

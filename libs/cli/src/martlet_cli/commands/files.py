@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -113,6 +114,21 @@ def dataset_artifact(context: Context, flag: str, value: str | None) -> str | No
     if value is None:
         return None
     return f"artifacts/{file_id(context, flag, value).removeprefix('artifacts/').removeprefix('file-')}"
+
+
+def dataset_once(context: Context, flag: str, value: str) -> str:
+    """As ``dataset_artifact``; a local file that lies on the platform already, byte for byte, isn't uploaded again."""
+    path = Path(value)
+    if path.is_file():
+        with open(path, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        stored = context.gateway.call("GET", "/artifacts", params={"kind": "dataset", "limit": 1000})["data"]
+        for artifact in stored:
+            if [file["sha256"] for file in artifact["files"]] == [digest]:
+                return artifact["name"]
+    found = dataset_artifact(context, flag, value)
+    assert found is not None  # only None gives None
+    return found
 
 
 def _upload(context: Context, arguments: argparse.Namespace) -> int:

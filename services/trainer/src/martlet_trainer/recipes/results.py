@@ -13,6 +13,7 @@ from martlet_inputs.rows.report import DataReport
 from martlet_trainer.config import TrainingConfig
 from martlet_trainer.training.checkpoint import TrainingState
 from martlet_trainer.training.devices import Placement, describe, peak_memory_bytes
+from martlet_trainer.training.loop import count_parameters
 from martlet_trainer.tuners.base import Tuner
 
 #: Numbers of a step that say how it went, and not how well the model does.
@@ -39,6 +40,7 @@ def write_result(
 ) -> RecipeResult:
     """Write the outputs and sum up."""
     output = workdir / "output"
+    trained_parameters, _ = count_parameters(tuner.model)
     tuner.save_result(output / "model")
     write_metrics(state.history, output / "metrics" / "metrics.csv")
     last = state.history[-1]
@@ -52,6 +54,7 @@ def write_result(
         validated = next(entry for entry in reversed(state.history) if "valid_loss" in entry)
         metrics |= {name: value for name, value in validated.items() if name.startswith("valid_")}
     metrics["steps"] = float(state.step)
+    metrics["trained_parameters"] = float(trained_parameters)
     metrics["tokens_per_second"] = state.trained_tokens / max(state.train_seconds, 1e-9)
     values = {
         "trained_tokens": state.trained_tokens,

@@ -38,7 +38,11 @@ class TrainStep(JobStep):
     def numbers_of(self, job: Any) -> dict[str, float]:
         """See JobStep."""
         result = job.result
-        numbers = {"train_seconds": result.train_seconds, "trained_tokens": float(result.trained_tokens)}
+        numbers = {
+            "train_seconds": result.train_seconds,
+            "trained_tokens": float(result.trained_tokens),
+            "peak_memory_bytes": float(result.peak_memory_bytes),
+        }
         return dict(result.metrics) | {name: value for name, value in numbers.items() if value}
 
     def summary_of(self, job: Any, metrics: Mapping[str, float]) -> str:

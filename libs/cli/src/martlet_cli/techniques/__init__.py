@@ -1,0 +1,1 @@
+"""``martlet bench techniques``: ways of training compared on the same model, rows, budget and seeds."""
