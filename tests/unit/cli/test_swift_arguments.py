@@ -171,7 +171,7 @@ def test_one_dataset_and_no_samples() -> None:
         (["--lora_rnk", "8"], "did you mean --lora_rank"),
         (["--lora", "8"], "--lora isn't known"),
         (["--output_dir", "x"], "results are artifacts"),
-        (["--deepspeed=zero2"], "use --device_count"),
+        (["--deepspeed=zero9"], "none of zero2, zero3, fsdp2"),
     ],
 )
 def test_unknown_flags_are_refused_with_what_to_do(

@@ -91,17 +91,22 @@ def test_two_processes_train_as_one_with_the_same_global_batch(make_workdir: Mak
     rows, held_out = pairs(10), pairs(5, start=10)
     numbers = {"max_steps": 4, "eval_steps": 2}
     losses = {}
-    for count in (1, 2):
-        workdir = make_workdir(str(count), rows, validation=held_out)
+    for count, sharding in ((1, "none"), (2, "none"), (2, "zero3")):
+        workdir = make_workdir(f"{count}-{sharding}", rows, validation=held_out)
         _, report = train(
             "dpo",
             workdir,
             validation_dataset="artifacts/b",
             hyperparameters={**numbers, "per_device_batch_size": 4 // count},
-            resources={"device_count": count},
+            resources={"device_count": count, "sharding": sharding},
         )
-        losses[count] = [*report.losses, report.steps[4]["valid_loss"], report.steps[4]["valid_reward_margin"]]
-    assert losses[1] == pytest.approx(losses[2], abs=1e-4)
+        losses[count, sharding] = [
+            *report.losses,
+            report.steps[4]["valid_loss"],
+            report.steps[4]["valid_reward_margin"],
+        ]
+    assert losses[2, "none"] == pytest.approx(losses[1, "none"], abs=1e-4)
+    assert losses[2, "zero3"] == pytest.approx(losses[1, "none"], abs=1e-4)
 
 
 def test_full_training_has_a_reference_too(make_workdir: MakeWorkdir) -> None:

@@ -37,6 +37,14 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
+def sharding(text: str) -> str:
+    """What ``--deepspeed`` and ``--fsdp`` ask for."""
+    found = {"zero2": "zero2", "zero3": "zero3", "fsdp2": "zero3"}.get(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of zero2, zero3, fsdp2")
+    return found
+
+
 @dataclass(frozen=True)
 class Argument:
     """One argument.
@@ -187,6 +195,8 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
         Argument("--recipe", "recipe", str, "algorithm (default sft); pretrain for plain texts"),
         Argument("--suffix", "", str, "part of the fine-tuned model's name, up to 64 of A-Z a-z 0-9 . _ -"),
         Argument("--device_count", "resources.device_count", int, "devices in one training (default 1)"),
+        Argument("--deepspeed", "resources.sharding", sharding, "zero2 or zero3: what is spread over the devices"),
+        Argument("--fsdp", "resources.sharding", sharding, "fsdp2: as --deepspeed zero3"),
         Argument("--priority", "resources.priority", int, "place in the queue, 0 (low) to 9 (high)"),
     ),
 }
@@ -200,7 +210,6 @@ NOT_NEEDED: Mapping[str, str] = {
     "--resume_from_checkpoint": "a job resumes by itself, or with `martlet jobs resume ID`",
     "--logging_steps": "every step is reported",
     "--report_to": "metrics are in `martlet jobs show ID` and in the job's metrics file",
-    "--deepspeed": "use --device_count; the recipe chooses how to spread the work",
     "--adapters": "give the fine-tuned model's name as --model",
     "--model_type": "it is read from the model's own config",
     "--template": "the model's own chat template is used",
@@ -225,7 +234,7 @@ def _options(argument: Argument) -> dict[str, Any]:
         return options | {"nargs": "?", "const": True, "metavar": "true|false"}
     if argument.choices:
         return options | {"choices": argument.choices}
-    return options | {"metavar": {int: "N", float: "X", str: "TEXT"}[argument.kind]}
+    return options | {"metavar": {int: "N", float: "X"}.get(argument.kind, "TEXT")}
 
 
 def request(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -137,6 +137,10 @@ class ResourceConfig(QueueConfig):
 
     device: Device = "auto"
     device_count: Annotated[Int, Ge(1), Le(64)] = 1
+    sharding: Literal["none", "zero2", "zero3"] = Field(
+        default="none",
+        description="What of the training is spread over its devices: nothing but the rows; gradients and optimizer; the weights too.",
+    )
 
 
 class CheckpointConfig(Config):

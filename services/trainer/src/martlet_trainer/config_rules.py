@@ -16,10 +16,18 @@ if TYPE_CHECKING:
 #: Fields of ``TunerConfig`` that only LoRA has.
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_weights")
 
+#: Optimizers that compute on each number by itself, so that a part of a matrix has the states that it has in the whole.
+_SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
+
 
 def combination_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
     """What is wrong with a config whose fields are each right."""
-    return [*_tuner_violations(config), *_number_violations(config), *_data_violations(config)]
+    return [
+        *_tuner_violations(config),
+        *_number_violations(config),
+        *_data_violations(config),
+        *_sharding_violations(config),
+    ]
 
 
 def _tuner_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
@@ -80,6 +88,31 @@ def _data_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
     if config.data.validation_split > 0 and config.validation_dataset is not None:
         text = "can't be used together with validation_dataset; give one of them"
         yield FieldViolation("data.validation_split", text)
+
+
+def _sharding_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
+    kind, numbers = config.resources.sharding, config.hyperparameters
+    if kind == "none":
+        return
+    field = "resources.sharding"
+    if config.resources.device_count < 2:
+        yield FieldViolation(
+            field, f"is {kind}, which spreads a training over several devices; set device_count, or leave it out"
+        )
+    if config.tuner.kind == "qlora":
+        yield FieldViolation(field, "doesn't work on quantized weights; set it to none, or tuner.kind to lora")
+    recipe = RECIPES.get(config.recipe)
+    if recipe is not None and recipe.generates:
+        yield FieldViolation(
+            field, f"doesn't work with {config.recipe}, whose processes generate alone; set it to none"
+        )
+    if numbers.optimizer not in _SHARDED_OPTIMIZERS:
+        text = f"is {numbers.optimizer}, whose states can't be spread; use {' or '.join(_SHARDED_OPTIMIZERS)}"
+        yield FieldViolation("hyperparameters.optimizer", text)
+    if numbers.precision == "float16":
+        yield FieldViolation(
+            "hyperparameters.precision", "is float16, which resources.sharding has no loss scaling for; use bfloat16"
+        )
 
 
 def _chosen(part: BaseModel, *names: str) -> list[str]:

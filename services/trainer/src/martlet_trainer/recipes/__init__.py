@@ -29,6 +29,7 @@ class RecipeInfo:
         packs: whether several rows may share a sequence.
         chooses_targets: whether ``data.assistant_only_loss`` has a meaning.
         cuts: whether a row that is too long may be cut; where not, it is refused whatever ``data.on_long_rows`` says.
+        generates: whether it trains on answers that the model makes meanwhile.
     """
 
     module: str
@@ -38,6 +39,7 @@ class RecipeInfo:
     packs: bool = False
     chooses_targets: bool = False
     cuts: bool = True
+    generates: bool = False
 
 
 _SUPERVISED = {"adapter": 2e-4, "full": 1e-5}
@@ -52,7 +54,11 @@ RECIPES: Mapping[str, RecipeInfo] = {
     "orpo": RecipeInfo("martlet_trainer.recipes.orpo", options.OrpoOptions, PREFERENCES, _GENTLE),
     "cpo": RecipeInfo("martlet_trainer.recipes.cpo", options.CpoOptions, PREFERENCES, _GENTLE),
     "simpo": RecipeInfo("martlet_trainer.recipes.simpo", options.SimpoOptions, PREFERENCES, _GENTLE),
-    "grpo": RecipeInfo("martlet_trainer.recipes.grpo", options.GrpoOptions, PROMPTS, _GENTLE, cuts=False),
-    "rloo": RecipeInfo("martlet_trainer.recipes.rloo", options.RlooOptions, PROMPTS, _GENTLE, cuts=False),
+    "grpo": RecipeInfo(
+        "martlet_trainer.recipes.grpo", options.GrpoOptions, PROMPTS, _GENTLE, cuts=False, generates=True
+    ),
+    "rloo": RecipeInfo(
+        "martlet_trainer.recipes.rloo", options.RlooOptions, PROMPTS, _GENTLE, cuts=False, generates=True
+    ),
     "kto": RecipeInfo("martlet_trainer.recipes.kto", options.KtoOptions, FEEDBACK, _GENTLE),
 }

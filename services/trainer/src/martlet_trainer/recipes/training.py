@@ -171,7 +171,7 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
     check_stop()
     config = _with_device_defaults(config, placement, tuner)
     report.partial_result({"resolved_config": shown(config)})
-    processes = Processes(placement)
+    processes = Processes(placement, config.resources.sharding)
     lesson = method.prepare(
         MethodInputs(
             config=config,
@@ -208,9 +208,10 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
     report.phase("training")
     state = loop.run()
     report.phase("saving")
-    if not processes.is_first:
-        return RecipeResult({})
-    return write_result(config, tuner, state, reports, workdir, placement)
+    with processes.whole(tuner.model):
+        if not processes.is_first:
+            return RecipeResult({})
+        return write_result(config, tuner, state, reports, workdir, placement)
 
 
 def _parse(values: Mapping[str, Any]) -> tuple[TrainingConfig, str]:

@@ -78,9 +78,10 @@ class TrainingLoop:
         self._numbers = inputs.config.hyperparameters
         self._report = report
         self._should_stop = should_stop
+        self._model = inputs.processes.prepare(inputs.tuner.model)
         self._trainable = [p for p in inputs.tuner.model.parameters() if p.requires_grad]
         optimizer = build_optimizer(inputs.tuner.model, self._numbers)
-        self._model, self._optimizer = inputs.processes.prepare(inputs.tuner.model, optimizer)
+        self._optimizer = inputs.processes.prepare_optimizer(optimizer)
         self._schedule = build_schedule(optimizer, self._numbers, inputs.plan.total_steps)
         self._state = TrainingState(plan=asdict(inputs.plan.settings) | {"total_steps": inputs.plan.total_steps})
         self._random = random_states(inputs.placement.device)
@@ -104,7 +105,7 @@ class TrainingLoop:
                 f"the checkpoint was taken with other data or settings ({changed})", reason="BAD_CHECKPOINT"
             )
         saved = read_optimizer(checkpoint)
-        self._optimizer.load_state_dict(saved["optimizer"])
+        self._in.processes.load_optimizer_state(self._optimizer, saved["optimizer"])
         self._schedule.load_state_dict(saved["schedule"])
         self._in.processes.load_scaler_state(saved["scaler"])
         self._random = read_random_states(checkpoint, self._in.processes.rank)
@@ -245,13 +246,14 @@ class TrainingLoop:
             for start in starts:
                 self._stop_if_asked()
                 mine = rows[start : start + size * processes.count][processes.rank :: processes.count]
-                if not mine:
+                if not mine and not processes.shards:
                     continue
                 with processes.computing():
-                    batch = self._in.computation.collate(mine, device)
+                    batch = self._in.computation.collate(mine or rows[:1], device)
                     loss = self._in.computation.objective(self._in.tuner.model, batch)
-                sums.add(loss)
-                weight += sum(row.weight for row in mine)
+                if mine:
+                    sums.add(loss)
+                    weight += sum(row.weight for row in mine)
         finally:
             self._in.tuner.model.train()
         return sums.means(processes, processes.sum([weight])[0])
@@ -272,45 +274,47 @@ class TrainingLoop:
         state, processes = self._state, self._in.processes
         if state.step == self._last_checkpoint[0]:
             return
-        states = processes.gather(self._random)
-        if processes.is_first:
-            path = write_checkpoint(
-                self._in.workdir / "checkpoints",
-                state=state,
-                save_weights=self._in.tuner.save_weights,
-                optimizer=self._optimizer_state(),
-                random_by_rank=states,
-                objective=self._in.objective_state,
-                best_weights=self._best if self._best is not None and self._best.is_dir() else None,
-            )
-            self._report.checkpoint(path, state.step, _numbers_of(state.history[-1]), is_best)
+        states, optimizer = processes.gather(self._random), self._optimizer_state()
+        with processes.whole(self._in.tuner.model):
+            if processes.is_first:
+                path = write_checkpoint(
+                    self._in.workdir / "checkpoints",
+                    state=state,
+                    save_weights=self._in.tuner.save_weights,
+                    optimizer=optimizer,
+                    random_by_rank=states,
+                    objective=self._in.objective_state,
+                    best_weights=self._best if self._best is not None and self._best.is_dir() else None,
+                )
+                self._report.checkpoint(path, state.step, _numbers_of(state.history[-1]), is_best)
         processes.wait()
         self._last_checkpoint = (state.step, time.monotonic())
 
     def _optimizer_state(self) -> dict[str, Any]:
         return {
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self._in.processes.optimizer_state(self._optimizer),
             "schedule": self._schedule.state_dict(),
             "scaler": self._in.processes.scaler_state(),
         }
 
     def _save_best(self) -> None:
-        if self._best is not None and self._in.processes.is_first:
-            shutil.rmtree(self._best, ignore_errors=True)
-            self._in.tuner.save_weights(self._best)
+        if self._best is None:
+            return
+        with self._in.processes.whole(self._in.tuner.model):
+            if self._in.processes.is_first:
+                shutil.rmtree(self._best, ignore_errors=True)
+                self._in.tuner.save_weights(self._best)
 
     def _load_best(self) -> None:
         """With early stopping, the result is the best model seen, not the last one."""
-        if (
-            self._best is not None
-            and self._best.is_dir()
-            and self._state.best_step != self._state.step
-            and self._in.processes.is_first
-        ):
-            self._in.tuner.load_weights(self._best)
-            self._report.log(
-                f"the result has the weights of step {self._state.best_step}, which had the lowest validation loss"
-            )
+        if self._best is None or self._state.best_loss is None or self._state.best_step == self._state.step:
+            return
+        with self._in.processes.whole(self._in.tuner.model, keep=True):
+            if self._in.processes.is_first:
+                self._in.tuner.load_weights(self._best)
+        self._report.log(
+            f"the result has the weights of step {self._state.best_step}, which had the lowest validation loss"
+        )
 
 
 def _numbers_of(entry: Mapping[str, float]) -> dict[str, float]:

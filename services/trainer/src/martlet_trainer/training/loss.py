@@ -141,37 +141,34 @@ class LossHead:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         """The objective: loss of a batch made by ``collate_rows``."""
-        found: list[Loss] = []
+        right: list[torch.Tensor] = []
 
         def forward(input: torch.Tensor) -> torch.Tensor:
             weight = self._head.weight
             outputs: Any = _SlicedCrossEntropy.apply(
                 input.reshape(-1, input.shape[-1]).to(weight.dtype), weight, batch.targets
             )
-            found.append(Loss(outputs[0], {ACCURACY: outputs[1]}))
-            return found[0].total.view(1, 1, 1)
+            right.append(outputs[1])
+            return outputs[0].reshape(1, 1, 1).clone()
 
-        self._run(model, batch, forward)
-        return found[0]
+        return Loss(self._run(model, batch, forward).sum(), {ACCURACY: right[0]})
 
     def log_probs(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Log-probability of each target of a batch made by ``collate_rows``. Shape (targets,)."""
-        found: list[torch.Tensor] = []
 
         def forward(input: torch.Tensor) -> torch.Tensor:
             weight = self._head.weight
             hidden = input.reshape(-1, input.shape[-1]).to(weight.dtype)
             outputs: Any = _SlicedLogProbs.apply(hidden, weight, batch.targets)
-            found.append(outputs)
-            return outputs.view(1, -1, 1)
+            return outputs.reshape(1, -1, 1).clone()
 
-        self._run(model, batch, forward)
-        return found[0]
+        return self._run(model, batch, forward).reshape(-1)
 
-    def _run(self, model: nn.Module, batch: Batch, forward: Any) -> None:
+    def _run(self, model: nn.Module, batch: Batch, forward: Any) -> torch.Tensor:
+        """What the model gives out in place of logits: a backward pass must begin there, where sharding listens for it."""
         self._head.forward = forward
         try:
-            model(**batch.inputs, logits_to_keep=batch.positions)
+            return model(**batch.inputs, logits_to_keep=batch.positions).logits
         finally:
             del self._head.forward
 

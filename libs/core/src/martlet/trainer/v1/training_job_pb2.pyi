@@ -187,16 +187,18 @@ class DataConfig(_message.Message):
     def __init__(self, max_length: _Optional[int] = ..., packing: bool = ..., on_bad_rows: _Optional[_Union[OnBadRows, str]] = ..., on_long_rows: _Optional[_Union[OnLongRows, str]] = ..., validation_split: _Optional[float] = ..., assistant_only_loss: bool = ..., system: _Optional[str] = ...) -> None: ...
 
 class ResourceConfig(_message.Message):
-    __slots__ = ("device", "device_count", "priority", "max_attempts")
+    __slots__ = ("device", "device_count", "priority", "max_attempts", "sharding")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_COUNT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     MAX_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    SHARDING_FIELD_NUMBER: _ClassVar[int]
     device: Device
     device_count: int
     priority: int
     max_attempts: int
-    def __init__(self, device: _Optional[_Union[Device, str]] = ..., device_count: _Optional[int] = ..., priority: _Optional[int] = ..., max_attempts: _Optional[int] = ...) -> None: ...
+    sharding: str
+    def __init__(self, device: _Optional[_Union[Device, str]] = ..., device_count: _Optional[int] = ..., priority: _Optional[int] = ..., max_attempts: _Optional[int] = ..., sharding: _Optional[str] = ...) -> None: ...
 
 class CheckpointConfig(_message.Message):
     __slots__ = ("interval_steps", "interval_seconds")
