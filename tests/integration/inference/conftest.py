@@ -341,7 +341,7 @@ def served(platform: Platform, valkey_url: str, tmp_path_factory: pytest.TempPat
             platform,
             directory / "embedding",
             tmp_path_factory.mktemp("pooler"),
-            engine="transformers",
+            engine=os.environ.get("MARTLET_TEST_POOLING_ENGINE", "transformers"),
             further={
                 "MARTLET_MODEL": "embedding",
                 "MARTLET_GATEWAY_ADDRESS": address,

@@ -7,7 +7,7 @@ engines say the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,10 @@ class PoolingModel:
     def tokens(self, request: PoolingRequest, texts: Sequence[Input]) -> list[Tokens]:
         """Inputs as the model reads them. BadRequest for one that is too long, empty, or no token of the vocabulary."""
         special = True if request.special_tokens is None else request.special_tokens
-        if request.messages:
+        if request.messages and self.tokenizer.chat_template:
             texts, special = [self._written(request)], bool(request.special_tokens)
+        elif request.messages:
+            texts = [_as_texts(request.messages)]
         limit = None
         if request.truncate is not None:
             limit = self.context_length if request.truncate < 0 else min(request.truncate, self.context_length)
@@ -159,8 +161,6 @@ class PoolingModel:
         return list(values)
 
     def _written(self, request: PoolingRequest) -> str:
-        if not self.tokenizer.chat_template:
-            raise BadRequest("The model has no chat template; give its text as input.", "messages")
         try:
             return self.tokenizer.apply_chat_template(
                 list(request.messages),
@@ -205,6 +205,19 @@ class PoolingModel:
         if batch[0].types is not None:
             inputs["token_type_ids"] = rows([tokens.types or () for tokens in batch], 0)
         return {**inputs, "attention_mask": mask}, mask
+
+
+def _as_texts(messages: Sequence[Mapping[str, Any]]) -> Input:
+    """A conversation for a model without a chat template, as the trainer writes it: a question is a text, and with its answer two."""
+    roles = [message["role"] for message in messages]
+    if roles == ["user"]:
+        return messages[0]["content"]
+    if roles == ["user", "assistant"]:
+        return messages[0]["content"], messages[1]["content"]
+    raise BadRequest(
+        "The model has no chat template, so it reads a user's message, or that and one answer; give other texts as input.",
+        "messages",
+    )
 
 
 def pooled(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
