@@ -155,6 +155,14 @@ async def test_a_published_classifier_is_not_loaded_for_a_chat(gateway: Any, sta
     assert base.martlet["task"] == "causal_lm"
 
 
+async def test_a_published_classifier_answers_on_its_route(gateway: Any, tools: Any) -> None:
+    async with scripted(gateway, "one", models=["ft:x"]) as replica:
+        model = PublishedModel("ft:x", "whole", "acme", "a1", metadata={"task": "sequence_classification"})
+        gateway.stores.models.publish(model)
+        answer = await gateway.http().post("/v1/classify", json={"model": "ft:x", "input": "text"})
+        assert (answer.status_code, answer.json(), replica.calls) == (200, {"from": "one"}, 1)
+
+
 async def test_the_tokens_of_an_embedding_are_counted(gateway: Any, tools: Any) -> None:
     async with scripted(gateway, "one", models=[tools.base]) as replica:
         replica.answer = b'{"data": [], "usage": {"prompt_tokens": 7, "total_tokens": 7}}'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -135,6 +136,29 @@ async def test_what_a_pooling_route_never_takes_is_refused(stub: Stub, fields: d
     error = await failure(stub.CallOpenAI(request))
     assert isinstance(error, InvalidArgument)
     assert [violation.field for violation in error.violations] == [field]
+
+
+async def test_what_a_model_is_for_stands_in_its_files_and_its_artifact(tmp_path: Path) -> None:
+    class Source(MemorySource):
+        async def files(self, model: PublishedModel) -> Path:
+            return tmp_path
+
+    config = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    engine = EchoEngine()
+    engine.needs_files = True
+    pool = ModelPool(engine, Source())
+    await pool.whole.load(PublishedModel("base-1", "whole", artifact_id="a1", metadata={"task": "reward"}))
+    async with serving(DataPlane(engine, pool, max_requests=2)) as channel:
+        stub = Stub(channel)
+        [served] = (await stub.ListServedModels(service_pb.ListServedModelsRequest())).models
+        assert served.task == pb.MODEL_TASK_REWARD
+        error = await failure(stub.CallOpenAI(chat_request()))
+        assert (error.code, error.reason) == ("INVALID_ARGUMENT", "WRONG_ROUTE")
+        assert "is for reward" in error.message
+        assert "use /v1/classify" in error.message
+        typed = pb.GenerateRequest(model="base-1", prompt="x")
+        assert (await failure(stub.Generate(typed))).reason == "WRONG_ROUTE"
 
 
 async def test_a_text_of_many_tokens_is_one_input(stub: Stub) -> None:

@@ -198,7 +198,7 @@ class Router:
         ``start`` is given the replica and the moment (``time.monotonic()``) until which the caller waits.
         """
         deadline = self._deadline(wait_seconds)
-        if known.metadata:
+        if known.kind == "adapter":
             check_plain_lora(known, known.metadata)
         tried: set[str] = set()
         moves: Counter[str] = Counter()

@@ -7,10 +7,11 @@ from typing import Any
 from fastapi import APIRouter
 from martlet.inference.v1 import inference_pb2
 from martlet_core.artifacts.types import PublishedModel
-from martlet_core.model_tasks import ModelTask, told_task
+from martlet_core.model_rules import serves_base
+from martlet_core.model_tasks import told_task
 
 from martlet_gateway.context import Gateway, GatewayContext, Json, tenant
-from martlet_gateway.placement import holders_and_takers
+from martlet_gateway.placement import holders_and_takers, whole_model_of
 from martlet_gateway.replicas import Snapshot
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -36,15 +37,18 @@ async def delete_model(model: str, gateway: Gateway) -> Json:
     return Json({"id": model, "object": "model", "deleted": True})
 
 
-def _task(model: PublishedModel, snapshot: Snapshot) -> str:
-    """What it was made for, and so which routes it answers on: as it was published, else as a replica found in its files."""
+def _task(model: PublishedModel, snapshot: Snapshot) -> str | None:
+    """What it was made for, and so which routes it answers on: as it was published, else as a replica found in the files; None
+    while neither is known.
+    """
     if told := told_task(model.metadata):
         return told.value
-    for view in snapshot.by_model.get(model.name, ()):
+    whole = whole_model_of(model)
+    for view in snapshot.with_base(whole):
         for served in view.proto.models:
-            if served.name == model.name and served.task:
+            if serves_base(served.name, whole) and served.task:
                 return inference_pb2.ModelTask.Name(served.task).removeprefix("MODEL_TASK_").lower()
-    return ModelTask.CAUSAL_LM.value
+    return None
 
 
 async def _model(gateway: GatewayContext, model: PublishedModel) -> dict[str, Any]:
