@@ -7,14 +7,18 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
 import httpx
+import openai
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from martlet.inference.v1 import inference_pb2 as pb
@@ -23,12 +27,21 @@ from martlet.inference.v1 import inference_service_pb2_grpc as service_grpc
 from martlet_core.artifacts.s3 import S3ObjectStore
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import PublishedModel
+from martlet_core.local_servers import free_port
 from martlet_core.models import ObjectModelRegistry
 from martlet_core.settings import CoreSettings
 from martlet_inference.testing import write_adapter
 
 ROOT = Path(__file__).parents[3]
 BASE = "smollm2-135m-instruct"
+#: Tasks of the models of pooling_models.py.
+POOLING_TASKS = {
+    "embedding": "embedding",
+    "classes": "sequence_classification",
+    "reranker": "reranker",
+    "reward": "reward",
+    "tokens": "token_classification",
+}
 #: A start imports torch and vLLM twice, one after the other; 25 s on an idle 2-core machine.
 START_SECONDS = 240.0
 
@@ -108,7 +121,14 @@ def wait_for(condition: Callable[[], Any], timeout_seconds: float, what: str) ->
 class ReplicaProcess:
     """``python -m martlet_inference serve`` in the engine's environment, with a model directory of its own."""
 
-    def __init__(self, platform: Platform, model: Path, directory: Path, engine: str = "vllm") -> None:
+    def __init__(
+        self,
+        platform: Platform,
+        model: Path,
+        directory: Path,
+        engine: str = "vllm",
+        further: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.engine = engine
         self.log_path = directory / "replica.log"
         settings = platform.settings
@@ -125,6 +145,7 @@ class ReplicaProcess:
             "MARTLET_CACHE_DIR": str(directory / "cache"),
             "MARTLET_MAX_LORA_RANK": "16",
             "MARTLET_MAX_ADAPTERS": "2",
+            **further,
         }
         with self.log_path.open("wb") as log:
             python = environment_python("inference" if engine == "vllm" else f"inference-{engine}")
@@ -257,3 +278,80 @@ def adapters(platform: Platform, smollm2: Path, tmp_path_factory: pytest.TempPat
         names.append(f"ft:{BASE}:default::{seed:08d}")
         platform.publish(names[-1], "adapter", directory, base_model=BASE, lora_rank=8)
     return names
+
+
+@dataclass
+class Served:
+    """A gateway with one replica, tiny models published under their names, and what plain transformers makes of texts with them."""
+
+    client: openai.OpenAI
+    grpc_address: str
+    key: str
+    said: dict[str, dict[str, Any]]
+
+    def post(self, path: str, **body: Any) -> Any:
+        """The answer of a route that the stock client has no method for."""
+        return self.client.post(path, body=body, cast_to=httpx.Response).json()
+
+
+@contextmanager
+def gateway_process(platform: Platform, valkey_url: str, ports: dict[str, int], directory: Path) -> Iterator[str]:
+    """A gateway on the platform's stores; gives the key that its first start made."""
+    settings = platform.settings
+    environment = {
+        **os.environ,
+        "MARTLET_S3_ENDPOINT": settings.s3_endpoint,
+        "MARTLET_S3_ACCESS_KEY": settings.s3_access_key,
+        "MARTLET_S3_SECRET_KEY": settings.s3_secret_key,
+        "MARTLET_S3_BUCKET": settings.s3_bucket,
+        "MARTLET_REDIS_URL": valkey_url,
+        "MARTLET_HTTP_PORT": str(ports["http"]),
+        "MARTLET_GRPC_ADDRESS": f"127.0.0.1:{ports['grpc']}",
+        "MARTLET_UPLOAD_DIR": str(directory / "uploads"),
+        "MARTLET_CACHE_DIR": str(directory / "cache"),
+    }
+    log = directory / "gateway.log"
+    with log.open("wb") as stream:
+        command = [sys.executable, "-m", "martlet_gateway", "serve"]
+        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+    try:
+        yield wait_for(lambda: re.search(r"mk-[A-Za-z0-9_-]{43}", log.read_text()), 60, "the gateway's key")[0]
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def served(platform: Platform, valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    directory = tmp_path_factory.mktemp("pooling")
+    script = Path(__file__).with_name("pooling_models.py")
+    command = [environment_python("inference-transformers"), script, directory]
+    done = subprocess.run(command, check=True, timeout=280, stdout=subprocess.PIPE)
+    for name, task in POOLING_TASKS.items():
+        artifact = platform.artifacts.put_directory(
+            directory / name, kind="model", tenant="default", metadata={"task": task}
+        )
+        if name != "embedding":  # the replica's own: its files alone say what it is for
+            model = PublishedModel(name, "whole", "default", artifact.id, metadata={"task": task})
+            platform.models.publish(model)
+    ports = {"http": free_port(), "grpc": free_port()}
+    address = f"127.0.0.1:{ports['grpc']}"
+    with gateway_process(platform, valkey_url, ports, tmp_path_factory.mktemp("gateway")) as key:
+        replica = ReplicaProcess(
+            platform,
+            directory / "embedding",
+            tmp_path_factory.mktemp("pooler"),
+            engine=os.environ.get("MARTLET_TEST_POOLING_ENGINE", "transformers"),
+            further={
+                "MARTLET_MODEL": "embedding",
+                "MARTLET_GATEWAY_ADDRESS": address,
+                "MARTLET_ACCEPTS_PLACEMENT": "true",
+            },
+        )
+        try:
+            replica.wait_serving()
+            client = openai.OpenAI(base_url=f"http://127.0.0.1:{ports['http']}/v1", api_key=key, max_retries=0)
+            wait_for(lambda: client.models.retrieve("embedding").martlet["loaded"], 30, "the replica's registration")
+            yield Served(client, address, key, json.loads(done.stdout))
+        finally:
+            replica.stop()

@@ -153,7 +153,7 @@ def test_what_cannot_be_served_says_why(
 
     request = pb.CallOpenAIRequest(route=pb.OPEN_AI_ROUTE_EMBEDDINGS, model=BASE)
     request.body = json.dumps({"model": BASE, "input": "x"}).encode()
-    assert failure(replica.stub.CallOpenAI(request)).reason == "NO_POOLING_MODEL"
+    assert failure(replica.stub.CallOpenAI(request)).reason == "WRONG_ROUTE"
     assert replica.serving()
 
 

@@ -53,3 +53,11 @@ def test_adapters_that_are_more_than_lora_are_refused() -> None:
     with pytest.raises(FailedPrecondition, match=r"DoRA and whole modules \(embed_tokens, lm_head\)") as caught:
         check_plain_lora(model, {"use_dora": True, "modules_to_save": ["embed_tokens", "lm_head"]})
     assert caught.value.reason == "ADAPTER_NEEDS_MERGE"
+
+
+@pytest.mark.parametrize("facts", [{"task": "reward"}, {"task_type": "SEQ_CLS"}, {"task_type": "TOKEN_CLS"}])
+def test_adapters_with_a_head_are_refused(facts: dict[str, str]) -> None:
+    with pytest.raises(FailedPrecondition, match="a head of its own") as caught:
+        check_plain_lora(PublishedModel("ft:x", "adapter"), facts)
+    assert caught.value.reason == "ADAPTER_NEEDS_MERGE"
+    check_plain_lora(PublishedModel("ft:x", "adapter"), {"task": "causal_lm", "task_type": "CAUSAL_LM"})

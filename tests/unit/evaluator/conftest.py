@@ -20,7 +20,7 @@ Model = Callable[[Mapping[str, Any]], Any]
 
 
 class ScriptedServer:
-    """Serves /v1/chat/completions and /v1/completions in a thread of its own.
+    """Serves the inference routes in a thread of its own.
 
     Attributes:
         models: how each model answers.
@@ -37,8 +37,8 @@ class ScriptedServer:
 
     async def _start(self) -> str:
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", self._answer)
-        app.router.add_post("/v1/completions", self._answer)
+        for route in ("chat/completions", "completions", "embeddings", "classify", "rerank"):
+            app.router.add_post(f"/v1/{route}", self._answer)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()

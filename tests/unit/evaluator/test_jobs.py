@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable
@@ -96,6 +98,21 @@ async def test_a_gateway_that_does_not_answer_is_unavailable_not_unknown(kit: Ki
     with pytest.raises(Unavailable, match="can't be asked about base") as caught:
         await kit.check(targets=[{"model": "base"}])
     assert caught.value.retry_after_seconds
+
+
+async def test_a_model_is_asked_for_nothing_that_it_was_not_made_for(kit: Kit) -> None:
+    async def model(request: web.Request) -> web.Response:
+        return web.json_response({"id": "m", "martlet": {"task": "embedding"}})
+
+    app = web.Application()
+    app.router.add_get("/v1/models/{name}", model)
+    async with TestServer(app) as gateway:
+        kit.settings = kit.settings.model_copy(update={"gateway_url": str(gateway.make_url("/v1"))})
+        pairs = kit.artifact("dataset", {"rows.jsonl": json.dumps({"query": "a", "positive": "b"}) + "\n"})
+        await kit.check(targets=[{"model": "m"}], suites=[{"suite": "embedding"}], dataset=pairs)
+        with pytest.raises(InvalidArgument, match=r"spec\.targets\.0\.model.*use /v1/embeddings") as caught:
+            await kit.check(targets=[{"model": "m"}])
+        assert caught.value.reason == "WRONG_ROUTE"
 
 
 async def test_only_allowed_addresses_are_asked(kit: Kit) -> None:

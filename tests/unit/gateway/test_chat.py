@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 from martlet_core.artifacts.types import PublishedModel
+from martlet_gateway.testing.replica import scripted
 from martlet_inference.testing import wait_until
 
 MESSAGES: Any = [{"role": "user", "content": "one two three"}]
@@ -127,8 +128,45 @@ async def test_many_streams_at_once(gateway: Any, start_replica: Any, tools: Any
     assert await asyncio.gather(*(one() for _ in range(100))) == [20] * 100
 
 
-async def test_embeddings_without_a_pooling_model_is_a_clear_404(gateway: Any, start_replica: Any, tools: Any) -> None:
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/embeddings", "/v1/classify", "/classify", "/pooling", "/v1/score", "/v1/rerank", "/rerank", "/v2/rerank"],
+)
+async def test_a_chat_model_is_refused_on_other_routes(gateway: Any, start_replica: Any, tools: Any, path: str) -> None:
     await start_replica()
-    with pytest.raises(openai.NotFoundError) as caught:
-        await gateway.openai().embeddings.create(model=tools.base, input="text")
-    assert caught.value.message
+    answer = await gateway.http().post(path, json={"model": tools.base, "input": "text"})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("wrong_route", "model")
+    assert "use /v1/chat/completions" in error["message"]
+
+
+async def test_a_published_classifier_is_not_loaded_for_a_chat(gateway: Any, start_replica: Any, tools: Any) -> None:
+    replica = await start_replica(accepts_placement=True)
+    model = PublishedModel("ft:x", "whole", "acme", "a1", metadata={"task": "sequence_classification"})
+    tools.publish(gateway, replica, model)
+    with pytest.raises(openai.BadRequestError, match="use /v1/classify") as caught:
+        await gateway.openai().chat.completions.create(model="ft:x", messages=MESSAGES)
+    assert caught.value.code == "wrong_route"
+    assert replica.engine.incarnation == 1, "its engine was not given another model"
+    [listed] = [item async for item in gateway.openai().models.list() if item.id == "ft:x"]
+    assert listed.martlet["task"] == "sequence_classification"
+    base = await gateway.openai().models.retrieve(tools.base)
+    assert base.martlet["task"] == "causal_lm"
+
+
+async def test_a_published_classifier_answers_on_its_route(gateway: Any, tools: Any) -> None:
+    async with scripted(gateway, "one", models=["ft:x"]) as replica:
+        model = PublishedModel("ft:x", "whole", "acme", "a1", metadata={"task": "sequence_classification"})
+        gateway.stores.models.publish(model)
+        answer = await gateway.http().post("/v1/classify", json={"model": "ft:x", "input": "text"})
+        assert (answer.status_code, answer.json(), replica.calls) == (200, {"from": "one"}, 1)
+
+
+async def test_the_tokens_of_an_embedding_are_counted(gateway: Any, tools: Any) -> None:
+    async with scripted(gateway, "one", models=[tools.base]) as replica:
+        replica.answer = b'{"data": [], "usage": {"prompt_tokens": 7, "total_tokens": 7}}'
+        await gateway.http().post("/v1/embeddings", json={"model": tools.base, "input": "text"})
+    metrics = (await gateway.http().get("/metrics")).text
+    assert 'martlet_gateway_tokens_total{kind="prompt"} 7.0' in metrics
+    assert 'route="/v1/embeddings",status="200"} 1.0' in metrics

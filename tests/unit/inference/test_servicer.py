@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -99,12 +100,71 @@ async def test_an_unknown_model_is_not_found_with_close_matches(stub: Stub) -> N
     assert error.metadata["close_matches"] == "base-1"
 
 
-async def test_embeddings_are_not_found_until_there_is_a_pooling_model(stub: Stub) -> None:
+@pytest.mark.parametrize(
+    "route",
+    [
+        pb.OPEN_AI_ROUTE_EMBEDDINGS,
+        pb.OPEN_AI_ROUTE_CLASSIFY,
+        pb.OPEN_AI_ROUTE_POOLING,
+        pb.OPEN_AI_ROUTE_SCORE,
+        pb.OPEN_AI_ROUTE_RERANK,
+    ],
+)
+async def test_a_route_that_the_model_has_no_answer_for_is_refused(stub: Stub, route: pb.OpenAIRoute) -> None:
     request = chat_request()
-    request.route = pb.OPEN_AI_ROUTE_EMBEDDINGS
+    request.route = route
     error = await failure(stub.CallOpenAI(request))
-    assert isinstance(error, NotFound)
-    assert error.reason == "NO_POOLING_MODEL"
+    assert isinstance(error, InvalidArgument)
+    assert error.reason == "WRONG_ROUTE"
+    assert error.message.endswith("use /v1/chat/completions or /v1/completions.")
+    assert error.metadata["task"] == "causal_lm"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"stream": True}, "body.stream"),
+        ({"encoding_format": "bytes"}, "body.encoding_format"),
+        ({"input": ["x"] * 2049}, "body.input"),
+    ],
+)
+async def test_what_a_pooling_route_never_takes_is_refused(stub: Stub, fields: dict[str, Any], field: str) -> None:
+    body = json.dumps({"model": "base-1", "input": "x", **fields}).encode()
+    request = pb.CallOpenAIRequest(
+        route=pb.OPEN_AI_ROUTE_EMBEDDINGS, model="base-1", body=body, stream="stream" in fields
+    )
+    error = await failure(stub.CallOpenAI(request))
+    assert isinstance(error, InvalidArgument)
+    assert [violation.field for violation in error.violations] == [field]
+
+
+async def test_what_a_model_is_for_stands_in_its_files_and_its_artifact(tmp_path: Path) -> None:
+    class Source(MemorySource):
+        async def files(self, model: PublishedModel) -> Path:
+            return tmp_path
+
+    config = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    engine = EchoEngine()
+    engine.needs_files = True
+    pool = ModelPool(engine, Source())
+    await pool.whole.load(PublishedModel("base-1", "whole", artifact_id="a1", metadata={"task": "reward"}))
+    async with serving(DataPlane(engine, pool, max_requests=2)) as channel:
+        stub = Stub(channel)
+        [served] = (await stub.ListServedModels(service_pb.ListServedModelsRequest())).models
+        assert served.task == pb.MODEL_TASK_REWARD
+        error = await failure(stub.CallOpenAI(chat_request()))
+        assert (error.code, error.reason) == ("INVALID_ARGUMENT", "WRONG_ROUTE")
+        assert "is for reward" in error.message
+        assert "use /v1/classify" in error.message
+        typed = pb.GenerateRequest(model="base-1", prompt="x")
+        assert (await failure(stub.Generate(typed))).reason == "WRONG_ROUTE"
+
+
+async def test_a_text_of_many_tokens_is_one_input(stub: Stub) -> None:
+    body = json.dumps({"model": "base-1", "input": [7] * 2049}).encode()
+    request = pb.CallOpenAIRequest(route=pb.OPEN_AI_ROUTE_EMBEDDINGS, model="base-1", body=body)
+    assert (await failure(stub.CallOpenAI(request))).reason == "WRONG_ROUTE"
 
 
 async def test_an_adapter_answers_by_name_without_a_load_call(stub: Stub, source: MemorySource) -> None:
@@ -181,7 +241,12 @@ async def test_operators_list_load_pin_and_unload(stub: Stub, source: MemorySour
     source.publish(adapter("ft:1"), adapter("ft:theirs", tenant="acme"))
     loaded = await stub.LoadModel(service_pb.LoadModelRequest(model="ft:1", pin=True))
     assert loaded == pb.ServedModel(
-        name="ft:1", kind=pb.MODEL_KIND_ADAPTER, state=pb.MODEL_STATE_READY, base_model="base-1", pinned=True
+        name="ft:1",
+        kind=pb.MODEL_KIND_ADAPTER,
+        state=pb.MODEL_STATE_READY,
+        base_model="base-1",
+        pinned=True,
+        task=pb.MODEL_TASK_CAUSAL_LM,
     )
     error = await failure(stub.UnloadModel(service_pb.UnloadModelRequest(model="ft:1")))
     assert isinstance(error, FailedPrecondition)

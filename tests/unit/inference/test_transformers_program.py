@@ -36,6 +36,7 @@ def test_the_command_serves_the_model_under_its_name() -> None:
         "512",
         "0.35",
     ]
+    assert option(args, "--task") == "causal_lm"
     assert option(command(TransformersOptions(), "cpu", model, Path("s")), "--dtype") == "float32"
     assert option(command(TransformersOptions(dtype="bfloat16"), "cpu", model, Path("s")), "--dtype") == "bfloat16"
 

@@ -8,12 +8,14 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from martlet_inference.engines.base import EngineLoad, WholeModel
 from martlet_inference.engines.server import parse_metrics
 from martlet_inference.engines.server_process import ServerProcess, spawn
 from martlet_inference.engines.vllm_process import VllmOptions, command, environment
+from martlet_inference.model_use import use_of
 from martlet_inference.testing import wait_until
 
 CPU = VllmOptions("cpu")
@@ -66,6 +68,31 @@ def test_without_adapters_lora_is_off(model: WholeModel) -> None:
     args = command(VllmOptions("cpu", max_lora_rank=16, max_adapters=3), model, Path("s"))
     assert option(args, "--max-lora-rank") == "16"
     assert option(args, "--max-cpu-loras") == "3"
+
+
+@pytest.mark.parametrize(
+    "config", [{"architectures": ["BertModel"]}, {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}]
+)
+def test_a_model_that_generates_nothing_is_run_for_pooling(tmp_path: Path, config: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    args = command(CPU, WholeModel("m", tmp_path, use_of(tmp_path)), Path("s"))
+    assert option(args, "--runner") == "pooling"
+    assert not {"--enable-lora", "--enable-auto-tool-choice"} & set(args)
+
+
+def test_vectors_are_pooled_as_the_directory_says_else_by_the_mean(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"], "max_position_embeddings": 512}))
+    args = command(CPU, WholeModel("m", tmp_path, use_of(tmp_path)), Path("s"))
+    assert json.loads(option(args, "--pooler-config")) == {"seq_pooling_type": "MEAN", "use_activation": True}
+    assert option(args, "--max-model-len") == "512"
+    pooling = {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}
+    (tmp_path / "modules.json").write_text(json.dumps([pooling]))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 256}))
+    args = command(CPU, WholeModel("m", tmp_path, use_of(tmp_path)), Path("s"))
+    assert "--pooler-config" not in args, "vLLM reads modules.json itself"
+    assert option(args, "--max-model-len") == "256"
 
 
 def test_a_gpu_is_shared_as_told_and_several_are_used_together(model: WholeModel) -> None:

@@ -21,11 +21,18 @@ from typing import Any
 
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import FailedPrecondition
+from martlet_core.model_tasks import ModelTask
 
 ARTIFACT_PREFIX = "artifacts/"
 PATH_PREFIX = "file:"
 PUBLISHED_PREFIX = "ft:"
 
+#: peft's names of tasks whose adapters come with a head, and no engine takes a head while it runs.
+_PEFT_TASKS = {
+    "SEQ_CLS": ModelTask.SEQUENCE_CLASSIFICATION,
+    "TOKEN_CLS": ModelTask.TOKEN_CLASSIFICATION,
+    "FEATURE_EXTRACTION": ModelTask.EMBEDDING,
+}
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([A-Za-z0-9][\w./-]{0,127}))?")
 
 
@@ -88,6 +95,9 @@ def check_plain_lora(model: PublishedModel, facts: Mapping[str, Any]) -> None:
         kinds.append(f"matrices of another kind ({kind.lower()})")
     if facts.get("use_dora"):
         kinds.append("DoRA")
+    task = facts.get("task") or _PEFT_TASKS.get(str(facts.get("task_type")))
+    if task and task != ModelTask.CAUSAL_LM:
+        kinds.append(f"a head of its own ({str(task).replace('_', ' ')})")
     if modules := facts.get("modules_to_save"):
         names = [modules] if isinstance(modules, str) else modules
         kinds.append(f"whole modules ({', '.join(map(str, names))})")

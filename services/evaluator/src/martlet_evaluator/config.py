@@ -25,6 +25,7 @@ from martlet_core.config import (
     refuse,
 )
 from martlet_core.errors import FieldViolation, InvalidArgument
+from martlet_core.model_tasks import CHAT_COMPLETIONS
 from pydantic import BeforeValidator, Field, model_validator
 
 #: Only such variables of the worker may hold keys of external targets: else a request could name any secret of the
@@ -103,6 +104,21 @@ class EvaluationConfig(Config):
         from martlet_evaluator.suite_options import parse_suite_options
 
         return any(parse_suite_options(entry).needs_conversations for entry in self.suites)
+
+    @property
+    def row_checks(self) -> tuple[Any, ...]:
+        """What the suites ask of every row, beside being a conversation."""
+        from martlet_evaluator.suite_options import parse_suite_options
+
+        checks = (parse_suite_options(entry).row_check for entry in self.suites)
+        return tuple(dict.fromkeys(check for check in checks if check is not None))
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """Routes that every target must answer on."""
+        from martlet_evaluator.suite_options import parse_suite_options
+
+        return tuple(dict.fromkeys(filter(None, (parse_suite_options(entry).route for entry in self.suites))))
 
     @property
     def asks_targets(self) -> bool:
@@ -208,6 +224,13 @@ def _suite_violations(config: EvaluationConfig) -> list[FieldViolation]:
             found += [FieldViolation(f"suites.{index}.{v.field}", v.description) for v in error.violations]
             continue
         found += [FieldViolation(f"suites.{index}.options.{v.field}", v.description) for v in options.check(config)]
+        if options.route not in ("", CHAT_COMPLETIONS) and any(
+            target.engine == "transformers" for target in config.targets
+        ):
+            text = (
+                f"asks targets on {options.route}, and engine transformers writes text alone; leave engine at gateway"
+            )
+            found.append(FieldViolation(f"suites.{index}.suite", text))
     return found
 
 

@@ -231,6 +231,7 @@ def read_dataset(spec: EvaluationConfig, path: Path, max_json_bytes: int | None 
         max_rows=spec.max_rows,
         category_field=spec.category_field,
         max_json_bytes=max_json_bytes,
+        checks=spec.row_checks,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.parse import quote
 
 import aiohttp
-from martlet_core.errors import MartletError, NotFound, PermissionDenied, Unavailable
+from martlet_core.errors import InvalidArgument, MartletError, NotFound, PermissionDenied, Unavailable
+from martlet_core.model_tasks import ModelTask, check_route, told_task
 from martlet_core.service_tokens import make_service_token
 
 _SECONDS = 30.0
@@ -23,11 +25,12 @@ class GatewayModels:
         self._url = url.rstrip("/")
         self._token = internal_token
 
-    async def require(self, name: str, tenant: str, field: str) -> None:
-        """Refuse a name that doesn't answer for the tenant.
+    async def require(self, name: str, tenant: str, field: str, routes: Sequence[str] = ()) -> None:
+        """Refuse a name that doesn't answer for the tenant, or not on these routes.
 
         Raises:
             NotFound: there is none.
+            InvalidArgument: it was made for something else.
             PermissionDenied: the gateway doesn't take us for one of its own services.
             Unavailable: it doesn't answer.
         """
@@ -47,6 +50,17 @@ class GatewayModels:
             ) from error
         if status != 200:
             raise _refusal(name, field, status, body)
+        _check_task(name, told_task((body or {}).get("martlet") or {}), field, routes)
+
+
+def _check_task(name: str, task: ModelTask | None, field: str, routes: Sequence[str]) -> None:
+    if task is None:
+        return
+    for route in routes:
+        try:
+            check_route(name, task, route)
+        except InvalidArgument as error:
+            raise InvalidArgument.field(field, error.message, reason=error.reason) from error
 
 
 def _refusal(name: str, field: str, status: int, body: object) -> MartletError:

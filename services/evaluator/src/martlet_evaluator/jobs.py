@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from martlet_core.errors import FailedPrecondition, FieldViolation, InvalidArgument, PermissionDenied
 from martlet_core.model_rules import ARTIFACT_PREFIX
+from martlet_core.model_tasks import CHAT_COMPLETIONS
 from martlet_core.stores import Stores
 from martlet_inputs.base_models.resolve import get_artifact
 
@@ -49,20 +50,21 @@ class Submissions:
 
         Raises:
             NotFound: a model, or a data set, doesn't exist.
-            InvalidArgument: rows don't fit the suites (field, line, remedy); a stock task isn't known or has no data.
+            InvalidArgument: a model has no answer for what a suite asks; rows don't fit the suites (field, line, remedy); a stock
+                task isn't known or has no data.
             PermissionDenied: an address, or a local path, that the operator didn't allow.
             FailedPrecondition: this deployment loads no models in its own process.
             Unavailable: the gateway doesn't answer.
         """
         for index, target in enumerate(config.targets if config.asks_targets else ()):
-            await self._check_target(tenant, target, f"spec.targets.{index}")
+            await self._check_target(tenant, target, f"spec.targets.{index}", config.routes)
         for field, model in _asked_models(config):
-            await self._gateway.require(model, tenant, field)
+            await self._gateway.require(model, tenant, field, (CHAT_COMPLETIONS,))
         await asyncio.get_running_loop().run_in_executor(self._threads, self._check_data, tenant, config)
 
-    async def _check_target(self, tenant: str, target: TargetConfig, field: str) -> None:
+    async def _check_target(self, tenant: str, target: TargetConfig, field: str, routes: Sequence[str]) -> None:
         if target.engine == "gateway":
-            await self._gateway.require(target.model, tenant, f"{field}.model")
+            await self._gateway.require(target.model, tenant, f"{field}.model", routes)
         elif target.engine == "external":
             self._check_url(str(target.base_url), f"{field}.base_url")
         elif not self._settings.in_process_targets:
@@ -120,6 +122,7 @@ class Submissions:
                 max_rows=0,
                 category_field=config.category_field,
                 max_json_bytes=self._settings.max_json_bytes,
+                checks=config.row_checks,
             )
 
     def _dataset(self, name: str, tenant: str, field: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def load_rows(
     max_rows: int | None = None,
     category_field: str | None = None,
     max_json_bytes: int | None = None,
+    checks: Sequence[Callable[[Mapping[str, Any]], object]] = (),
 ) -> RowSet:
     """Read a data set.
 
@@ -72,6 +73,7 @@ def load_rows(
         max_rows: rows to use, from the start; all are read and checked.
         category_field: field that tables are divided by; every row, or its ``item``, must have it.
         max_json_bytes: see ``martlet_inputs.rows.read``.
+        checks: what suites ask of a row beside; each raises RowError for one that it can't use.
 
     Raises:
         InvalidArgument: a row can't be used (field, line, remedy), a file is broken, or there are no rows.
@@ -83,6 +85,8 @@ def load_rows(
         read += 1
         try:
             parsed = _parse(row, index, conversations, category_field)
+            for check in checks:
+                check(parsed.values)
         except RowError as error:
             issues.append(RowIssue(row.line, error.field, error.message, file=row.file))
             continue

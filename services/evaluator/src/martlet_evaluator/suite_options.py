@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le, MaxLen, MinLen
 from martlet_core.config import ARTIFACT_PATTERN, Config, parse_config
 from martlet_core.errors import FieldViolation, InvalidArgument
 from martlet_core.grader_rules import ITEM_REFERENCE
+from martlet_core.model_tasks import CHAT_COMPLETIONS, CLASSIFY, EMBEDDINGS, RERANK
 from pydantic import BeforeValidator, Field
 
 from martlet_evaluator.config import EvaluationConfig, SuiteConfig, close_to
 from martlet_evaluator.graders import criteria_violations, prompt_violations
+from martlet_evaluator.judged_rows import read_documents, read_labelled, read_preference, read_ranking, read_scored
+
+#: Reads what a suite needs of a row as it stands in its file.
+RowCheck = Callable[[Mapping[str, Any]], Any]
 
 
 def _whole(value: Any) -> Any:
@@ -51,6 +56,16 @@ class SuiteOptions(Config):
         """Whether the suite asks the job's targets anything."""
         return True
 
+    @property
+    def route(self) -> str:
+        """Route of the gateway that the targets must answer on; empty where none is asked."""
+        return CHAT_COMPLETIONS if self.asks_targets else ""
+
+    @property
+    def row_check(self) -> RowCheck | None:
+        """Reads a row, and raises RowError if the suite can't use it; None where being a conversation is all that is asked of it."""
+        return None
+
     def check(self, config: EvaluationConfig) -> list[FieldViolation]:
         """What is wrong with these options in this job; fields relative to the options."""
         return []
@@ -80,7 +95,7 @@ class ExactMatchOptions(SuiteOptions):
 
 
 class ClassificationOptions(SuiteOptions):
-    """Labels, and whether a target may answer anything else."""
+    """Labels, and whether a target may answer anything else. Classifiers are asked on a route of their own."""
 
     description: ClassVar[str] = "The answer is a label; accuracy, macro-F1 and confusion."
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "unreadable")
@@ -88,10 +103,95 @@ class ClassificationOptions(SuiteOptions):
     labels: Annotated[tuple[str, ...], MaxLen(200)] = Field(
         default=(), description="Default: the answers that the rows expect."
     )
+    ask: Literal["chat", "classify"] = Field(
+        default="chat", description="chat: models that write the label. classify: classifiers, on rows with a label."
+    )
     constrained: bool = True
     max_tokens: Annotated[Int, Ge(1), Le(4096)] | None = Field(
         default=None, description="Room for a label. Default: the longest label in bytes, at most 64."
     )
+
+    @property
+    def needs_conversations(self) -> bool:
+        """A classifier reads texts with a label."""
+        return self.ask == "chat"
+
+    @property
+    def route(self) -> str:
+        """Classifiers have their own."""
+        return CLASSIFY if self.ask == "classify" else CHAT_COMPLETIONS
+
+    @property
+    def row_check(self) -> RowCheck | None:
+        """A text and its label."""
+        return read_labelled if self.ask == "classify" else None
+
+
+class PoolingOptions(SuiteOptions):
+    """Base of the options of suites for models that don't generate."""
+
+    @property
+    def needs_conversations(self) -> bool:
+        """The rows are of other kinds."""
+        return False
+
+
+class EmbeddingOptions(PoolingOptions):
+    """Retrieval among the texts of all rows, or similarity beside the numbers that the rows give."""
+
+    description: ClassVar[str] = "Whether vectors of texts that belong together are near one another."
+    metrics: ClassVar[tuple[str, ...]] = ("recall@1", "recall@<k>", "mrr", "ndcg@<k>", "spearman")
+
+    measure: Literal["retrieval", "similarity"] = "retrieval"
+    k: Annotated[Int, Ge(1), Le(1000)] = 10
+    #: Texts of a request.
+    batch_size: Annotated[Int, Ge(1), Le(2048)] = 32
+
+    @property
+    def route(self) -> str:
+        """Embeddings."""
+        return EMBEDDINGS
+
+    @property
+    def row_check(self) -> RowCheck | None:
+        """A text and those that belong to it, or a pair with a number."""
+        return read_scored if self.measure == "similarity" else read_ranking
+
+
+class RerankOptions(PoolingOptions):
+    """How far down the order counts."""
+
+    description: ClassVar[str] = "Whether the documents that fit a query come first."
+    metrics: ClassVar[tuple[str, ...]] = ("mrr", "ndcg@<k>")
+
+    k: Annotated[Int, Ge(1), Le(1000)] = 10
+
+    @property
+    def route(self) -> str:
+        """Reranking."""
+        return RERANK
+
+    @property
+    def row_check(self) -> RowCheck | None:
+        """A query, and documents of both kinds."""
+        return read_documents
+
+
+class RewardOptions(PoolingOptions):
+    """Nothing to choose."""
+
+    description: ClassVar[str] = "Whether the chosen answer scores above the rejected one."
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "margin")
+
+    @property
+    def route(self) -> str:
+        """A reward is a classifier's one number."""
+        return CLASSIFY
+
+    @property
+    def row_check(self) -> RowCheck | None:
+        """A preference pair."""
+        return read_preference
 
 
 class GenerationOptions(SuiteOptions):
@@ -253,6 +353,9 @@ SUITE_OPTIONS: Mapping[str, type[SuiteOptions]] = {
     "latency": LatencyOptions,
     "lm_eval": LmEvalOptions,
     "graders": GradersOptions,
+    "embedding": EmbeddingOptions,
+    "rerank": RerankOptions,
+    "reward": RewardOptions,
 }
 
 

@@ -14,6 +14,7 @@ from martlet_core import service_tokens
 from martlet_core.api_keys import OPERATOR, ApiKeyStore
 from martlet_core.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from martlet_core.ids import NAME_PATTERN
+from martlet_core.model_tasks import CHAT_COMPLETIONS, CLASSIFY, COMPLETIONS, EMBEDDINGS, POOLING, RERANK, SCORE
 from martlet_core.rpc.context import DEFAULT_TENANT, INTERNAL_TOKEN_KEY, TENANT_KEY
 
 from martlet_gateway.errors import unauthenticated
@@ -37,7 +38,7 @@ STAGE_METHODS = frozenset(
 )
 
 #: Routes that our own services may call over REST with a service token.
-SERVICE_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+SERVICE_ROUTES = frozenset({CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS, CLASSIFY, POOLING, SCORE, RERANK})
 
 
 @dataclass(frozen=True, slots=True)

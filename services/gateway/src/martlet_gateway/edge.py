@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from martlet_gateway.asgi import has_body, header, read_body, replayed, send_error
 from martlet_gateway.auth import Authenticator, Caller
+from martlet_gateway.inference_routes import ROUTES as INFERENCE_ROUTES
 from martlet_gateway.metrics import Metrics
-from martlet_gateway.routes.chat import ROUTES as INFERENCE_ROUTES
 from martlet_gateway.routes.chat import Chat
 
 log = logging.getLogger(__name__)

@@ -24,6 +24,7 @@ from martlet_core.rpc.context import INTERNAL_TOKEN_KEY, REQUEST_ID_KEY, TENANT_
 
 from martlet_gateway.choice import Choice
 from martlet_gateway.clients import InferenceChannels
+from martlet_gateway.inference_routes import check_published
 from martlet_gateway.metrics import Metrics
 from martlet_gateway.model_names import ModelNames
 from martlet_gateway.placement import MOVED, TRY_ANOTHER, Placement, final, whole_model_of
@@ -175,9 +176,12 @@ class Router:
         return await self._on_some(known, tenant, request_id, wait_seconds, start, Prompt(request))
 
     async def _resolved(self, request: Any, tenant: str) -> tuple[PublishedModel, Any]:
-        """The model that a request names, and the request naming it: where it named an alias, the model's own name."""
+        """The model that a request names, and the request naming it: where it named an alias, the model's own name.
+        InvalidArgument for a route that the model has no answer for.
+        """
         model: str = request.model
         known = self._names.cached(model, tenant) or await self._names.resolve(model, tenant)
+        check_published(known, request)
         return known, request if known.name == model else _renamed(request, known.name)
 
     async def _on_some(
@@ -194,7 +198,7 @@ class Router:
         ``start`` is given the replica and the moment (``time.monotonic()``) until which the caller waits.
         """
         deadline = self._deadline(wait_seconds)
-        if known.metadata:
+        if known.kind == "adapter":
             check_plain_lora(known, known.metadata)
         tried: set[str] = set()
         moves: Counter[str] = Counter()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from martlet.gateway.v1 import replica_pb2
 from martlet.inference.v1 import inference_pb2 as pb
 from martlet.inference.v1 import inference_service_pb2 as service_pb
 from martlet_core.errors import FieldViolation, InvalidArgument, MartletError, NotFound, Unavailable
+from martlet_core.model_tasks import ModelTask
 
 from martlet_inference.dataplane import DataPlane, Load
 from martlet_inference.engines.base import EngineCall, EngineState, Route
@@ -20,6 +21,10 @@ from martlet_inference.models import ModelPool
 MAX_BODY_BYTES = 16 * 2**20
 MAX_STOP_TEXTS = 4
 DEFAULT_NEW_TOKENS = 256
+#: Texts of one request for embeddings, scores or classes, as in OpenAI's interface.
+MAX_INPUTS = 2048
+ENCODINGS = ("float", "base64")
+_BATCHES = ("input", "documents", "queries", "items", "text_1", "text_2", "data_1", "data_2")
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 
@@ -27,6 +32,18 @@ ROUTES = {
     pb.OPEN_AI_ROUTE_CHAT_COMPLETIONS: Route.CHAT_COMPLETIONS,
     pb.OPEN_AI_ROUTE_COMPLETIONS: Route.COMPLETIONS,
     pb.OPEN_AI_ROUTE_EMBEDDINGS: Route.EMBEDDINGS,
+    pb.OPEN_AI_ROUTE_CLASSIFY: Route.CLASSIFY,
+    pb.OPEN_AI_ROUTE_POOLING: Route.POOLING,
+    pb.OPEN_AI_ROUTE_SCORE: Route.SCORE,
+    pb.OPEN_AI_ROUTE_RERANK: Route.RERANK,
+}
+_TASKS = {
+    ModelTask.CAUSAL_LM: pb.MODEL_TASK_CAUSAL_LM,
+    ModelTask.SEQUENCE_CLASSIFICATION: pb.MODEL_TASK_SEQUENCE_CLASSIFICATION,
+    ModelTask.TOKEN_CLASSIFICATION: pb.MODEL_TASK_TOKEN_CLASSIFICATION,
+    ModelTask.EMBEDDING: pb.MODEL_TASK_EMBEDDING,
+    ModelTask.RERANKER: pb.MODEL_TASK_RERANKER,
+    ModelTask.REWARD: pb.MODEL_TASK_REWARD,
 }
 _STATES = {
     EngineState.STOPPED: pb.MODEL_STATE_LOADING,
@@ -71,7 +88,22 @@ def openai_call(request: pb.CallOpenAIRequest, request_id: str) -> EngineCall:
         raise InvalidArgument.field(
             "body.stream", f"must be {str(request.stream).lower()}, as in the request's `stream`"
         )
+    if not route.generates:
+        _check_pooling(fields)
     return EngineCall(route, request.body, request.stream, request_id)
+
+
+def _check_pooling(fields: Mapping[str, Any]) -> None:
+    """Refuse what would break the contract: an answer that is a stream, or no JSON, or far too large."""
+    if fields.get("stream"):
+        raise InvalidArgument.field("body.stream", "must be false: only chat completions and completions are streamed")
+    encoding = fields.get("encoding_format")
+    if encoding not in (None, *ENCODINGS):
+        raise InvalidArgument.field("body.encoding_format", f"is {encoding!r}; must be {' or '.join(ENCODINGS)}")
+    for name in _BATCHES:
+        batch = fields.get(name)
+        if isinstance(batch, list) and len(batch) > MAX_INPUTS and not isinstance(batch[0], int):
+            raise InvalidArgument.field(f"body.{name}", f"has {len(batch)} items; at most {MAX_INPUTS} are taken")
 
 
 def generate_call(request: pb.GenerateRequest, request_id: str) -> EngineCall:
@@ -191,6 +223,7 @@ def served_model(held: Held, pool: ModelPool, context_length: int) -> pb.ServedM
         active_requests=held.active,
         context_length=context_length,
         state_reason=pool.whole.waits_for,
+        task=_TASKS[pool.whole.use.task] if pool.whole.use else pb.MODEL_TASK_UNSPECIFIED,
     )
 
 

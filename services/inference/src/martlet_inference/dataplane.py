@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from martlet_core.errors import NotFound, ResourceExhausted, Unavailable
+from martlet_core.errors import ResourceExhausted, Unavailable
+from martlet_core.model_tasks import check_route
 
-from martlet_inference.engines.base import Engine, EngineCall, EngineReply, EngineState, Route
+from martlet_inference.engines.base import Engine, EngineCall, EngineReply, EngineState
 from martlet_inference.models import ModelPool
 
 
@@ -40,7 +41,7 @@ class DataPlane:
 
     @property
     def ready(self) -> bool:
-        """Whether the engine proved that it can generate and new requests are taken."""
+        """Whether the engine proved that it can answer and new requests are taken."""
         return self.engine.state is EngineState.READY and not self.draining
 
     @asynccontextmanager
@@ -50,7 +51,8 @@ class DataPlane:
         Raises:
             ResourceExhausted: ``max_requests`` are in work.
             Unavailable: draining, or the engine isn't ready.
-            NotFound, FailedPrecondition: see ``ModelPool.use``; NotFound also for embeddings (``NO_POOLING_MODEL``).
+            NotFound, FailedPrecondition: see ``ModelPool.use``.
+            InvalidArgument: the model doesn't answer on this route (``WRONG_ROUTE``).
         """
         if self.draining:
             raise Unavailable("This replica is shutting down; try another.", reason="DRAINING", retry_after_seconds=1)
@@ -62,12 +64,8 @@ class DataPlane:
                 retry_after_seconds=1,
             )
         async with self.pool.use(model, tenant):
-            if call.route is Route.EMBEDDINGS:
-                raise NotFound(
-                    f"The model {model!r} does not make embeddings, and this replica serves no pooling model.",
-                    reason="NO_POOLING_MODEL",
-                    metadata={"model": model},
-                )
+            if use := self.pool.whole.use:
+                check_route(model, use.task, call.route.public, use.routes)
             async with self.engine.call(call) as reply:
                 yield reply
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import FailedPrecondition, InvalidArgument, NotFound
 from martlet_core.model_rules import ARTIFACT_PREFIX, parse_hub_id, serves_base
+from martlet_core.model_tasks import ModelTask
 
 from martlet_inference.hub import HubModels
 from martlet_inference.model_source import ModelSource, unknown_model
@@ -100,6 +101,9 @@ class HomeSource:
         if model.name != self._home.name:
             return await self._others.files(model)
         return self._home.directory or await self._hub.files(self._home.name)
+
+    async def task(self, model: PublishedModel) -> ModelTask | None:
+        return None if model.name == self._home.name else await self._others.task(model)
 
     def guard(self, in_use: Callable[[], Collection[str]]) -> None:
         self._others.guard(in_use)

@@ -10,6 +10,7 @@ from typing import Protocol
 from martlet_core.artifacts.types import WHOLE_MODEL_KINDS, ArtifactStore, ModelRegistry, PublishedModel
 from martlet_core.errors import FailedPrecondition, NotFound
 from martlet_core.model_rules import ARTIFACT_PREFIX, PATH_PREFIX, parse_hub_id
+from martlet_core.model_tasks import ModelTask, told_task
 
 from martlet_inference.hub import HubModels
 from martlet_inference.model_cache import ModelCache
@@ -24,6 +25,10 @@ class ModelSource(Protocol):
 
     async def files(self, model: PublishedModel) -> Path:
         """A local directory with the model's files, downloaded at most once."""
+        ...
+
+    async def task(self, model: PublishedModel) -> ModelTask | None:
+        """What the model was made for, as far as its artifact says so."""
         ...
 
     def guard(self, in_use: Callable[[], Collection[str]]) -> None:
@@ -77,6 +82,12 @@ class RegistrySource:
             reason="MODEL_HAS_NO_FILES",
         )
 
+    async def task(self, model: PublishedModel) -> ModelTask | None:
+        if not model.artifact_id:
+            return None
+        artifact = await asyncio.to_thread(self._artifacts.get, model.artifact_id)
+        return told_task(artifact.metadata)
+
     def guard(self, in_use: Callable[[], Collection[str]]) -> None:
         self._cache.guard(in_use)
 
@@ -110,6 +121,9 @@ class FixedSource:
             f"The model {model.name!r} has no files here: this replica runs without a model registry.",
             reason="MODEL_HAS_NO_FILES",
         )
+
+    async def task(self, model: PublishedModel) -> ModelTask | None:
+        return None
 
     def guard(self, in_use: Callable[[], Collection[str]]) -> None:
         """It keeps nothing."""

@@ -21,6 +21,7 @@ from martlet.inference.v1 import inference_pb2 as pb
 from martlet.inference.v1 import inference_service_pb2_grpc as service_grpc
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import NotFound
+from martlet_core.model_tasks import ModelTask, told_task
 from martlet_core.rpc.client import open_channel
 from martlet_core.rpc.server import GrpcServer, Service
 
@@ -95,6 +96,9 @@ class MemorySource:
 
     async def files(self, model: PublishedModel) -> Path:
         return Path("/nowhere") / model.artifact_id
+
+    async def task(self, model: PublishedModel) -> ModelTask | None:
+        return told_task(model.metadata)
 
     def guard(self, in_use: Callable[[], Collection[str]]) -> None:
         self.in_use = in_use

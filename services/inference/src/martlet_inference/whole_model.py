@@ -14,6 +14,7 @@ from martlet_inference.engines.base import Engine, EngineState, WholeModel
 from martlet_inference.gpu_gate import GpuGate
 from martlet_inference.held import Held
 from martlet_inference.model_source import ModelSource
+from martlet_inference.model_use import ModelUse, use_of
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,11 @@ class WholeModelSlot:
     def name(self) -> str:
         """Name of the model; empty while there is none."""
         return self.held.model.name if self.held else ""
+
+    @property
+    def use(self) -> ModelUse | None:
+        """What the model in the engine is for; None while none was started."""
+        return self._started_with.use if self._started_with else None
 
     @property
     def artifacts(self) -> set[str]:
@@ -154,13 +160,19 @@ class WholeModelSlot:
             self._changing = (model, present.model) if present else (model,)
             try:
                 # Before the present model leaves: a download may take long, or fail.
-                target = WholeModel(model.name, await self._source.files(model) if self._engine.needs_files else None)
+                target = await self._target(model)
                 async with self._leave(f"changing to the model {model.name!r}", drain_seconds):
                     await self._start(Held(model, pinned=pin), target)
             finally:
                 self._changing = ()
             assert self.held is not None
             return self.held
+
+    async def _target(self, model: PublishedModel) -> WholeModel:
+        if not self._engine.needs_files:
+            return WholeModel(model.name)
+        directory = await self._source.files(model)
+        return WholeModel(model.name, directory, use_of(directory, await self._source.task(model)))
 
     async def _start(self, held: Held, target: WholeModel) -> None:
         previous, previous_target = self.held, self._started_with

@@ -20,7 +20,10 @@ _EXAMPLE = """example:
 
 
 #: Metrics by how much they say of a target, the most first.
-_TELLING = ("accuracy", "pass_rate", "win_rate", "score", "rougeL", "perplexity", "tokens_per_second", "macro_f1")
+_TELLING = (
+    *("accuracy", "pass_rate", "win_rate", "score", "ndcg", "spearman", "rougeL", "perplexity", "tokens_per_second"),
+    "macro_f1",
+)
 
 
 def _outcome(job: dict[str, Any]) -> str:

@@ -21,5 +21,7 @@ def _models(context: Context, arguments: argparse.Namespace) -> int:
     if context.output.as_json:
         context.output.json(models)
     else:
-        context.output.table(rows, ("id", "kind", "base_model", "owned_by", "created"), empty="no model answers yet")
+        context.output.table(
+            rows, ("id", "kind", "task", "base_model", "owned_by", "created"), empty="no model answers yet"
+        )
     return 0

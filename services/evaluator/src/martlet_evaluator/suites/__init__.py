@@ -21,6 +21,9 @@ SUITES: Mapping[str, str] = {
     "latency": "martlet_evaluator.suites.latency:Latency",
     "lm_eval": "martlet_evaluator.suites.lm_eval:LmEval",
     "graders": "martlet_evaluator.suites.graders:Graders",
+    "embedding": "martlet_evaluator.suites.embedding:Embedding",
+    "rerank": "martlet_evaluator.suites.rerank:Rerank",
+    "reward": "martlet_evaluator.suites.reward:Reward",
 }
 
 

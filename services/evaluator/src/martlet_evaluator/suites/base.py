@@ -12,7 +12,7 @@ from typing import Any
 from martlet_evaluator.asking import Asker
 from martlet_evaluator.rows import Row
 from martlet_evaluator.statistics import Measure
-from martlet_evaluator.targets.base import Answer, Sampling, Target
+from martlet_evaluator.targets.base import Answer, PoolingTarget, Sampling, Target
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,12 @@ class Suite:
     def details(self, records: Sequence[Record]) -> dict[str, Any]:
         """What belongs into the report beside the metrics, JSON-ready: ``confusion``, ``notes``."""
         return {}
+
+
+def pooling(target: Target) -> PoolingTarget:
+    """The target as one that doesn't generate. Submission has refused all others: see ``SuiteOptions.route``."""
+    assert isinstance(target, PoolingTarget)
+    return target
 
 
 def chat(target: Target, row: Row, sampling: Sampling, **more: Any) -> Awaitable[Answer]:

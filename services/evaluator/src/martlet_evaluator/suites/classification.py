@@ -2,21 +2,24 @@
 
 Where the target can, it is held to the labels (``structured_outputs.choice``, vLLM's name): a model that hasn't seen the task would
 otherwise be marked down for its phrasing. Where it can't, its answer is read as the label it begins with; the report says which.
+A classifier (``ask: classify``) answers with its likeliest label; one that the rows never expect counts as unreadable.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from martlet_core.errors import FailedPrecondition
 
+from martlet_evaluator.judged_rows import read_labelled
 from martlet_evaluator.rows import Row
 from martlet_evaluator.statistics import Measure, mean_measure
 from martlet_evaluator.suite_options import ClassificationOptions
-from martlet_evaluator.suites.base import Record, Suite, SuiteRun, chat
+from martlet_evaluator.suites.base import Record, Suite, SuiteRun, chat, pooling
 from martlet_evaluator.targets.base import Answer, Target
 
 #: More expected answers than this are no labels.
@@ -32,7 +35,9 @@ class Classification(Suite):
 
     async def ask(self, run: SuiteRun, target: Target) -> list[Record]:
         """Ask each row and read the label."""
-        labels = self._labels(run.rows)
+        if self.options.ask == "classify":
+            return await self._classified(run, target)
+        labels = self._labels([row.expected or "" for row in run.rows])
         length = self.options.max_tokens or min(_MAX_TOKENS, max(len(label.encode()) for label in labels) + 1)
         sampling = run.with_sampling(max_tokens=length)
         choices = labels if self.options.constrained else ()
@@ -53,6 +58,21 @@ class Classification(Suite):
             )
 
         return await run.ask_rows(target, lambda row: chat(target, row, sampling, choices=choices), score)
+
+    async def _classified(self, run: SuiteRun, target: Target) -> list[Record]:
+        """Ask a classifier. Where rows give classes by number, its answer is the place of the likeliest one."""
+        asked = pooling(target)
+        known = {row.index: read_labelled(row.values) for row in run.rows}
+        labels = self._labels([str(row.label) for row in known.values()])
+
+        def score(row: Row, answer: Answer) -> Record:
+            expected, probabilities = known[row.index].label, answer.data["probs"]
+            said = str(int(np.argmax(probabilities))) if isinstance(expected, int) else answer.text.strip()
+            details = {"label": said if said in labels else UNREADABLE, "labels": list(labels), "held_to_labels": True}
+            record = run.record(target, row, answer, {"accuracy": float(said == str(expected))}, details)
+            return replace(record, output=said, expected=str(expected), details={**details, "probs": probabilities})
+
+        return await run.ask_rows(target, lambda row: asked.classify(known[row.index].text), score)
 
     def measure(self, records: Sequence[Record]) -> list[Measure]:
         """Accuracy, macro-F1, and what couldn't be read."""
@@ -79,9 +99,10 @@ class Classification(Suite):
             )
         return {"confusion": confusion(records), "notes": notes}
 
-    def _labels(self, rows: Sequence[Row]) -> tuple[str, ...]:
-        labels = self.options.labels or tuple(sorted({(row.expected or "").strip() for row in rows}))
-        strangers = {(row.expected or "").strip() for row in rows} - set(labels)
+    def _labels(self, expected: Sequence[str]) -> tuple[str, ...]:
+        found = {text.strip() for text in expected}
+        labels = self.options.labels or tuple(sorted(found))
+        strangers = found - set(labels)
         if self.options.labels and strangers:
             raise FailedPrecondition(
                 f"spec.suites.options.labels: rows expect {sorted(strangers)[0]!r}, which is none of them"

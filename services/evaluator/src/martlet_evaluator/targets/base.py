@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -91,4 +91,24 @@ class Target(Protocol):
 
     async def close(self) -> None:
         """Let go of what it holds."""
+        ...
+
+
+@runtime_checkable
+class PoolingTarget(Protocol):
+    """A model that doesn't generate. As with ``Target``, no method raises because of a request."""
+
+    name: str
+
+    async def classify(self, text: str | Messages, *, raw: bool = False) -> Answer:
+        """The label in ``text``, and in ``data["probs"]`` the numbers of all labels in their order: probabilities, or with ``raw``
+        what the head says before they are made."""
+        ...
+
+    async def embed(self, texts: Sequence[str]) -> Answer:
+        """A vector a text in ``data["vectors"]``, in the order of the texts."""
+        ...
+
+    async def rerank(self, query: str, documents: Sequence[str]) -> Answer:
+        """A number a document in ``data["scores"]``, in the order of the documents."""
         ...

@@ -10,11 +10,12 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import aiohttp
 
-from martlet_evaluator.targets import logprobs
+from martlet_evaluator.targets import logprobs, pooling
 from martlet_evaluator.targets.base import Answer, Messages, Sampling
 
 #: Statuses that may go away by waiting.
@@ -138,6 +139,23 @@ class HttpTarget:
                 return before
             start = before.prompt_tokens
         return _joined(before, logprobs.behind_context(scored, start))
+
+    async def classify(self, text: str | Messages, *, raw: bool = False) -> Answer:
+        body: dict[str, Any] = {"model": self.model} | ({"use_activation": False} if raw else {})
+        if isinstance(text, str):
+            return await self._ask("classify", {**body, "input": text}, pooling.read_class)
+        answer = await self._ask("classify", {**body, "messages": list(text)}, pooling.read_class)
+        if "chat template" in answer.error and len(text) == 1:  # an encoder that was trained on the message alone
+            return await self._ask("classify", {**body, "input": text[0]["content"]}, pooling.read_class)
+        return answer
+
+    async def embed(self, texts: Sequence[str]) -> Answer:
+        body = {"model": self.model, "input": list(texts), "encoding_format": "float"}
+        return await self._ask("embeddings", body, partial(pooling.read_vectors, count=len(texts)))
+
+    async def rerank(self, query: str, documents: Sequence[str]) -> Answer:
+        body = {"model": self.model, "query": query, "documents": list(documents)}
+        return await self._ask("rerank", body, partial(pooling.read_scores, count=len(documents)))
 
     async def close(self) -> None:
         if self._session is not None:

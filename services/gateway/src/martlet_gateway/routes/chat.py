@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions, /v1/completions and /v1/embeddings: the hot path.
+"""POST /v1/chat/completions, /v1/completions, /v1/embeddings, and vLLM's routes for models that don't generate: the hot path.
 
 Plain ASGI, no framework: the body is parsed once to learn ``model`` and ``stream`` and travels on as the bytes that
 came; each event of the engine goes out as the bytes it sent. The gateway looks into the last one only, to count
@@ -21,16 +21,11 @@ from starlette.types import Receive, Scope, Send
 
 from martlet_gateway.asgi import header, read_body, send_json
 from martlet_gateway.errors import envelope_bytes
+from martlet_gateway.inference_routes import ROUTES
 from martlet_gateway.metrics import Metrics
 from martlet_gateway.router import ReplicaStream, Router
 
 log = logging.getLogger(__name__)
-
-ROUTES = {
-    "/v1/chat/completions": inference_pb2.OPEN_AI_ROUTE_CHAT_COMPLETIONS,
-    "/v1/completions": inference_pb2.OPEN_AI_ROUTE_COMPLETIONS,
-    "/v1/embeddings": inference_pb2.OPEN_AI_ROUTE_EMBEDDINGS,
-}
 
 _SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -56,7 +51,7 @@ class _Timing:
 
 
 class Chat:
-    """The ASGI handler of the three inference routes.
+    """The ASGI handler of the inference routes.
 
     Args:
         router: finds the replica.

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
+from martlet.inference.v1 import inference_pb2
 from martlet_core.artifacts.types import PublishedModel
+from martlet_core.model_rules import serves_base
+from martlet_core.model_tasks import told_task
 
 from martlet_gateway.context import Gateway, GatewayContext, Json, tenant
-from martlet_gateway.placement import holders_and_takers
+from martlet_gateway.placement import holders_and_takers, whole_model_of
+from martlet_gateway.replicas import Snapshot
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -33,6 +37,20 @@ async def delete_model(model: str, gateway: Gateway) -> Json:
     return Json({"id": model, "object": "model", "deleted": True})
 
 
+def _task(model: PublishedModel, snapshot: Snapshot) -> str | None:
+    """What it was made for, and so which routes it answers on: as it was published, else as a replica found in the files; None
+    while neither is known.
+    """
+    if told := told_task(model.metadata):
+        return told.value
+    whole = whole_model_of(model)
+    for view in snapshot.with_base(whole):
+        for served in view.proto.models:
+            if serves_base(served.name, whole) and served.task:
+                return inference_pb2.ModelTask.Name(served.task).removeprefix("MODEL_TASK_").lower()
+    return None
+
+
 async def _model(gateway: GatewayContext, model: PublishedModel) -> dict[str, Any]:
     known = (await gateway.names.base_models()).get(model.name)
     snapshot = gateway.replicas.snapshot
@@ -46,6 +64,7 @@ async def _model(gateway: GatewayContext, model: PublishedModel) -> dict[str, An
         "owned_by": model.tenant or "martlet",
         "martlet": {
             "kind": model.kind,
+            "task": _task(model, snapshot),
             "alias_of": model.metadata.get("alias_of"),
             "base_model": model.base_model or None,
             "artifact": f"artifacts/{model.artifact_id}" if model.artifact_id else None,

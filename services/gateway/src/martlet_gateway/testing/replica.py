@@ -22,6 +22,7 @@ class ScriptedReplica(inference_service_pb2_grpc.InferenceServiceServicer):
         error: what every call ends with.
         errors: what the next calls for an answer end with, each once.
         load_error: what LoadModel ends with.
+        answer: what a call that isn't streamed answers; its own name unless set.
     """
 
     def __init__(self, name: str) -> None:
@@ -31,6 +32,7 @@ class ScriptedReplica(inference_service_pb2_grpc.InferenceServiceServicer):
         self.error: MartletError | None = None
         self.errors: list[MartletError] = []
         self.load_error: MartletError | None = None
+        self.answer = b'{"from": "%s"}' % name.encode()
         self.break_after = -1
         self.hang_after = -1
         self.server: GrpcServer | None = None
@@ -45,7 +47,7 @@ class ScriptedReplica(inference_service_pb2_grpc.InferenceServiceServicer):
             raise self.error
         await self.gate.wait()
         if not request.stream:
-            yield inference_pb2.CallOpenAIResponse(data=b'{"from": "%s"}' % self.name.encode(), http_status=200)
+            yield inference_pb2.CallOpenAIResponse(data=self.answer, http_status=200)
             return
         for index in range(3):
             if index == self.break_after:

@@ -1,4 +1,7 @@
-"""What an engine is: something that answers OpenAI-shaped requests for one whole model and adapters on top of it."""
+"""What an engine is: something that answers OpenAI-shaped requests for one whole model and adapters on top of it.
+
+A whole model that doesn't generate (embeddings, rerankers, classifiers, reward models) is answered for in the shapes of vLLM's
+pooling routes."""
 
 from __future__ import annotations
 
@@ -10,13 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from martlet_inference.model_use import CAUSAL_LM, ModelUse
+
 
 class Route(enum.Enum):
-    """Routes of the OpenAI REST interface; the value is the path an HTTP engine serves it under."""
+    """Routes of inference; the value is the path an HTTP engine serves it under, which is vLLM's."""
 
     CHAT_COMPLETIONS = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
     EMBEDDINGS = "/v1/embeddings"
+    CLASSIFY = "/classify"
+    POOLING = "/pooling"
+    SCORE = "/score"
+    RERANK = "/rerank"
+
+    @property
+    def public(self) -> str:
+        """Its path at the gateway, as ``martlet_core.model_tasks`` has it."""
+        return "/v1" + self.value.removeprefix("/v1")
+
+    @property
+    def generates(self) -> bool:
+        """Whether text is generated, which can be streamed."""
+        return self in (Route.CHAT_COMPLETIONS, Route.COMPLETIONS)
 
 
 class EngineState(enum.Enum):
@@ -24,7 +43,7 @@ class EngineState(enum.Enum):
 
     STOPPED = "stopped"  # holds no model
     STARTING = "starting"  # getting a model ready for the first time
-    READY = "ready"  # proved that it can generate
+    READY = "ready"  # proved that it can answer
     UNHEALTHY = "unhealthy"  # died or hangs; being started again
 
 
@@ -35,10 +54,12 @@ class WholeModel:
     Attributes:
         name: name it answers to.
         directory: an ordinary Hugging Face model; None for engines that need no files.
+        use: what it is for and the routes that it answers on.
     """
 
     name: str
     directory: Path | None = None
+    use: ModelUse = CAUSAL_LM
 
 
 @dataclass(frozen=True)
@@ -115,7 +136,7 @@ class Engine(Protocol):
         ...
 
     async def start(self, model: WholeModel) -> None:
-        """Get a model ready; returns once it generated a token. FailedPrecondition when the engine refuses it."""
+        """Get a model ready; returns once it gave an answer. FailedPrecondition when the engine refuses it."""
         ...
 
     async def stop(self) -> None:

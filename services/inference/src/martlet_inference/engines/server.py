@@ -17,7 +17,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
-from martlet_core.errors import FailedPrecondition, Unavailable
+from martlet_core.errors import FailedPrecondition, InvalidArgument, Unavailable
+from martlet_core.rpc.client import MAX_MESSAGE_BYTES
 
 from martlet_inference.engines.base import (
     EngineCall,
@@ -45,6 +46,8 @@ LOAD_SECONDS = 1.0
 ADAPTER_TIMEOUT_SECONDS = 120.0
 #: Idle connections are dropped before the server does so (vLLM: after 5 s), or a request may meet one that is just closing.
 KEEP_ALIVE_SECONDS = 2.0
+#: What a message holds beside the answer, in bytes, and more.
+_MESSAGE_OVERHEAD = 1024
 
 _TOKENS = re.compile(rb"^\w+:(?:prompt|generation)_tokens_total(?:\{[^}]*\})? ([0-9.e+-]+)$", re.MULTILINE)
 _METRICS = re.compile(rb"^\w+:(num_requests_waiting|kv_cache_usage_perc)(?:\{[^}]*\})? ([0-9.e+-]+)$", re.MULTILINE)
@@ -146,8 +149,7 @@ class ServerEngine:
                 elif call.stream:
                     yield EngineReply(response.status, self._events(response))
                 else:
-                    body = await response.read()
-                    yield EngineReply(response.status, _once(body))
+                    yield EngineReply(response.status, _once(_sendable(await response.read())))
         except (aiohttp.ClientError, ConnectionError) as exc:
             raise _unavailable(f"The engine broke off: {exc!r}.", "ENGINE_LOST") from exc
         finally:
@@ -207,7 +209,7 @@ class ServerEngine:
             raise _unavailable(f"The engine broke off: {exc!r}.", "ENGINE_LOST") from exc
 
     async def _launch(self, model: WholeModel) -> None:
-        """Start a process and wait until it generated a token."""
+        """Start a process and wait until it gave an answer."""
         started = time.monotonic()
         process = self._process = await ServerProcess.start(self._program, model)
         session = self._session = _open_session(process.socket_path)
@@ -221,7 +223,7 @@ class ServerEngine:
                             reason="ENGINE_REFUSED_MODEL",
                         )
                     await asyncio.sleep(START_POLL_SECONDS)
-                await self._generate_one(session, model)
+                await self._prove(session, model)
         except TimeoutError as exc:
             raise _unavailable(
                 f"{self.name} did not get {model.name!r} ready in {self._start_seconds:g} s.", "ENGINE_NOT_READY"
@@ -245,13 +247,16 @@ class ServerEngine:
         except (aiohttp.ClientError, ConnectionError, TimeoutError):
             return False
 
-    async def _generate_one(self, session: aiohttp.ClientSession, model: WholeModel) -> None:
-        """The proof: /health is green in states that can't generate, so a token it must be."""
-        body = {"model": model.name, "prompt": [1], "max_tokens": 1, "temperature": 0}
-        async with session.post(Route.COMPLETIONS.value, json=body) as response:
+    async def _prove(self, session: aiohttp.ClientSession, model: WholeModel) -> None:
+        """The proof: /health is green in states that can't answer, so a token it must be, or an input that is pooled."""
+        if model.use.generates:
+            route, body = Route.COMPLETIONS, {"prompt": [1], "max_tokens": 1, "temperature": 0}
+        else:
+            route, body = Route.POOLING, {"input": "ready?"}
+        async with session.post(route.value, json={"model": model.name, **body}) as response:
             answer = await response.read()
             if response.status != 200:
-                raise _unavailable(f"{self.name} can't generate: {_message(answer)}", "ENGINE_FAILED")
+                raise _unavailable(f"{self.name} can't answer: {_message(answer)}", "ENGINE_FAILED")
 
     async def _supervise(self, model: WholeModel) -> None:
         first_pause, longest_pause = RESTART_SECONDS
@@ -292,11 +297,11 @@ class ServerEngine:
                     continue
                 try:
                     async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
-                        await self._generate_one(session, model)
+                        await self._prove(session, model)
                 except (aiohttp.ClientError, ConnectionError, Unavailable, TimeoutError) as exc:
                     # Behind a long queue the probe itself may starve: as long as tokens are counted, all is well.
                     if await self._tokens_so_far(session) <= tokens:
-                        return f"it generates no more: {exc!r}"
+                        return f"it answers no more: {exc!r}"
         finally:
             ended.cancel()
 
@@ -349,6 +354,16 @@ def _message(body: bytes) -> str:
         return str((fields.get("error") or fields).get("message") or fields.get("detail") or fields)
     except (ValueError, AttributeError):
         return body.decode(errors="replace")[:500]
+
+
+def _sendable(body: bytes) -> bytes:
+    if len(body) > MAX_MESSAGE_BYTES - _MESSAGE_OVERHEAD:
+        raise InvalidArgument(
+            f"The answer has {len(body)} bytes, more than the {MAX_MESSAGE_BYTES} that a message may have. Send fewer inputs "
+            "at a time, or ask for embeddings with encoding_format base64.",
+            reason="ANSWER_TOO_LARGE",
+        )
+    return body
 
 
 def _enveloped(body: bytes, status: int) -> bytes:

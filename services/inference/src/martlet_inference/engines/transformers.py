@@ -76,6 +76,7 @@ def command(options: TransformersOptions, device: str, model: WholeModel, socket
     assert model.directory is not None
     args = [sys.executable, "-m", "martlet_inference.engines.transformers_server", "--uds", str(socket_path)]
     args += ["--model", str(model.directory), "--served-model-name", model.name, "--device", device]
+    args += ["--task", model.use.task.value]
     dtype = options.dtype or ("float32" if device == "cpu" else "auto")
     args += ["--dtype", dtype, "--max-model-len", str(options.max_model_len)]
     return [*args, "--gpu-memory-share", f"{options.gpu_memory_share:g}"]

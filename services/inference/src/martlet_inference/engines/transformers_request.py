@@ -91,18 +91,11 @@ class Request:
 
 def parse(route: Route, body: bytes) -> Request:
     """Read a body of /v1/chat/completions or /v1/completions. BadRequest names what is wrong or not honoured."""
-    try:
-        fields = json.loads(body)
-    except ValueError as exc:
-        raise BadRequest(f"The body is not JSON: {exc}") from exc
-    if not isinstance(fields, dict):
-        raise BadRequest("The body must be a JSON object.")
-    fields = {name: value for name, value in fields.items() if value is not None}
-    _refuse_unhonoured(route, fields)
+    fields = read_fields(body, HONOURED[route])
     chat = route is Route.CHAT_COMPLETIONS
     longest = "max_completion_tokens" if chat and "max_completion_tokens" in fields else "max_tokens"
-    open_turn = _flag(fields, "continue_final_message", False)
-    new_turn = _flag(fields, "add_generation_prompt", True)
+    open_turn = flag(fields, "continue_final_message", False)
+    new_turn = flag(fields, "add_generation_prompt", True)
     if open_turn and new_turn:
         raise BadRequest("continue_final_message needs add_generation_prompt false.", "continue_final_message")
     options = fields.get("stream_options", {})
@@ -111,32 +104,42 @@ def parse(route: Route, body: bytes) -> Request:
     return Request(
         route=route,
         model=str(fields.get("model", "")),
-        input=_messages(fields.get("messages")) if chat else _prompt(fields.get("prompt")),
-        stream=_flag(fields, "stream", False),
-        include_usage=_flag(options, "include_usage", False),
-        max_tokens=_whole(fields, longest, 1, None, None if chat else COMPLETION_TOKENS),
+        input=messages_of(fields.get("messages")) if chat else _prompt(fields.get("prompt")),
+        stream=flag(fields, "stream", False),
+        include_usage=flag(options, "include_usage", False),
+        max_tokens=whole_number(fields, longest, 1, None, None if chat else COMPLETION_TOKENS),
         sampling=_sampling(fields),
-        seed=_whole(fields, "seed", None, None, None),
+        seed=whole_number(fields, "seed", None, None, None),
         stop=_stop(fields.get("stop", [])),
-        choices=_whole(fields, "n", 1, MAX_CHOICES, 1) or 1,
+        choices=whole_number(fields, "n", 1, MAX_CHOICES, 1) or 1,
         top_logprobs=_top_logprobs(fields, chat),
         open_turn=open_turn,
         new_turn=new_turn,
     )
 
 
-def _refuse_unhonoured(route: Route, fields: Mapping[str, Any]) -> None:
+def read_fields(body: bytes, honoured: frozenset[str]) -> dict[str, Any]:
+    """The fields of a body that aren't null. BadRequest for no JSON object, and for a field that isn't honoured."""
+    try:
+        fields = json.loads(body)
+    except ValueError as exc:
+        raise BadRequest(f"The body is not JSON: {exc}") from exc
+    if not isinstance(fields, dict):
+        raise BadRequest("The body must be a JSON object.")
+    fields = {name: value for name, value in fields.items() if value is not None}
     for name, value in fields.items():
-        if name in HONOURED[route] or name in LABELS:
+        if name in honoured or name in LABELS:
             continue
         if not any(value == nothing for nothing in ASKS_FOR_NOTHING.get(name, ())):
             raise BadRequest(
                 f"The engine `transformers` does not honour `{name}`; leave it out, or ask a replica whose engine is vllm.",
                 name,
             )
+    return fields
 
 
-def _messages(messages: Any) -> list[dict[str, Any]]:
+def messages_of(messages: Any) -> list[dict[str, Any]]:
+    """A conversation whose messages hold text alone. BadRequest names the one that is wrong."""
     if not isinstance(messages, list) or not messages:
         raise BadRequest("messages must be a list of at least one message.", "messages")
     return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
@@ -185,16 +188,16 @@ def _sampling(fields: Mapping[str, Any]) -> dict[str, float]:
         if value == 0 and name in ("top_p", "repetition_penalty"):
             raise BadRequest(f"{name} must be above 0.", name)
         found[name] = float(value)
-    if (top_k := _whole(fields, "top_k", -1, None, None)) is not None:
+    if (top_k := whole_number(fields, "top_k", -1, None, None)) is not None:
         found["top_k"] = top_k
     return found
 
 
 def _top_logprobs(fields: Mapping[str, Any], chat: bool) -> int | None:
     if not chat:
-        return _whole(fields, "logprobs", 0, MAX_TOP_LOGPROBS, None)
-    if _flag(fields, "logprobs", False):
-        return _whole(fields, "top_logprobs", 0, MAX_TOP_LOGPROBS, 0)
+        return whole_number(fields, "logprobs", 0, MAX_TOP_LOGPROBS, None)
+    if flag(fields, "logprobs", False):
+        return whole_number(fields, "top_logprobs", 0, MAX_TOP_LOGPROBS, 0)
     if fields.get("top_logprobs"):
         raise BadRequest("top_logprobs needs logprobs true.", "top_logprobs")
     return None
@@ -207,7 +210,10 @@ def _stop(stop: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _whole(fields: Mapping[str, Any], name: str, low: int | None, high: int | None, default: int | None) -> int | None:
+def whole_number(
+    fields: Mapping[str, Any], name: str, low: int | None, high: int | None, default: int | None
+) -> int | None:
+    """An integer within its bounds, which count as in it. BadRequest otherwise."""
     value = fields.get(name, default)
     if value is None:
         return None
@@ -217,7 +223,8 @@ def _whole(fields: Mapping[str, Any], name: str, low: int | None, high: int | No
     return value
 
 
-def _flag(fields: Mapping[str, Any], name: str, default: bool) -> bool:
+def flag(fields: Mapping[str, Any], name: str, default: bool) -> bool:
+    """True or false. BadRequest otherwise."""
     value = fields.get(name, default)
     if not isinstance(value, bool):
         raise BadRequest(f"{name} is {value!r}; it must be true or false.", name)

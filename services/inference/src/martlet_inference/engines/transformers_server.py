@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import logging
-import signal
 import sys
 import time
 import uuid
@@ -20,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from martlet_core.model_tasks import ModelTask
 
 from martlet_inference.engines.base import Route, openai_error
+from martlet_inference.engines.transformers_http import MAX_BODY_BYTES, error_response, models_response, serve
 from martlet_inference.engines.transformers_model import Call, Model, Piece, TokenLogprobs
 from martlet_inference.engines.transformers_request import BadRequest, Request, parse
-
-MAX_BODY_BYTES = 17 * 2**20
 
 
 class Server:
@@ -50,8 +49,7 @@ class Server:
         return app
 
     async def _models(self, _: web.Request) -> web.Response:
-        model = {"id": self._model.name, "object": "model", "max_model_len": self._model.context_length}
-        return web.json_response({"object": "list", "data": [model]})
+        return models_response(self._model.name, self._model.context_length)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         lines = [f"martlet:generation_tokens_total {self._model.tokens_counted}"]
@@ -64,13 +62,13 @@ class Server:
         try:
             await asyncio.wrap_future(self._model.do(lambda: self._model.load_adapter(name, directory)))
         except Exception as exc:  # noqa: BLE001  # peft, safetensors and torch each raise their own about broken files
-            return _error(f"{type(exc).__name__}: {exc}")
+            return error_response(f"{type(exc).__name__}: {exc}")
         return web.Response()
 
     async def _unload_adapter(self, request: web.Request) -> web.Response:
         name = (await request.json())["lora_name"]
         found = await asyncio.wrap_future(self._model.do(lambda: self._model.unload_adapter(name)))
-        return web.Response() if found else _error(f"no adapter {name!r} is loaded", status=404)
+        return web.Response() if found else error_response(f"no adapter {name!r} is loaded", status=404)
 
     async def _answer(self, http: web.Request) -> web.StreamResponse:
         loop = asyncio.get_running_loop()
@@ -89,9 +87,9 @@ class Server:
                 return await _stream(http, writer.events(pieces))
             return web.Response(body=await writer.whole(pieces), content_type="application/json")
         except BadRequest as exc:
-            return _error(str(exc), param=exc.param, status=exc.status)
+            return error_response(str(exc), param=exc.param, status=exc.status)
         except AnswerFailed as exc:
-            return _error(str(exc), status=500)
+            return error_response(str(exc), status=500)
         finally:  # also when the client has gone away
             call.given_up = True
 
@@ -214,29 +212,13 @@ async def _stream(http: web.Request, events: AsyncIterator[bytes]) -> web.Stream
     return response
 
 
-def _error(message: str, *, param: str | None = None, status: int = 400) -> web.Response:
-    body = openai_error(message, param=param, status=status)
-    return web.Response(body=body, status=status, content_type="application/json")
-
-
-async def serve(server: Server, socket_path: str) -> None:
-    """Serve until SIGINT or SIGTERM."""
-    # A client that goes away cancels its handler, and with it the answer.
-    runner = web.AppRunner(server.app(), access_log=None, handler_cancellation=True)
-    await runner.setup()
-    await web.UnixSite(runner, socket_path, backlog=1024).start()
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    await stopped.wait()
-
-
 def main() -> int:
     """Load the model and serve it."""
     parser = argparse.ArgumentParser(description="OpenAI-shaped server of one model by transformers.")
     parser.add_argument("--uds", required=True, help="path of the Unix socket to listen on")
     parser.add_argument("--model", required=True, type=Path, help="model directory")
     parser.add_argument("--served-model-name", required=True)
+    parser.add_argument("--task", type=ModelTask, choices=list(ModelTask), default=ModelTask.CAUSAL_LM)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--max-model-len", type=int, default=2048)
@@ -244,19 +226,24 @@ def main() -> int:
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     try:
-        model = Model(
-            options.model,
-            options.served_model_name,
-            device=options.device,
-            dtype=options.dtype,
-            max_model_len=options.max_model_len,
-            gpu_memory_share=options.gpu_memory_share,
-        )
+        app = build_app(options)
     except Exception as exc:  # noqa: BLE001  # whatever is wrong with the model: the replica reads the last line
         print(f"{type(exc).__name__}: {' '.join(str(exc).split())}", flush=True)
         return 1
-    asyncio.run(serve(Server(model), options.uds))
+    asyncio.run(serve(app, options.uds))
     return 0
+
+
+def build_app(options: argparse.Namespace) -> web.Application:
+    """The server of the model, loaded."""
+    values = {name: getattr(options, name) for name in ("device", "dtype", "max_model_len", "gpu_memory_share")}
+    if options.task is ModelTask.CAUSAL_LM:
+        return Server(Model(options.model, options.served_model_name, **values)).app()
+    # Only here: what one kind of model needs is not imported for the other.
+    from martlet_inference.engines.transformers_pooling import PoolingModel
+    from martlet_inference.engines.transformers_pooling_server import PoolingServer
+
+    return PoolingServer(PoolingModel(options.model, options.served_model_name, options.task, **values)).app()
 
 
 if __name__ == "__main__":

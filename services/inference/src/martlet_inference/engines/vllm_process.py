@@ -10,8 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from martlet_core.model_tasks import ModelTask
+
 from martlet_inference.engines.base import WholeModel
+from martlet_inference.engines.sentence_config import sentence_config
 from martlet_inference.engines.server_process import child_environment, threads_of
+from martlet_inference.model_use import read_json
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,18 @@ class VllmOptions:
 def command(options: VllmOptions, model: WholeModel, socket_path: Path) -> list[str]:
     """The command line of a server for ``model`` that listens on a Unix socket."""
     assert model.directory is not None
-    config = model_config(model.directory)
+    config = read_json(model.directory / "config.json")
     args = [options.python, "-m", "vllm.entrypoints.openai.api_server", "--uds", str(socket_path)]
     args += ["--model", str(model.directory), "--served-model-name", model.name]
-    args += ["--max-model-len", str(min(options.max_model_len, config.get("max_position_embeddings", 2**31)))]
+    args += ["--max-model-len", str(min(options.max_model_len, *_context_lengths(model.directory, config)))]
     args += ["--dtype", options.dtype or ("float32" if _computes_in_float32(options, config) else "auto")]
     args += ["--disable-uvicorn-access-log"]
-    if options.max_lora_rank:
+    if not model.use.generates:
+        args += ["--runner", "pooling", *_pooler(model)]
+    elif options.max_lora_rank:
         args += ["--enable-lora", "--max-lora-rank", str(options.max_lora_rank)]
         args += ["--max-loras", str(options.max_adapters), "--max-cpu-loras", str(options.max_adapters)]
-    if options.tool_call_parser:
+    if options.tool_call_parser and model.use.generates:
         args += ["--enable-auto-tool-choice", "--tool-call-parser", options.tool_call_parser]
     if options.device == "cpu":
         args += ["--enforce-eager"]  # compiling takes minutes at each start, and adapters turn it off anyway
@@ -91,10 +97,27 @@ def environment(options: VllmOptions, base: Mapping[str, str]) -> dict[str, str]
     return env
 
 
-def model_config(directory: Path) -> dict[str, Any]:
-    """The ``config.json`` of a model directory; empty if there is none."""
-    path = directory / "config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+def _context_lengths(directory: Path, config: Mapping[str, Any]) -> list[int]:
+    """What the model's own files bound it by, in tokens; vLLM refuses to go beyond either."""
+    found = (
+        config.get("max_position_embeddings"),
+        read_json(directory / "sentence_bert_config.json").get("max_seq_length"),
+    )
+    return [length or 2**31 for length in found]
+
+
+def _pooler(model: WholeModel) -> list[str]:
+    """How vectors are pooled, where the directory doesn't say: architectures have defaults of their own in vLLM."""
+    assert model.directory is not None
+    if model.use.task is not ModelTask.EMBEDDING:
+        return []
+    found = sentence_config(model.directory)  # what can't be served alike by both engines is refused
+    if (model.directory / "modules.json").is_file():
+        return []
+    return [
+        "--pooler-config",
+        json.dumps({"seq_pooling_type": found.pooling.upper(), "use_activation": found.normalize}),
+    ]
 
 
 def _computes_in_float32(options: VllmOptions, config: Mapping[str, Any]) -> bool:

@@ -24,21 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$martlet/inference/v1/inference.proto\x12\x14martlet.inference.v1\"r\n\x11\x43\x61llOpenAIRequest\x12\x30\n\x05route\x18\x01 \x01(\x0e\x32!.martlet.inference.v1.OpenAIRoute\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06stream\x18\x03 \x01(\x08\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\"7\n\x12\x43\x61llOpenAIResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x0bhttp_status\x18\x02 \x01(\x05\"\xaf\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12:\n\x0c\x63onversation\x18\x03 \x01(\x0b\x32\".martlet.inference.v1.ConversationH\x00\x12\x36\n\x08sampling\x18\x04 \x01(\x0b\x32$.martlet.inference.v1.SamplingConfigB\x07\n\x05input\"C\n\x0c\x43onversation\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.martlet.inference.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xb2\x01\n\x0eSamplingConfig\x12\x1b\n\x0emax_new_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\tB\x11\n\x0f_max_new_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"\x8c\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x39\n\rfinish_reason\x18\x02 \x01(\x0e\x32\".martlet.inference.v1.FinishReason\x12/\n\x05usage\x18\x03 \x01(\x0b\x32 .martlet.inference.v1.TokenUsage\">\n\nTokenUsage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x03\"\xe6\x01\n\x0bServedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.martlet.inference.v1.ModelKind\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .martlet.inference.v1.ModelState\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\x12\x17\n\x0f\x61\x63tive_requests\x18\x06 \x01(\x05\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\x05\x12\x14\n\x0cstate_reason\x18\x08 \x01(\t\"n\n\x0bReplicaLoad\x12\x17\n\x0f\x61\x63tive_requests\x18\x01 \x01(\x05\x12\x18\n\x10waiting_requests\x18\x02 \x01(\x05\x12\x16\n\x0ekv_cache_usage\x18\x03 \x01(\x01\x12\x14\n\x0cmax_requests\x18\x04 \x01(\x05*\x8d\x01\n\x0bOpenAIRoute\x12\x1d\n\x19OPEN_AI_ROUTE_UNSPECIFIED\x10\x00\x12\"\n\x1eOPEN_AI_ROUTE_CHAT_COMPLETIONS\x10\x01\x12\x1d\n\x19OPEN_AI_ROUTE_COMPLETIONS\x10\x02\x12\x1c\n\x18OPEN_AI_ROUTE_EMBEDDINGS\x10\x03*U\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10MODEL_KIND_WHOLE\x10\x01\x12\x16\n\x12MODEL_KIND_ADAPTER\x10\x02*t\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x19\n\x15MODEL_STATE_UNHEALTHY\x10\x03*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$martlet/inference/v1/inference.proto\x12\x14martlet.inference.v1\"r\n\x11\x43\x61llOpenAIRequest\x12\x30\n\x05route\x18\x01 \x01(\x0e\x32!.martlet.inference.v1.OpenAIRoute\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06stream\x18\x03 \x01(\x08\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\"7\n\x12\x43\x61llOpenAIResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x0bhttp_status\x18\x02 \x01(\x05\"\xaf\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12:\n\x0c\x63onversation\x18\x03 \x01(\x0b\x32\".martlet.inference.v1.ConversationH\x00\x12\x36\n\x08sampling\x18\x04 \x01(\x0b\x32$.martlet.inference.v1.SamplingConfigB\x07\n\x05input\"C\n\x0c\x43onversation\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.martlet.inference.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xb2\x01\n\x0eSamplingConfig\x12\x1b\n\x0emax_new_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\tB\x11\n\x0f_max_new_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"\x8c\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x39\n\rfinish_reason\x18\x02 \x01(\x0e\x32\".martlet.inference.v1.FinishReason\x12/\n\x05usage\x18\x03 \x01(\x0b\x32 .martlet.inference.v1.TokenUsage\">\n\nTokenUsage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x03\"\x95\x02\n\x0bServedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.martlet.inference.v1.ModelKind\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .martlet.inference.v1.ModelState\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\x12\x17\n\x0f\x61\x63tive_requests\x18\x06 \x01(\x05\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\x05\x12\x14\n\x0cstate_reason\x18\x08 \x01(\t\x12-\n\x04task\x18\t \x01(\x0e\x32\x1f.martlet.inference.v1.ModelTask\"n\n\x0bReplicaLoad\x12\x17\n\x0f\x61\x63tive_requests\x18\x01 \x01(\x05\x12\x18\n\x10waiting_requests\x18\x02 \x01(\x05\x12\x16\n\x0ekv_cache_usage\x18\x03 \x01(\x01\x12\x14\n\x0cmax_requests\x18\x04 \x01(\x05*\xf7\x01\n\x0bOpenAIRoute\x12\x1d\n\x19OPEN_AI_ROUTE_UNSPECIFIED\x10\x00\x12\"\n\x1eOPEN_AI_ROUTE_CHAT_COMPLETIONS\x10\x01\x12\x1d\n\x19OPEN_AI_ROUTE_COMPLETIONS\x10\x02\x12\x1c\n\x18OPEN_AI_ROUTE_EMBEDDINGS\x10\x03\x12\x1a\n\x16OPEN_AI_ROUTE_CLASSIFY\x10\x04\x12\x19\n\x15OPEN_AI_ROUTE_POOLING\x10\x05\x12\x17\n\x13OPEN_AI_ROUTE_SCORE\x10\x06\x12\x18\n\x14OPEN_AI_ROUTE_RERANK\x10\x07*U\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10MODEL_KIND_WHOLE\x10\x01\x12\x16\n\x12MODEL_KIND_ADAPTER\x10\x02*\xd8\x01\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_TASK_CAUSAL_LM\x10\x01\x12&\n\"MODEL_TASK_SEQUENCE_CLASSIFICATION\x10\x02\x12#\n\x1fMODEL_TASK_TOKEN_CLASSIFICATION\x10\x03\x12\x18\n\x14MODEL_TASK_EMBEDDING\x10\x04\x12\x17\n\x13MODEL_TASK_RERANKER\x10\x05\x12\x15\n\x11MODEL_TASK_REWARD\x10\x06*t\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x19\n\x15MODEL_STATE_UNHEALTHY\x10\x03*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'martlet.inference.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPENAIROUTE']._serialized_start=1262
-  _globals['_OPENAIROUTE']._serialized_end=1403
-  _globals['_MODELKIND']._serialized_start=1405
-  _globals['_MODELKIND']._serialized_end=1490
-  _globals['_MODELSTATE']._serialized_start=1492
-  _globals['_MODELSTATE']._serialized_end=1608
-  _globals['_FINISHREASON']._serialized_start=1610
-  _globals['_FINISHREASON']._serialized_end=1730
+  _globals['_OPENAIROUTE']._serialized_start=1309
+  _globals['_OPENAIROUTE']._serialized_end=1556
+  _globals['_MODELKIND']._serialized_start=1558
+  _globals['_MODELKIND']._serialized_end=1643
+  _globals['_MODELTASK']._serialized_start=1646
+  _globals['_MODELTASK']._serialized_end=1862
+  _globals['_MODELSTATE']._serialized_start=1864
+  _globals['_MODELSTATE']._serialized_end=1980
+  _globals['_FINISHREASON']._serialized_start=1982
+  _globals['_FINISHREASON']._serialized_end=2102
   _globals['_CALLOPENAIREQUEST']._serialized_start=62
   _globals['_CALLOPENAIREQUEST']._serialized_end=176
   _globals['_CALLOPENAIRESPONSE']._serialized_start=178
@@ -56,7 +58,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENUSAGE']._serialized_start=852
   _globals['_TOKENUSAGE']._serialized_end=914
   _globals['_SERVEDMODEL']._serialized_start=917
-  _globals['_SERVEDMODEL']._serialized_end=1147
-  _globals['_REPLICALOAD']._serialized_start=1149
-  _globals['_REPLICALOAD']._serialized_end=1259
+  _globals['_SERVEDMODEL']._serialized_end=1194
+  _globals['_REPLICALOAD']._serialized_start=1196
+  _globals['_REPLICALOAD']._serialized_end=1306
 # @@protoc_insertion_point(module_scope)

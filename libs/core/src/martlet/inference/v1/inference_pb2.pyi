@@ -12,12 +12,26 @@ class OpenAIRoute(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OPEN_AI_ROUTE_CHAT_COMPLETIONS: _ClassVar[OpenAIRoute]
     OPEN_AI_ROUTE_COMPLETIONS: _ClassVar[OpenAIRoute]
     OPEN_AI_ROUTE_EMBEDDINGS: _ClassVar[OpenAIRoute]
+    OPEN_AI_ROUTE_CLASSIFY: _ClassVar[OpenAIRoute]
+    OPEN_AI_ROUTE_POOLING: _ClassVar[OpenAIRoute]
+    OPEN_AI_ROUTE_SCORE: _ClassVar[OpenAIRoute]
+    OPEN_AI_ROUTE_RERANK: _ClassVar[OpenAIRoute]
 
 class ModelKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MODEL_KIND_UNSPECIFIED: _ClassVar[ModelKind]
     MODEL_KIND_WHOLE: _ClassVar[ModelKind]
     MODEL_KIND_ADAPTER: _ClassVar[ModelKind]
+
+class ModelTask(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODEL_TASK_UNSPECIFIED: _ClassVar[ModelTask]
+    MODEL_TASK_CAUSAL_LM: _ClassVar[ModelTask]
+    MODEL_TASK_SEQUENCE_CLASSIFICATION: _ClassVar[ModelTask]
+    MODEL_TASK_TOKEN_CLASSIFICATION: _ClassVar[ModelTask]
+    MODEL_TASK_EMBEDDING: _ClassVar[ModelTask]
+    MODEL_TASK_RERANKER: _ClassVar[ModelTask]
+    MODEL_TASK_REWARD: _ClassVar[ModelTask]
 
 class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -36,9 +50,20 @@ OPEN_AI_ROUTE_UNSPECIFIED: OpenAIRoute
 OPEN_AI_ROUTE_CHAT_COMPLETIONS: OpenAIRoute
 OPEN_AI_ROUTE_COMPLETIONS: OpenAIRoute
 OPEN_AI_ROUTE_EMBEDDINGS: OpenAIRoute
+OPEN_AI_ROUTE_CLASSIFY: OpenAIRoute
+OPEN_AI_ROUTE_POOLING: OpenAIRoute
+OPEN_AI_ROUTE_SCORE: OpenAIRoute
+OPEN_AI_ROUTE_RERANK: OpenAIRoute
 MODEL_KIND_UNSPECIFIED: ModelKind
 MODEL_KIND_WHOLE: ModelKind
 MODEL_KIND_ADAPTER: ModelKind
+MODEL_TASK_UNSPECIFIED: ModelTask
+MODEL_TASK_CAUSAL_LM: ModelTask
+MODEL_TASK_SEQUENCE_CLASSIFICATION: ModelTask
+MODEL_TASK_TOKEN_CLASSIFICATION: ModelTask
+MODEL_TASK_EMBEDDING: ModelTask
+MODEL_TASK_RERANKER: ModelTask
+MODEL_TASK_REWARD: ModelTask
 MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_LOADING: ModelState
 MODEL_STATE_READY: ModelState
@@ -127,7 +152,7 @@ class TokenUsage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class ServedModel(_message.Message):
-    __slots__ = ("name", "kind", "state", "base_model", "pinned", "active_requests", "context_length", "state_reason")
+    __slots__ = ("name", "kind", "state", "base_model", "pinned", "active_requests", "context_length", "state_reason", "task")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +161,7 @@ class ServedModel(_message.Message):
     ACTIVE_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     STATE_REASON_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: ModelKind
     state: ModelState
@@ -144,7 +170,8 @@ class ServedModel(_message.Message):
     active_requests: int
     context_length: int
     state_reason: str
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ModelKind, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., base_model: _Optional[str] = ..., pinned: bool = ..., active_requests: _Optional[int] = ..., context_length: _Optional[int] = ..., state_reason: _Optional[str] = ...) -> None: ...
+    task: ModelTask
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ModelKind, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., base_model: _Optional[str] = ..., pinned: bool = ..., active_requests: _Optional[int] = ..., context_length: _Optional[int] = ..., state_reason: _Optional[str] = ..., task: _Optional[_Union[ModelTask, str]] = ...) -> None: ...
 
 class ReplicaLoad(_message.Message):
     __slots__ = ("active_requests", "waiting_requests", "kv_cache_usage", "max_requests")

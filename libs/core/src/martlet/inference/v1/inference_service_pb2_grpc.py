@@ -81,7 +81,7 @@ class InferenceServiceServicer(object):
     """
 
     def CallOpenAI(self, request, context):
-        """Answers an OpenAI-shaped request. NOT_FOUND for a model that can't be resolved, with close matches in ErrorInfo;
+        """Answers an OpenAI-shaped request. INVALID_ARGUMENT for a route that the model has no answer for; NOT_FOUND for a model that can't be resolved, with close matches in ErrorInfo;
         UNAVAILABLE while the engine starts; RESOURCE_EXHAUSTED over capacity. Cancelling the call aborts the generation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

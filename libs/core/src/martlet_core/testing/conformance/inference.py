@@ -157,23 +157,49 @@ async def completion_streams(target: InferenceTarget) -> None:
 
 
 async def embeddings_answer_or_say_why_not(target: InferenceTarget) -> None:
-    """Embeddings either answer with vectors, or NOT_FOUND (as status or as HTTP 404) with a message."""
-    model = await model_name(target)
-    body = {"model": model, "input": "a bird"}
-    try:
-        messages = await read_all(call_openai(target, EMBEDDINGS, body))
-    except grpc.RpcError as error:
-        await expect_error("embeddings", raising(error), "NOT_FOUND")
+    """Embeddings either answer with vectors, or are refused: INVALID_ARGUMENT, NOT_FOUND or UNIMPLEMENTED, or HTTP 4xx with OpenAI's
+    error envelope."""
+    answer = await answer_or_refusal(target, EMBEDDINGS, {"input": "a bird"})
+    if answer is None:
         return
-    require(len(messages) == 1, f"embeddings came in {len(messages)} messages")
-    answer = json_object(messages[0].data)
-    if messages[0].http_status == 404:
-        check_error_envelope(answer)
-        return
-    require(messages[0].http_status == 200, f"http_status is {messages[0].http_status}")
     require(answer.get("object") == "list", f"object is {answer.get('object')!r}")
     vector = answer["data"][0]["embedding"]
     require(vector and all(isinstance(number, float) for number in vector), "the embedding is no list of numbers")
+
+
+async def pooling_routes_answer_or_say_why_not(target: InferenceTarget) -> None:
+    """Classify, pooling, score and rerank either answer with an item an input and the tokens counted, or are refused as embeddings are."""
+    pair = {"text_1": "a bird", "text_2": ["a swift", "a stone"]}
+    for route, fields, items in (
+        (pb.OPEN_AI_ROUTE_CLASSIFY, {"input": ["a bird", "a stone"]}, "data"),
+        (pb.OPEN_AI_ROUTE_POOLING, {"input": ["a bird", "a stone"]}, "data"),
+        (pb.OPEN_AI_ROUTE_SCORE, pair, "data"),
+        (pb.OPEN_AI_ROUTE_RERANK, {"query": "a bird", "documents": ["a swift", "a stone"]}, "results"),
+    ):
+        answer = await answer_or_refusal(target, route, fields)
+        if answer is None:
+            continue
+        found = answer.get(items)
+        require(isinstance(found, list) and len(found) == 2, f"{items} is {found!r:.200} for two inputs")
+        prompt = (answer.get("usage") or {}).get("prompt_tokens")
+        require(isinstance(prompt, int) and prompt > 0, f"usage.prompt_tokens is {prompt!r}")
+
+
+async def answer_or_refusal(target: InferenceTarget, route: Any, fields: dict[str, Any]) -> dict[str, Any] | None:
+    """The answer to a request that a model needn't have one for; None where it was refused as it should be."""
+    name = pb.OpenAIRoute.Name(route)
+    try:
+        messages = await read_all(call_openai(target, route, {"model": await model_name(target), **fields}))
+    except grpc.RpcError as error:
+        await expect_error(name, raising(error), "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED")
+        return None
+    require(len(messages) == 1, f"{name} came in {len(messages)} messages")
+    answer = json_object(messages[0].data)
+    if 400 <= messages[0].http_status < 500:
+        check_error_envelope(answer)
+        return None
+    require(messages[0].http_status == 200, f"http_status is {messages[0].http_status}")
+    return answer
 
 
 async def refusals_of_the_engine_are_openais(target: InferenceTarget) -> None:
@@ -257,6 +283,7 @@ INFERENCE_RULES: tuple[Rule, ...] = (
     Rule.of(completion_answers_whole),
     Rule.of(completion_streams),
     Rule.of(embeddings_answer_or_say_why_not),
+    Rule.of(pooling_routes_answer_or_say_why_not),
     Rule.of(refusals_of_the_engine_are_openais),
     Rule.of(requests_that_make_no_sense_are_refused),
     Rule.of(body_over_the_limit_is_refused),
