@@ -21,6 +21,8 @@ def run_training(
     """Run the recipe that the spec names."""
     _let_threads_sleep()
     link_base_model(config["base_model"], workdir, report, should_stop)
+    if "teacher_model" in config:
+        link_base_model(config["teacher_model"], workdir, report, should_stop, name="teacher_model")
     from martlet_trainer.recipes.training import run
 
     return run(config["spec"], workdir, report, should_stop)

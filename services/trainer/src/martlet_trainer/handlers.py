@@ -17,7 +17,7 @@ from martlet_inputs.base_models.locate import ModelDirs
 from martlet_inputs.base_models.resolve import resolve_adapter, resolve_base_model
 
 from martlet_trainer.config import parse_merge_config, parse_training_config
-from martlet_trainer.jobs import adapter_shape, resolve_training_base
+from martlet_trainer.jobs import adapter_shape, resolve_teacher, resolve_training_base
 from martlet_trainer.naming import MERGE, TRAINING, checkpoint_model_name
 
 
@@ -47,11 +47,20 @@ class TrainingHandler:
             inputs["adapter"] = base.adapter.artifact_id
         if base.reference.kind == "artifact":
             inputs["base_model"] = base.reference.value
+        teacher = resolve_teacher(config, job.tenant, self._stores.artifacts, self._stores.models, self._dirs.roots)
+        if teacher is not None:
+            if teacher.adapter is not None:
+                inputs["teacher_adapter"] = teacher.adapter.artifact_id
+            if teacher.reference.kind == "artifact":
+                inputs["teacher_model"] = teacher.reference.value
         # Only what was set: a number that the user chose must be told from a default where an adapter has its own.
         spec = {**config.model_dump(mode="json", exclude_unset=True), "recipe": config.recipe}
         if base.adapter is not None:
             spec["adapter_base_model"] = base.adapter.base_model
-        return PreparedJob({"spec": spec, "base_model": self._dirs.describe(base.reference)}, inputs)
+        models = {"base_model": base} | ({"teacher_model": teacher} if teacher is not None else {})
+        return PreparedJob(
+            {"spec": spec, **{name: self._dirs.describe(model.reference) for name, model in models.items()}}, inputs
+        )
 
     def finish(self, job: Job, values: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> FinishedJob:
         """See ``JobHandler.finish``."""

@@ -10,6 +10,7 @@ from martlet_trainer.recipes.options import RolloutOptions
 from martlet_trainer.recipes.training import Lesson, MethodInputs, computation_on_rows
 from martlet_trainer.rewards import build, require_columns
 from martlet_trainer.training.rollouts import Advantages, Rollouts, rollout_computation
+from martlet_trainer.training.sampling import Sampler
 
 
 def rollout_lesson(inputs: MethodInputs, options: RolloutOptions, advantages: Advantages) -> Lesson:
@@ -24,15 +25,9 @@ def rollout_lesson(inputs: MethodInputs, options: RolloutOptions, advantages: Ad
     attention = model.config._attn_implementation
     probes = [EncodedRow(example.input_ids, np.ones(example.token_count, dtype=bool)) for example in inputs.examples]
     computation = computation_on_rows(inputs, probes)
-    rollouts = Rollouts(
-        model=model,
-        tokenizer=inputs.tokenizer,
-        attention=attention,
-        rewards={reward.name: (reward.weight, build(reward)) for reward in options.rewards},
-        count=options.num_generations,
-        max_tokens=options.max_completion_length,
-        temperature=options.temperature,
-    )
+    sampler = Sampler(model, inputs.tokenizer, attention, options.max_completion_length, options.temperature)
+    rewards = {reward.name: (reward.weight, build(reward)) for reward in options.rewards}
+    rollouts = Rollouts(sampler, rewards, options.num_generations)
     computation = rollout_computation(computation, rollouts, advantages, options.beta)
     return Lesson(computation, inputs.examples, inputs.validation)
 

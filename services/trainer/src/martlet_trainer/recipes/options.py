@@ -6,12 +6,23 @@ import re
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
-from martlet_core.config import Config, Float, Int
-from pydantic import Field, model_validator
+from martlet_core.config import MODEL_FORMS, MODEL_PATTERN, Config, Float, Int
+from pydantic import AfterValidator, Field, model_validator
 
 #: Width of the loss's slope, or weight of what it adds.
 _Positive = Annotated[Float, Gt(0), Le(1000)]
 _Weight = Annotated[Float, Ge(0), Le(1000)]
+
+
+_Share = Annotated[Float, Ge(0), Le(1)]
+_Temperature = Annotated[Float, Gt(0), Le(10)]
+_AnswerTokens = Annotated[Int, Ge(1), Le(1 << 17)]
+
+
+def _named_model(name: str) -> str:
+    if not MODEL_PATTERN.fullmatch(name):
+        raise ValueError(f"is {name!r}; give {MODEL_FORMS}")
+    return name
 
 
 class SftOptions(Config):
@@ -102,8 +113,8 @@ class RolloutOptions(Config):
         default=(RewardOptions(name="accuracy"),), min_length=1, description="Their weighted sum is the reward."
     )
     num_generations: Annotated[Int, Ge(2), Le(256)] = Field(default=8, description="Answers to each question.")
-    max_completion_length: Annotated[Int, Ge(1), Le(1 << 17)] = Field(default=256, description="Tokens of an answer.")
-    temperature: Annotated[Float, Gt(0), Le(10)] = 0.9
+    max_completion_length: _AnswerTokens = Field(default=256, description="Tokens of an answer.")
+    temperature: _Temperature = 0.9
     beta: _Weight = Field(default=0.0, description="Weight of the divergence from the base model (adapters only).")
 
     @model_validator(mode="after")
@@ -124,3 +135,26 @@ class GrpoOptions(RolloutOptions):
 
 class RlooOptions(RolloutOptions):
     """``rloo`` (arXiv 2402.14740)."""
+
+
+class DistillOptions(Config):
+    """``distill``: generalized knowledge distillation (GKD, arXiv 2306.13649); names as in TRL's ``GKDConfig``."""
+
+    teacher_model: Annotated[str, AfterValidator(_named_model)] = Field(
+        description=f"Whom the model learns from: {MODEL_FORMS}. It must have the base model's vocabulary."
+    )
+    beta: _Share = Field(
+        default=0.5,
+        description="Of the generalized Jensen-Shannon divergence: 0 is the forward KL, 1 the reverse.",
+    )
+    lmbda: _Share = Field(default=0.5, description="Share of batches whose answers the model that is trained draws.")
+    seq_kd: bool = Field(
+        default=False, description="The teacher draws the answers of the other batches; else the rows'."
+    )
+    temperature: _Temperature = Field(default=0.9, description="Of drawing answers; the divergence is at 1.")
+    max_completion_length: _AnswerTokens = Field(default=256, description="Tokens of an answer that is drawn.")
+
+    @property
+    def draws_all(self) -> bool:
+        """Whether the rows' own answers are never trained on."""
+        return self.seq_kd or self.lmbda == 1.0

@@ -49,6 +49,7 @@ class MethodInputs:
         config: the resolved config.
         tuner: the model and its trainable part.
         tokenizer: the base model's.
+        given: directory of the job's inputs, one a name.
         examples: training examples.
         validation: validation examples.
         placement: device and arithmetic.
@@ -62,6 +63,7 @@ class MethodInputs:
     config: TrainingConfig
     tuner: Tuner
     tokenizer: PreTrainedTokenizerBase
+    given: Path
     examples: Sequence[Any]
     validation: Sequence[Any]
     placement: Placement
@@ -121,8 +123,8 @@ def run(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
     Args:
         values: the job's spec, see ``TrainingConfig``, with no more fields than were set; beside them ``adapter_base_model``, the
             name of the model under ``inputs/adapter``, which counts more than what the adapter itself says.
-        workdir: holds ``inputs/base_model``, ``inputs/training_dataset``, perhaps ``inputs/validation_dataset``, ``inputs/adapter`` and
-            ``resume``; gets ``checkpoints`` and ``output``.
+        workdir: holds ``inputs/base_model``, ``inputs/training_dataset``, perhaps ``inputs/validation_dataset``, ``inputs/adapter``,
+            ``inputs/teacher_model`` and ``resume``; gets ``checkpoints`` and ``output``.
         report: told about phases, metrics and checkpoints.
         should_stop: looked at before every micro-batch.
 
@@ -177,6 +179,7 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
             config=config,
             tuner=tuner,
             tokenizer=tokenizer,
+            given=workdir / "inputs",
             examples=examples,
             validation=validation,
             placement=placement,
