@@ -31,6 +31,7 @@ from martlet_trainer.jobs import Submissions
 from martlet_trainer.naming import MERGE, TRAINING, checkpoint_model_name
 
 BASE = "smollm2-135m-instruct"
+SERVICE = "https://rewards.example/score"
 ROW = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}\n'
 
 
@@ -52,9 +53,10 @@ class Kit:
             models_dir=tmp_path / "models",
             scratch_dir=tmp_path / "scratch",
             max_json_bytes=1000,
+            allowed_services=[SERVICE],
         )
         dirs = ModelDirs(tmp_path / "models", tmp_path / "hub", (self.root,))
-        self.training = TrainingHandler(self.stores, dirs)
+        self.training = TrainingHandler(self.stores, dirs, [SERVICE])
         self.merge = MergeHandler(self.stores, dirs)
         self.dataset = self.artifact("dataset", {"train.jsonl": ROW * 3})
 
@@ -258,6 +260,19 @@ async def test_a_teacher_must_be_there_readable_and_of_the_same_vocabulary(kit: 
         with pytest.raises(InvalidArgument, match="has another vocabulary") as caught:
             await kit.check(base_model=student, **asked)
         assert caught.value.violations[0].field == "spec.recipe_options.teacher_model"
+
+
+async def test_a_reward_service_must_be_allowed(kit: Kit) -> None:
+    questions = kit.artifact("dataset", {"train.jsonl": '{"prompt": "1+1?"}\n'})
+    for url in (SERVICE, "https://elsewhere.example/"):
+        service = {"name": "mine", "url": url}
+        asked = {"recipe": "grpo", "training_dataset": questions, "recipe_options": {"reward_services": [service]}}
+        if url == SERVICE:
+            await kit.check(**asked)
+            continue
+        with pytest.raises(PermissionDenied, match="MARTLET_ALLOWED_REWARD_SERVICES"):
+            await kit.check(**asked)
+    assert kit.training.prepare(kit.job()).config["allowed_reward_services"] == [SERVICE]
 
 
 def test_inputs_of_a_merge(kit: Kit) -> None:

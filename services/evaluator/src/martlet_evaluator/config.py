@@ -209,8 +209,3 @@ def _suite_violations(config: EvaluationConfig) -> list[FieldViolation]:
             continue
         found += [FieldViolation(f"suites.{index}.options.{v.field}", v.description) for v in options.check(config)]
     return found
-
-
-def is_allowed(base_url: str, allowed: Sequence[str]) -> bool:
-    """Whether the operator allowed an address: equal to one of the allowed, but for a slash at the end."""
-    return base_url.rstrip("/") in {entry.rstrip("/") for entry in allowed}

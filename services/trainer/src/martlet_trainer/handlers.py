@@ -4,7 +4,7 @@ library.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from martlet_core.artifacts.types import Artifact, PublishedModel
@@ -27,9 +27,10 @@ class TrainingHandler:
     kind = TRAINING
     entrypoint = "martlet_trainer.child:run_training"
 
-    def __init__(self, stores: Stores, dirs: ModelDirs) -> None:
+    def __init__(self, stores: Stores, dirs: ModelDirs, allowed_services: Sequence[str] = ()) -> None:
         self._stores = stores
         self._dirs = dirs
+        self._allowed_services = allowed_services
 
     def gpus_needed(self, job: Job) -> int:
         """See ``JobHandler.gpus_needed``."""
@@ -58,8 +59,10 @@ class TrainingHandler:
         if base.adapter is not None:
             spec["adapter_base_model"] = base.adapter.base_model
         models = {"base_model": base} | ({"teacher_model": teacher} if teacher is not None else {})
+        allowed = {"allowed_reward_services": list(self._allowed_services)}
         return PreparedJob(
-            {"spec": spec, **{name: self._dirs.describe(model.reference) for name, model in models.items()}}, inputs
+            {"spec": spec, **allowed, **{name: self._dirs.describe(model.reference) for name, model in models.items()}},
+            inputs,
         )
 
     def finish(self, job: Job, values: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> FinishedJob:

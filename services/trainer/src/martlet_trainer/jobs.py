@@ -7,7 +7,7 @@ Reading a data set may take long, so checks have threads of their own: other cal
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from martlet_inputs.base_models.vocabulary import TOKENIZER, read_vocabulary, re
 from martlet_inputs.datasets import DatasetChecker
 
 from martlet_trainer.adapter_shape import SHAPE_FIELDS, require_shape
-from martlet_trainer.config import MergeConfig, TrainingConfig, parse_recipe_options
+from martlet_trainer.config import MergeConfig, TrainingConfig, parse_recipe_options, require_allowed, reward_services
 from martlet_trainer.quantized_bases import check_mergeable, check_readable, check_trainable
 from martlet_trainer.recipes import RECIPES
 from martlet_trainer.recipes.options import DistillOptions
@@ -43,6 +43,7 @@ class Submissions:
         models_dir: prepared base models, one directory a name.
         scratch_dir: where data sets are laid out to be read.
         max_json_bytes: largest .json data set, which is read as a whole.
+        allowed_services: reward services that the operator allowed.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class Submissions:
         models_dir: Path,
         scratch_dir: Path,
         max_json_bytes: int = 256 * 1024 * 1024,
+        allowed_services: Sequence[str] = (),
     ) -> None:
         self._artifacts = artifacts
         self._models = models
         self._model_roots = model_roots
+        self._allowed_services = allowed_services
         self._models_dir = models_dir
         self._datasets = DatasetChecker(artifacts, scratch_dir, max_json_bytes)
         self._lengths = RowLengths(artifacts, models_dir, scratch_dir)
@@ -87,6 +90,7 @@ class Submissions:
         if files is not None:
             check_trainable(config.tuner, config.base_model, files, underneath=base.underneath)
         self._check_teacher(tenant, config, base)
+        require_allowed(reward_services(config), self._allowed_services)
         names = {"spec.training_dataset": config.training_dataset, "spec.validation_dataset": config.validation_dataset}
         longest = 0
         for field, name in names.items():

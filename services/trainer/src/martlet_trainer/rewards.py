@@ -26,14 +26,23 @@ class Answer:
         text: without special tokens.
         tokens: how many tokens it took, its end among them.
         columns: the row's fields beside the question.
+        prompt: turns of the question, as the row has them.
     """
 
     text: str
     tokens: int
     columns: Mapping[str, Any]
+    prompt: Sequence[Mapping[str, Any]] = ()
 
 
 Reward = Callable[[Answer], float]
+#: What answers are worth, a number each.
+Rewards = Callable[[Sequence[Answer]], Sequence[float]]
+
+
+def one_by_one(reward: Reward) -> Rewards:
+    """A reward that looks at no other answer."""
+    return lambda answers: [reward(answer) for answer in answers]
 
 
 def build(options: RewardOptions) -> Reward:

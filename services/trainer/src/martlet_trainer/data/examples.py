@@ -80,10 +80,12 @@ class EncodedPrompt:
     Attributes:
         input_ids: Shape (length,), int32.
         columns: what rewards need to know of the row.
+        turns: the question as the row has it.
     """
 
     input_ids: np.ndarray
     columns: Mapping[str, Any]
+    turns: Sequence[Mapping[str, Any]] = ()
 
     @property
     def token_count(self) -> int:
@@ -146,7 +148,8 @@ def encode_question(encoder: RowEncoder) -> Encode:
     """Questions, each an example."""
 
     def encode(content: Prompt, format_name: str) -> Sequence[EncodedPrompt]:
-        return (EncodedPrompt(encoder.encode_prompt(content.conversation), content.columns),)
+        asked = content.conversation
+        return (EncodedPrompt(encoder.encode_prompt(asked), content.columns, asked.messages),)
 
     return encode
 

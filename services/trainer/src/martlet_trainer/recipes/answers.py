@@ -8,7 +8,7 @@ from martlet_core.errors import InvalidArgument
 from martlet_trainer.data.encode import EncodedRow
 from martlet_trainer.recipes.options import RolloutOptions
 from martlet_trainer.recipes.training import Lesson, MethodInputs, computation_on_rows
-from martlet_trainer.rewards import build, require_columns
+from martlet_trainer.rewards import build, one_by_one, require_columns
 from martlet_trainer.training.rollouts import Advantages, Rollouts, rollout_computation
 from martlet_trainer.training.sampling import Sampler
 
@@ -26,7 +26,8 @@ def rollout_lesson(inputs: MethodInputs, options: RolloutOptions, advantages: Ad
     probes = [EncodedRow(example.input_ids, np.ones(example.token_count, dtype=bool)) for example in inputs.examples]
     computation = computation_on_rows(inputs, probes)
     sampler = Sampler(model, inputs.tokenizer, attention, options.max_completion_length, options.temperature)
-    rewards = {reward.name: (reward.weight, build(reward)) for reward in options.rewards}
+    rewards = {reward.name: (reward.weight, one_by_one(build(reward))) for reward in options.rewards}
+    rewards |= {service.name: (service.weight, inputs.rewards[service.name]) for service in options.reward_services}
     rollouts = Rollouts(sampler, rewards, options.num_generations)
     computation = rollout_computation(computation, rollouts, advantages, options.beta)
     return Lesson(computation, inputs.examples, inputs.validation)

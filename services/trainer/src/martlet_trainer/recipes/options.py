@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 from martlet_core.config import MODEL_FORMS, MODEL_PATTERN, Config, Float, Int
@@ -14,6 +15,7 @@ _Positive = Annotated[Float, Gt(0), Le(1000)]
 _Weight = Annotated[Float, Ge(0), Le(1000)]
 
 
+_RewardWeight = Annotated[Float, Ge(-1000), Le(1000)]
 _Share = Annotated[Float, Ge(0), Le(1)]
 _Temperature = Annotated[Float, Gt(0), Le(10)]
 _AnswerTokens = Annotated[Int, Ge(1), Le(1 << 17)]
@@ -87,7 +89,7 @@ class RewardOptions(Config):
     name: Literal["accuracy", "format", "regex", "length"] = Field(
         description="accuracy (against the row's `solution`), format (<think> and <answer>), regex, length."
     )
-    weight: Annotated[Float, Ge(-1000), Le(1000)] = 1.0
+    weight: _RewardWeight = 1.0
     pattern: str | None = Field(default=None, description="Of regex: what must be found in the answer.")
     target: Annotated[Int, Ge(1), Le(1 << 20)] | None = Field(
         default=None, description="Of length: tokens of an answer."
@@ -106,22 +108,57 @@ class RewardOptions(Config):
         return self
 
 
+class RewardServiceOptions(Config):
+    """A reward that a service gives, by HTTP (``url``) or gRPC (``address``, ``martlet.trainer.v1.RewardService``)."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = Field(description="As metrics have it.")
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$", max_length=2048)] | None = Field(
+        default=None, description="Gets a POST of JSON: prompts, completions, rows; answers with rewards."
+    )
+    address: Annotated[str, Field(pattern=r"^[A-Za-z0-9._\[\]:-]+:\d{1,5}$", max_length=256)] | None = Field(
+        default=None, description="host:port; without TLS."
+    )
+    weight: _RewardWeight = 1.0
+    timeout_seconds: Annotated[Float, Gt(0), Le(3600)] = Field(default=60.0, description="Of one call.")
+
+    @model_validator(mode="after")
+    def _has_one_place(self) -> RewardServiceOptions:
+        if (self.url is None) == (self.address is None):
+            raise ValueError("give url (HTTP) or address (gRPC), one of them")
+        return self
+
+    @property
+    def where(self) -> str:
+        """Its url or its address."""
+        return self.url or self.address or ""
+
+
 class RolloutOptions(Config):
     """What recipes share that learn from the model's own answers."""
 
     rewards: tuple[RewardOptions, ...] = Field(
-        default=(RewardOptions(name="accuracy"),), min_length=1, description="Their weighted sum is the reward."
+        default=(),
+        description="Their weighted sum, with that of the services, is the reward; accuracy if there are none.",
     )
+    reward_services: tuple[RewardServiceOptions, ...] = Field(default=(), max_length=16)
     num_generations: Annotated[Int, Ge(2), Le(256)] = Field(default=8, description="Answers to each question.")
     max_completion_length: _AnswerTokens = Field(default=256, description="Tokens of an answer.")
     temperature: _Temperature = 0.9
     beta: _Weight = Field(default=0.0, description="Weight of the divergence from the base model (adapters only).")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _accuracy_by_default(cls, values: Any) -> Any:
+        chosen = isinstance(values, Mapping) and (values.get("rewards") is not None or values.get("reward_services"))
+        return values if chosen else {**values, "rewards": [{"name": "accuracy"}]}
+
     @model_validator(mode="after")
     def _each_reward_once(self) -> RolloutOptions:
-        names = [reward.name for reward in self.rewards]
+        names = [reward.name for reward in (*self.rewards, *self.reward_services)]
         if len(set(names)) < len(names):
-            raise ValueError("rewards: each may be given once; join patterns of regex with |")
+            raise ValueError("rewards: each name may be given once; join patterns of regex with |")
+        if not names:
+            raise ValueError("rewards: is empty; give one, or a service in reward_services")
         return self
 
 

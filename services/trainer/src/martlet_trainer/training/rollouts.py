@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from martlet_trainer.data.examples import EncodedPrompt
-from martlet_trainer.rewards import Reward
+from martlet_trainer.rewards import Rewards
 from martlet_trainer.training.batches import Batch
 from martlet_trainer.training.computation import Computation
 from martlet_trainer.training.loss import Loss
@@ -30,7 +30,7 @@ class Rollouts:
     """
 
     sampler: Sampler
-    rewards: Mapping[str, tuple[float, Reward]]
+    rewards: Mapping[str, tuple[float, Rewards]]
     count: int
 
 
@@ -76,14 +76,14 @@ def rollout_computation(
         answered = rollouts.sampler.answer(
             prompts, device, count=rollouts.count if training else 1, likeliest=not training
         )
-        rows = [row for row, _ in answered]
+        rows, said = [row for row, _ in answered], [answer for _, answer in answered]
         shape = (len(prompts), -1)
         parts = {
-            name: torch.tensor([reward(answer) for _, answer in answered], device=device).view(shape)
+            name: torch.tensor(reward(said), device=device, dtype=torch.float32).view(shape)
             for name, (_, reward) in rollouts.rewards.items()
         }
         total = torch.stack([parts[name] * weight for name, (weight, _) in rollouts.rewards.items()]).sum(0)
-        lengths = torch.tensor([answer.tokens for _, answer in answered], device=device, dtype=torch.float32)
+        lengths = torch.tensor([answer.tokens for answer in said], device=device, dtype=torch.float32)
         tokens = sum(row.token_count for row in rows)
         return RolloutBatch(computation.collate(rows, device), total, parts, lengths.view(shape), len(prompts), tokens)
 

@@ -80,7 +80,7 @@ class Sampler:
         ids = np.concatenate([prompt.input_ids, said])
         targets = np.arange(len(ids)) >= len(prompt.input_ids)
         text = str(self.tokenizer.decode(said.tolist(), skip_special_tokens=True))
-        return EncodedRow(ids, targets), Answer(text, len(said), prompt.columns)
+        return EncodedRow(ids, targets), Answer(text, len(said), prompt.columns, prompt.turns)
 
     def _ends(self) -> list[int]:
         found: Any = self.model.generation_config.eos_token_id
