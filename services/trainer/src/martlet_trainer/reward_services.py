@@ -62,24 +62,26 @@ def _rewards(service: RewardServiceOptions, should_stop: ShouldStop) -> Rewards:
         except GaveUp:
             if should_stop():
                 raise StopRequested from None
-            raise Unavailable(f"The {what} didn't answer for {PATIENCE_SECONDS:.0f} s.", reason=_AWAY) from None
+            raise Unavailable(
+                f"The {what} didn't answer for {PATIENCE_SECONDS:.0f} s.", reason="REWARD_SERVICE_UNAVAILABLE"
+            ) from None
         return _checked(found, len(answers), what)
 
     return rewards
-
-
-_AWAY, _WRONG = "REWARD_SERVICE_UNAVAILABLE", "REWARD_SERVICE_FAILED"
 
 
 def _checked(found: Any, count: int, what: str) -> list[float]:
     """The rewards, if they are as many finite numbers as there are answers."""
     if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != count:
         given = len(found) if isinstance(found, Sequence) and not isinstance(found, str) else type(found).__name__
-        raise FailedPrecondition(f"The {what} gave {given} rewards for {count} answers.", reason=_WRONG)
+        raise FailedPrecondition(
+            f"The {what} gave {given} rewards for {count} answers.", reason="REWARD_SERVICE_FAILED"
+        )
     for index, value in enumerate(found):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise FailedPrecondition(
-                f"The {what} gave {value!r:.80} for answer {index}; it must be a finite number.", reason=_WRONG
+                f"The {what} gave {value!r:.80} for answer {index}; it must be a finite number.",
+                reason="REWARD_SERVICE_FAILED",
             )
     return [float(value) for value in found]
 
@@ -98,7 +100,7 @@ def _http(service: RewardServiceOptions) -> Ask:
             data = response.read(_MAX_BODY_BYTES, decode_content=True)
             response.release_conn()
         except urllib3.exceptions.HTTPError as error:
-            raise Unavailable(f"{type(error).__name__}", reason=_AWAY) from error
+            raise Unavailable(f"{type(error).__name__}", reason="REWARD_SERVICE_UNAVAILABLE") from error
         return _read(response.status, data, service)
 
     return ask
@@ -107,17 +109,18 @@ def _http(service: RewardServiceOptions) -> Ask:
 def _read(status: int, data: bytes, service: RewardServiceOptions) -> Any:
     shown = data[:_SHOWN_CHARACTERS].decode(errors="replace")
     if status in _PASSING_HTTP:
-        raise Unavailable(f"HTTP {status}: {shown}", reason=_AWAY)
+        raise Unavailable(f"HTTP {status}: {shown}", reason="REWARD_SERVICE_UNAVAILABLE")
     if status != 200:
         raise FailedPrecondition(
-            f"The reward service {service.name} ({service.where}) answered HTTP {status}: {shown}", reason=_WRONG
+            f"The reward service {service.name} ({service.where}) answered HTTP {status}: {shown}",
+            reason="REWARD_SERVICE_FAILED",
         )
     try:
         return json.loads(data)["rewards"]
     except (ValueError, KeyError, TypeError) as error:
         raise FailedPrecondition(
             f'The reward service {service.name} ({service.where}) answered no JSON object with "rewards": {shown}',
-            reason=_WRONG,
+            reason="REWARD_SERVICE_FAILED",
         ) from error
 
 
@@ -137,9 +140,10 @@ def _grpc(service: RewardServiceOptions) -> Ask:
         except grpc.RpcError as error:
             code, details = error.code(), error.details()  # type: ignore[attr-defined]
             if code in _PASSING_GRPC:
-                raise Unavailable(f"{code.name}: {details}", reason=_AWAY) from error
+                raise Unavailable(f"{code.name}: {details}", reason="REWARD_SERVICE_UNAVAILABLE") from error
             raise FailedPrecondition(
-                f"The reward service {service.name} ({service.where}) answered {code.name}: {details}", reason=_WRONG
+                f"The reward service {service.name} ({service.where}) answered {code.name}: {details}",
+                reason="REWARD_SERVICE_FAILED",
             ) from error
 
     return ask

@@ -57,7 +57,7 @@ def _known_fields(name: str) -> Iterable[str]:
 
 
 EXCHANGES: RowKind[Exchange] = RowKind(
-    "conversations",
+    "conversations and questions",
     f"{CONVERSATIONS.formats}; or questions alone: messages (the last of the user), prompt, query",
     _recognise,
     _read,

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 from martlet_core.config import MODEL_FORMS, MODEL_PATTERN, Config, Float, Int
+from martlet_core.graders import whole_numbers
+from martlet_core.reward_graders import reward_grader_violations
 from pydantic import AfterValidator, Field, model_validator
 
 #: Width of the loss's slope, or weight of what it adds.
@@ -25,6 +27,13 @@ def _named_model(name: str) -> str:
     if not MODEL_PATTERN.fullmatch(name):
         raise ValueError(f"is {name!r}; give {MODEL_FORMS}")
     return name
+
+
+def _reward_grader(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    grader = whole_numbers(values)
+    if found := reward_grader_violations(grader, "grader"):
+        raise ValueError("; ".join(f"{v.field}: {v.description}" for v in found))
+    return grader
 
 
 class SftOptions(Config):
@@ -141,6 +150,9 @@ class RolloutOptions(Config):
         description="Their weighted sum, with that of the services, is the reward; accuracy if there are none.",
     )
     reward_services: tuple[RewardServiceOptions, ...] = Field(default=(), max_length=16)
+    graders: tuple[Annotated[dict[str, Any], AfterValidator(_reward_grader)], ...] = Field(
+        default=(), max_length=16, description="OpenAI's graders (string_check, text_similarity, multi), weight 1 each."
+    )
     num_generations: Annotated[Int, Ge(2), Le(256)] = Field(default=8, description="Answers to each question.")
     max_completion_length: _AnswerTokens = Field(default=256, description="Tokens of an answer.")
     temperature: _Temperature = 0.9
@@ -148,17 +160,20 @@ class RolloutOptions(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _accuracy_by_default(cls, values: Any) -> Any:
-        chosen = isinstance(values, Mapping) and (values.get("rewards") is not None or values.get("reward_services"))
-        return values if chosen else {**values, "rewards": [{"name": "accuracy"}]}
+    def _accuracy_by_default(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        others = ("reward_services", "graders")
+        if values.get("rewards") is not None or any(values.get(name) for name in others):
+            return values
+        return {**values, "rewards": [{"name": "accuracy"}]}
 
     @model_validator(mode="after")
     def _each_reward_once(self) -> RolloutOptions:
         names = [reward.name for reward in (*self.rewards, *self.reward_services)]
+        names += [grader["name"] for grader in self.graders]
         if len(set(names)) < len(names):
             raise ValueError("rewards: each name may be given once; join patterns of regex with |")
         if not names:
-            raise ValueError("rewards: is empty; give one, or a service in reward_services")
+            raise ValueError("rewards: is empty; give one, a service in reward_services, or a grader in graders")
         return self
 
 
