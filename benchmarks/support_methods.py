@@ -58,9 +58,10 @@ def main() -> None:
 
 def fill(record: dict[str, Any], only: str, scratch: Path, *, again: bool) -> None:
     """Run the cells that a pattern names; each outcome is written when it is there."""
-    from martlet_trainer.testing_cases import save_tiny_llama
+    from martlet_trainer.testing_cases import save_tiny_llama, save_tiny_teacher
 
     base = save_tiny_llama(scratch / "base")
+    save_tiny_teacher(scratch / "teacher")
     for recipe in RECIPES:
         for tuner in TUNERS:
             key = f"{recipe}/{tuner}"
@@ -96,13 +97,13 @@ def try_cell(recipe: str, tuner: str, base: Path, scratch: Path) -> dict[str, An
 
 def spec_of(recipe: str, tuner: str) -> dict[str, Any]:
     """The spec of a cell."""
-    from martlet_trainer.testing_cases import ROLLOUT_OPTIONS, SMALL_OPTIONS, SMALL_RATES
+    from martlet_trainer.testing_cases import RECIPE_OPTIONS, SMALL_OPTIONS, SMALL_RATES
 
     kind = _VARIANTS.get(tuner, {"kind": tuner})
     numbers = {"max_steps": STEPS, "per_device_batch_size": 4, "precision": "float32", **_NUMBERS.get(tuner, {})}
     return {
         "recipe": recipe,
-        "recipe_options": dict(ROLLOUT_OPTIONS) if recipe in ("grpo", "rloo") else {},
+        "recipe_options": dict(RECIPE_OPTIONS.get(recipe, {})),
         "base_model": "tiny",
         "training_dataset": "artifacts/rows",
         "tuner": {**kind, "options": dict(SMALL_OPTIONS.get(tuner, {}))},
@@ -116,7 +117,8 @@ def train(recipe: str, tuner: str, workdir: Path, base: Path, *, stop_at: int = 
     from martlet_trainer import testing, testing_cases
     from martlet_trainer.recipes.training import run
 
-    testing.lay_out(workdir, base, testing_cases.recipe_rows(recipe, 16), resume=resume)
+    teacher = base.parent / "teacher" if recipe == "distill" else None
+    testing.lay_out(workdir, base, testing_cases.recipe_rows(recipe, 16), teacher=teacher, resume=resume)
     report = testing.Recorder()
     stop = (lambda: len(report.losses) >= stop_at) if stop_at else (lambda: False)
     return run(spec_of(recipe, tuner), workdir, report, stop), report

@@ -109,7 +109,9 @@ def train(machine: Machine, base_model: Callable[[str], Path], tmp_path: Path) -
             torch.cuda.reset_peak_memory_stats()
         spec = training_spec(**changes)
         spec["resources"] = {**spec["resources"], "device": machine.device}
-        workdir = lay_out(tmp_path / str(len(list(tmp_path.iterdir()))), base_model(size), rows, resume=resume)
+        teacher = base_model(size) if spec.get("recipe") == "distill" else None
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))
+        workdir = lay_out(directory, base_model(size), rows, teacher=teacher, resume=resume)
         told = report or Recorder()
         return run(spec, workdir, told, lambda: should_stop(told)), told
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from martlet_trainer.recipes import RECIPES
 from martlet_trainer.testing import chat_rows
-from martlet_trainer.testing_cases import ROLLOUT_OPTIONS, SMALL_OPTIONS, recipe_rows
+from martlet_trainer.testing_cases import RECIPE_OPTIONS, SMALL_OPTIONS, recipe_rows
 from martlet_trainer.tuners.kinds import KINDS
 
 pytestmark = pytest.mark.gpu
@@ -19,7 +19,7 @@ Train = Callable[..., Any]
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_trains_in_bfloat16(train: Train, recipe: str) -> None:
-    options = {"recipe_options": ROLLOUT_OPTIONS} if recipe in ("grpo", "rloo") else {}
+    options = {"recipe_options": RECIPE_OPTIONS.get(recipe, {})}
     numbers = {"max_steps": 6, "learning_rate": 1e-3, "precision": "bfloat16"}
     result, report = train("small", recipe_rows(recipe, 16), recipe=recipe, hyperparameters=numbers, **options)
     assert len(report.losses) == 6

@@ -14,7 +14,7 @@ from martlet_trainer.recipes import merge, next_token
 from martlet_trainer.testing import Recorder, chat_rows, save_random_model
 from martlet_trainer.training.batches import collate_padded
 from martlet_trainer.training.computation import Computation, choose_computation
-from martlet_trainer.training.loss import plain_log_probs, plain_loss
+from martlet_trainer.training.loss import plain_log_probs, plain_loss, plain_predictions
 from martlet_trainer.training.models import load_model
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -100,7 +100,12 @@ def test_padded_packed_and_end_to_end_give_the_same_losses(
     _, end_to_end = train("small", rows, hyperparameters=numbers)
     _, packed = train("small", rows, hyperparameters=numbers, data={"packing": True, "max_length": 512})
     padded_batches = Computation(
-        collate_padded, plain_loss, plain_log_probs, isolates_rows=False, why_padded="the test wants it"
+        collate_padded,
+        plain_loss,
+        plain_log_probs,
+        plain_predictions,
+        isolates_rows=False,
+        why_padded="the test wants it",
     )
     monkeypatch.setattr(next_token, "choose_computation", lambda *_: padded_batches)
     _, padded = train("small", rows, hyperparameters=numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,6 +93,42 @@ def test_pause_resume_cancel(platform: RunningPlatform, rows: Path) -> None:
     with pytest.raises(openai.ConflictError) as refused:
         client.fine_tuning.jobs.cancel(job.id)
     assert refused.value.response.headers["x-should-retry"] == "false"
+
+
+def test_reinforcement_with_a_grader(platform: RunningPlatform, tmp_path: Path) -> None:
+    """OpenAI's reinforcement fine-tuning: the grader is tried, then it is the reward."""
+    client = platform.client
+    grader: Any = {
+        "type": "text_similarity",
+        "name": "alike",
+        "input": "{{sample.output_text}}",
+        "reference": "{{item.reference_answer}}",
+        "evaluation_metric": "fuzzy_match",
+    }
+    tried = client.fine_tuning.alpha.graders.run(
+        grader=grader, model_sample="Crimson", item={"reference_answer": "Crimson"}
+    )
+    assert tried.reward == 1.0
+    questions = tmp_path / "questions.jsonl"
+    row = {"messages": [{"role": "user", "content": "What colour is a rose?"}], "reference_answer": "Crimson."}
+    questions.write_text((json.dumps(row) + "\n") * 4)
+    with questions.open("rb") as stream:
+        uploaded = client.files.create(file=stream, purpose="fine-tune")
+    options = {"num_generations": 2, "max_completion_length": 6}
+    job = client.fine_tuning.jobs.create(
+        model=MODEL,
+        training_file=uploaded.id,
+        method={
+            "type": "reinforcement",
+            "reinforcement": {"grader": grader, "hyperparameters": {"n_epochs": 1, "batch_size": 2}},
+        },
+        extra_body={"martlet": {"recipe_options": options}},
+    )
+    done = wait_for(client, job.id, lambda job: job.status == "succeeded", "the job")
+    assert done.method.reinforcement.grader.name == "alike"
+    metrics = done.martlet["result"]["metrics"]
+    assert 0 < metrics["train_reward_alike"] < 1
+    assert metrics["train_reward"] == pytest.approx(metrics["train_reward_alike"])
 
 
 class ReflectingClient:

@@ -217,6 +217,7 @@ OTHER_RECIPES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         {"rewards": [{"name": "length", "target": 3}], "num_generations": 2, "max_completion_length": 4},
     ),
     "pretrain": ([{"text": "Oaks, elms and limes are trees."}] * 8, {}),
+    "distill": ([{"messages": [ASKED]}] * 8, {"lmbda": 1, "max_completion_length": 4}),
 }
 
 
@@ -229,12 +230,13 @@ def test_every_kind_of_recipe_is_a_job_like_the_others(trainer: Trainer, recipe:
         refused = refusal(lambda: trainer.create(trainer.spec(dataset, recipe="sft" if recipe != "kto" else "dpo")))
         assert refused.reason == "BAD_ROWS"
     spec = trainer.spec(dataset, steps=2, recipe=recipe)
-    spec.recipe_options.update(options)
+    spec.recipe_options.update(options | ({"teacher_model": trainer.base_model} if recipe == "distill" else {}))
     job = trainer.create(spec)
     trainer.watch(job.name)
     done = trainer.get(job.name)
     assert done.state == job_pb2.JOB_STATE_SUCCEEDED, f"{done.error}{trainer.logs()}"
     own = {"dpo": "train_reward_margin", "kto": "train_kl", "grpo": "train_reward_length", "pretrain": "train_loss"}
+    own["distill"] = "train_on_policy"
     assert own[recipe] in done.result.metrics
     assert done.result.training_data.rows_used == 8
     assert trainer.stores.models.get(done.result.fine_tuned_model, tenant=TENANT).kind == "adapter"

@@ -75,6 +75,11 @@ def test_a_swift_command_line() -> None:
         (["--rlhf_type", "kto", "--desirable_weight", "2"], "kto", {"desirable_weight": 2.0}),
         (["--rlhf_type", "orpo", "--recipe", "orpo"], "orpo", None),
         (
+            ["--rlhf_type", "gkd", "--teacher_model", "t", "--lmbda", "1", "--seq_kd", "--beta", "0.9"],
+            "distill",
+            {"teacher_model": "t", "lmbda": 1.0, "seq_kd": True, "beta": 0.9},
+        ),
+        (
             [
                 "--rlhf_type",
                 "grpo",

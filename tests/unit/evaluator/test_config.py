@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from martlet_core.addresses import is_allowed
 from martlet_core.errors import InvalidArgument
-from martlet_evaluator.config import is_allowed, parse_evaluation_config
+from martlet_evaluator.config import parse_evaluation_config
 from martlet_evaluator.suite_options import SUITE_OPTIONS, LatencyOptions, parse_suite_options
 from martlet_evaluator.suites import SUITES
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from martlet_core.errors import InvalidArgument
-from martlet_evaluator.graders import calculate, criteria_violations, grade, model_requests, referred_messages, render
+from martlet_core.graders import calculate, model_requests, referred_messages, render
+from martlet_evaluator.graders import criteria_violations, grade
 
 ITEM = {"question": "What is the capital of Portugal?", "answer": "Lisbon", "tags": ["city", {"n": 3}]}
 SAMPLE = {"output_text": "It is lisbon."}

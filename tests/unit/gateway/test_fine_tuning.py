@@ -301,7 +301,7 @@ async def test_dpo_goes_to_the_recipe_of_that_name(gateway: Any, client: Any, to
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"method": {"type": "reinforcement"}}, "method.type"),
+        ({"method": {"type": "reinforcement"}}, "method.reinforcement.grader"),
         ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo"),
         ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
         ({"suffix": "no spaces"}, "suffix"),

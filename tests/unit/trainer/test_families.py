@@ -18,7 +18,7 @@ from martlet_trainer.recipes.training import run
 from martlet_trainer.testing import Recorder, byte_tokenizer, chat_rows, lay_out, save_random_model, training_spec
 from martlet_trainer.training.batches import collate_padded
 from martlet_trainer.training.computation import Computation, choose_computation, has_dropout
-from martlet_trainer.training.loss import plain_log_probs, plain_loss
+from martlet_trainer.training.loss import plain_log_probs, plain_loss, plain_predictions
 from martlet_trainer.training.models import load_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -110,7 +110,7 @@ def test_the_chosen_computation_has_the_familys_own_numbers(family: str, directo
     rows = random_rows(9, 40, 80, 17)
     reference = AutoModelForCausalLM.from_pretrained(model_of(family, directories), attn_implementation="eager")
     wanted, wanted_gradients = loss_and_gradients(
-        reference, Computation(collate_padded, plain_loss, plain_log_probs, False), rows
+        reference, Computation(collate_padded, plain_loss, plain_log_probs, plain_predictions, False), rows
     )
     model = load_model(model_of(family, directories), torch.float32, CPU)
     computation = choose_computation(model, rows, CPU, packing=False)

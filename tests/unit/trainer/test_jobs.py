@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from martlet.trainer.v1 import training_job_pb2, training_service_pb2
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import Artifact, PublishedModel
-from martlet_core.errors import InvalidArgument, NotFound, PermissionDenied
+from martlet_core.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from martlet_core.job_resource import spec_to_dict
 from martlet_core.job_service import JobService
 from martlet_core.jobs import Job, JobState
@@ -30,6 +31,7 @@ from martlet_trainer.jobs import Submissions
 from martlet_trainer.naming import MERGE, TRAINING, checkpoint_model_name
 
 BASE = "smollm2-135m-instruct"
+SERVICE = "https://rewards.example/score"
 ROW = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}\n'
 
 
@@ -51,9 +53,10 @@ class Kit:
             models_dir=tmp_path / "models",
             scratch_dir=tmp_path / "scratch",
             max_json_bytes=1000,
+            allowed_services=[SERVICE],
         )
         dirs = ModelDirs(tmp_path / "models", tmp_path / "hub", (self.root,))
-        self.training = TrainingHandler(self.stores, dirs)
+        self.training = TrainingHandler(self.stores, dirs, [SERVICE])
         self.merge = MergeHandler(self.stores, dirs)
         self.dataset = self.artifact("dataset", {"train.jsonl": ROW * 3})
 
@@ -218,6 +221,58 @@ def test_inputs_of_a_training_that_goes_on_from_an_adapter(kit: Kit) -> None:
     spec = prepared.config["spec"]
     assert (spec["recipe"], spec["adapter_base_model"]) == ("sft", BASE)
     assert spec["tuner"] == {"lora_dropout": 0.1}, "defaults would contradict what the adapter has"
+
+
+def distillation(teacher: str, **changes: Any) -> dict[str, Any]:
+    return {"recipe": "distill", "recipe_options": {"teacher_model": teacher}, **changes}
+
+
+def vocabulary(*tokens: str) -> str:
+    model = {"type": "BPE", "vocab": {token: index for index, token in enumerate(tokens)}}
+    return json.dumps({"model": model, "added_tokens": [{"id": len(tokens), "content": "<end>"}]})
+
+
+def test_inputs_of_a_distillation(kit: Kit) -> None:
+    prepared = kit.training.prepare(kit.job(**distillation(kit.artifact("model", {"config.json": "{}"}))))
+    assert set(prepared.inputs) == {"training_dataset", "teacher_model"}
+    prepared = kit.training.prepare(kit.job(**distillation(kit.adapter())))
+    assert set(prepared.inputs) == {"training_dataset", "teacher_adapter"}
+    assert prepared.config["teacher_model"]["value"] == prepared.config["base_model"]["value"] == BASE
+    assert "teacher_model" not in kit.training.prepare(kit.job()).config
+
+
+async def test_a_teacher_must_be_there_readable_and_of_the_same_vocabulary(kit: Kit) -> None:
+    (kit.root / "llama" / "tokenizer.json").write_text(vocabulary("a", "b"))
+    student = f"file://{kit.root}/llama"
+    with pytest.raises(NotFound, match=r"spec\.recipe_options\.teacher_model"):
+        await kit.check(base_model=student, **distillation("artifacts/nothere"))
+    with pytest.raises(PermissionDenied):
+        await kit.check(base_model=student, **distillation("file:///etc"))
+    quantized = {"config.json": '{"quantization_config": {"quant_method": "awq"}}'}
+    with pytest.raises(FailedPrecondition, match="teacher_model: is quantized by awq"):
+        await kit.check(base_model=student, **distillation(kit.artifact("model", quantized)))
+    for tokens, fits in {("a", "b"): True, ("b", "a"): False, ("a", "b", "c"): False}.items():
+        files = {"config.json": "{}", "tokenizer.json": vocabulary(*tokens)}
+        asked = distillation(kit.artifact("model", files))
+        if fits:
+            await kit.check(base_model=student, **asked)
+            continue
+        with pytest.raises(InvalidArgument, match="has another vocabulary") as caught:
+            await kit.check(base_model=student, **asked)
+        assert caught.value.violations[0].field == "spec.recipe_options.teacher_model"
+
+
+async def test_a_reward_service_must_be_allowed(kit: Kit) -> None:
+    questions = kit.artifact("dataset", {"train.jsonl": '{"prompt": "1+1?"}\n'})
+    for url in (SERVICE, "https://elsewhere.example/"):
+        service = {"name": "mine", "url": url}
+        asked = {"recipe": "grpo", "training_dataset": questions, "recipe_options": {"reward_services": [service]}}
+        if url == SERVICE:
+            await kit.check(**asked)
+            continue
+        with pytest.raises(PermissionDenied, match="MARTLET_ALLOWED_REWARD_SERVICES"):
+            await kit.check(**asked)
+    assert kit.training.prepare(kit.job()).config["allowed_reward_services"] == [SERVICE]
 
 
 def test_inputs_of_a_merge(kit: Kit) -> None:

@@ -105,6 +105,38 @@ def test_rows_without_a_solution_are_counted_where_it_is_needed(make_workdir: Ma
         train("grpo", make_workdir("a", rows), recipe_options={"rewards": [{"name": "accuracy"}]})
 
 
+CHECK = {
+    "type": "string_check",
+    "name": "says",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.wanted}}",
+    "operation": "like",
+}
+LETTERS = "abcdefghijklm"
+ANY_LETTER = {
+    "type": "multi",
+    "name": "any letter",
+    "graders": {letter: {**CHECK, "name": letter, "reference": letter} for letter in LETTERS},
+    "calculate_output": f"2 * max({', '.join(LETTERS)})",
+}
+
+
+def test_openais_graders_are_rewards(make_workdir: MakeWorkdir) -> None:
+    rows = [{**row, "wanted": "e"} for row in questions(16)]
+    options = {"rewards": None, "graders": [CHECK, ANY_LETTER]}
+    _, report = train("grpo", make_workdir("a", rows), recipe_options=options, hyperparameters={"max_steps": 30})
+    rewards = [report.steps[step]["reward_any letter"] for step in sorted(report.steps)]
+    assert statistics.mean(rewards[-5:]) > statistics.mean(rewards[:5]) + 0.4
+    last = report.steps[30]
+    assert last["reward"] == pytest.approx(last["reward_says"] + last["reward_any letter"], abs=1e-5)
+
+
+def test_a_row_without_what_a_grader_names_is_refused(make_workdir: MakeWorkdir) -> None:
+    rows = [*({**row, "wanted": "a"} for row in questions(2)), *questions(2)]
+    with pytest.raises(InvalidArgument, match=r"grader says: .*item\.wanted.*no 'wanted' \(row 3 of 4\)"):
+        train("grpo", make_workdir("a", rows), recipe_options={"rewards": None, "graders": [CHECK]})
+
+
 def test_advantages() -> None:
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
     centred = group_relative(rewards, scale=False)
@@ -147,8 +179,11 @@ def test_other_rewards() -> None:
         ({"rewards": [{"name": "regex"}]}, "regex needs pattern"),
         ({"rewards": [{"name": "regex", "pattern": "("}]}, "no regular expression"),
         ({"rewards": [{"name": "accuracy", "target": 3}]}, "target belongs to length"),
-        ({"rewards": [{"name": "accuracy"}, {"name": "accuracy"}]}, "each may be given once"),
+        ({"rewards": [{"name": "accuracy"}, {"name": "accuracy"}]}, "each name may be given once"),
         ({"rewards": [{"name": "beauty"}]}, r"recipe_options\.rewards"),
+        ({"graders": [{**CHECK, "operation": "near"}]}, "operation"),
+        ({"graders": [{"type": "python", "name": "p", "source": "x"}]}, "sandbox"),
+        ({"graders": [CHECK, CHECK]}, "each name may be given once"),
         ({"num_generations": 1}, r"recipe_options\.num_generations"),
     ],
 )

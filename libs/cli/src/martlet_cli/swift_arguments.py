@@ -22,7 +22,11 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 #: SWIFT's word for what happens to rows that are too long -> ours.
 LONG_ROWS = {"right": "TRUNCATE", "delete": "REFUSE"}
-PREFERENCES = ("dpo", "orpo", "cpo", "simpo", "kto", "grpo", "rloo")
+#: SWIFT's ``--rlhf_type`` -> our recipe.
+PREFERENCES: Mapping[str, str] = {
+    **{name: name for name in ("dpo", "orpo", "cpo", "simpo", "kto", "grpo", "rloo")},
+    "gkd": "distill",
+}
 REWARDS = ("accuracy", "format", "regex", "length")
 _NUMBERS = "hyperparameters"
 _OPTIONS = "recipe_options"
@@ -147,14 +151,14 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
             "--rlhf_type",
             "",
             str,
-            "learn from pairs of answers, from verdicts (kto), or from rewards (grpo, rloo)",
-            choices=PREFERENCES,
+            "learn from pairs of answers, from verdicts (kto), from rewards (grpo, rloo), or from a teacher (gkd)",
+            choices=tuple(PREFERENCES),
         ),
         Argument(
             "--beta",
             f"{_OPTIONS}.beta",
             float,
-            "width of the loss's slope (default 0.1; simpo 2.0; grpo, rloo: 0, no divergence)",
+            "width of the loss's slope (default 0.1; simpo 2.0; grpo, rloo: 0, no divergence); gkd: 0 forward KL to 1 reverse (0.5)",
         ),
         Argument(
             "--loss_type", f"{_OPTIONS}.loss", str, "of dpo (default sigmoid)", choices=("sigmoid", "hinge", "ipo")
@@ -174,6 +178,11 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
             "--desirable_weight", f"{_OPTIONS}.desirable_weight", float, "weight of kto's good answers (default 1)"
         ),
         Argument("--undesirable_weight", f"{_OPTIONS}.undesirable_weight", float, "weight of its bad ones (default 1)"),
+    ),
+    "distillation": (
+        Argument("--teacher_model", f"{_OPTIONS}.teacher_model", str, "whom gkd learns from; named as --model"),
+        Argument("--lmbda", f"{_OPTIONS}.lmbda", float, "share of batches that the model answers itself (default 0.5)"),
+        Argument("--seq_kd", f"{_OPTIONS}.seq_kd", boolean, "the teacher answers the other batches (default false)"),
     ),
     "rewards": (
         Argument(
@@ -300,9 +309,10 @@ def _put_quantization(extension: dict[str, Any], arguments: argparse.Namespace) 
 def _put_preferences(extension: dict[str, Any], arguments: argparse.Namespace) -> None:
     """``--rlhf_type`` is SWIFT's word for the recipe, and ``--cpo_alpha`` one for a weight that has two there."""
     if arguments.rlhf_type is not None:
-        if arguments.recipe not in (None, arguments.rlhf_type):
+        recipe = PREFERENCES[arguments.rlhf_type]
+        if arguments.recipe not in (None, recipe):
             raise InvalidArgument.field("--rlhf_type", f"contradicts --recipe {arguments.recipe}; give one of them")
-        _put(extension, "recipe", arguments.rlhf_type)
+        _put(extension, "recipe", recipe)
     if arguments.cpo_alpha is not None:
         if arguments.rpo_alpha is not None:
             raise InvalidArgument.field("--cpo_alpha", "can't be used together with --rpo_alpha; give the recipe's own")

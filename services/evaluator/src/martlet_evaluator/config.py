@@ -232,8 +232,3 @@ def _suite_violations(config: EvaluationConfig) -> list[FieldViolation]:
             )
             found.append(FieldViolation(f"suites.{index}.suite", text))
     return found
-
-
-def is_allowed(base_url: str, allowed: Sequence[str]) -> bool:
-    """Whether the operator allowed an address: equal to one of the allowed, but for a slash at the end."""
-    return base_url.rstrip("/") in {entry.rstrip("/") for entry in allowed}

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from martlet_core.addresses import is_allowed
 from martlet_core.errors import FailedPrecondition, NotFound, PermissionDenied
 from martlet_core.recipe import OutputArtifact, RecipeResult, Report, ShouldStop
 
 from martlet_evaluator import comparison
 from martlet_evaluator.asking import Asker, Journal, unique_keys
-from martlet_evaluator.config import EvaluationConfig, TargetConfig, is_allowed, parse_evaluation_config
+from martlet_evaluator.config import EvaluationConfig, TargetConfig, parse_evaluation_config
 from martlet_evaluator.report import write_report
 from martlet_evaluator.rows import RowSet, load_rows
 from martlet_evaluator.suites import load_suite

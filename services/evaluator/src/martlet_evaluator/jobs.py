@@ -13,16 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from martlet_core.addresses import is_allowed
 from martlet_core.errors import FailedPrecondition, FieldViolation, InvalidArgument, PermissionDenied
+from martlet_core.graders import MODEL_GRADERS
 from martlet_core.model_rules import ARTIFACT_PREFIX
 from martlet_core.model_tasks import CHAT_COMPLETIONS
 from martlet_core.stores import Stores
 from martlet_inputs.base_models.resolve import get_artifact
 
 from martlet_evaluator.benchmarks import data_of, task_file
-from martlet_evaluator.config import EvaluationConfig, TargetConfig, is_allowed
+from martlet_evaluator.config import EvaluationConfig, TargetConfig
 from martlet_evaluator.gateway_models import GatewayModels
-from martlet_evaluator.graders import MODEL_GRADERS
 from martlet_evaluator.local_models import resolve_local_model
 from martlet_evaluator.rows import FIELD, load_rows
 from martlet_evaluator.settings import EvaluatorSettings

@@ -21,6 +21,7 @@ from martlet_gateway.routes import (
     evals,
     files,
     fine_tuning,
+    graders,
     health,
     lineage,
     models,
@@ -31,7 +32,7 @@ from martlet_gateway.routes import (
 from martlet_gateway.routes.chat import Chat
 from martlet_gateway.routes.jobs import job_routers
 
-_ROUTERS = (files, uploads, fine_tuning, evals, models, artifacts, replicas, runs, aliases, lineage, health)
+_ROUTERS = (files, uploads, fine_tuning, graders, evals, models, artifacts, replicas, runs, aliases, lineage, health)
 
 
 class _ErrorResponse(Response):

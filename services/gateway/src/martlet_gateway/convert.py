@@ -8,6 +8,7 @@ from typing import Any
 from martlet.common.v1 import job_pb2
 from martlet.trainer.v1 import training_job_pb2
 from martlet_core.errors import InvalidArgument, NotFound
+from martlet_core.graders import whole_numbers
 from martlet_core.ids import ID_PATTERN
 from martlet_core.rpc.status import from_status
 
@@ -52,10 +53,7 @@ def to_job(job: training_job_pb2.TrainingJob, organization: str) -> dict[str, An
     """The ``fine_tuning.job`` object. Fields that OpenAI's schema requires are never left out."""
     spec, result, final = job.spec, job.result, job.state in _FINAL
     succeeded = job.state == job_pb2.JOB_STATE_SUCCEEDED
-    numbers = _openai_numbers(job)
-    dpo = spec.recipe == "dpo"
-    if dpo:
-        numbers["beta"] = dict(spec.recipe_options).get("beta", "auto")
+    method = _method(job)
     eta = job.progress.eta.ToNanoseconds() / 1e9 if job.progress.HasField("eta") and not final else None
     return {
         "id": job_id(job.name),
@@ -68,10 +66,8 @@ def to_job(job: training_job_pb2.TrainingJob, organization: str) -> dict[str, An
         "seed": spec.seed if spec.HasField("seed") else 42,
         "training_file": _file_id(spec.training_dataset),
         "validation_file": _file_id(spec.validation_dataset) if spec.validation_dataset else None,
-        "hyperparameters": {} if dpo else numbers,
-        "method": {"type": "dpo", "dpo": {"hyperparameters": numbers}}
-        if dpo
-        else {"type": "supervised", "supervised": {"hyperparameters": numbers}},
+        "hyperparameters": method.get("supervised", {}).get("hyperparameters", {}),
+        "method": method,
         "error": _job_error(job),
         "fine_tuned_model": result.fine_tuned_model if succeeded else None,
         "finished_at": job.end_time.seconds if final and job.HasField("end_time") else None,
@@ -108,6 +104,20 @@ def _extension(job: training_job_pb2.TrainingJob) -> dict[str, Any]:
         "end_time": job.end_time.ToJsonString() if job.HasField("end_time") else None,
         "update_time": job.update_time.ToJsonString() if job.HasField("update_time") else None,
     }
+
+
+def _method(job: training_job_pb2.TrainingJob) -> dict[str, Any]:
+    """OpenAI's ``method``: what its client would have asked for; recipes that it has no word for are supervised."""
+    spec, numbers = job.spec, _openai_numbers(job)
+    options = whole_numbers(proto_json.to_json(spec).get("recipe_options") or {})
+    if spec.recipe == "dpo":
+        return {"type": "dpo", "dpo": {"hyperparameters": {**numbers, "beta": options.get("beta", "auto")}}}
+    graders = options.get("graders", [])
+    if spec.recipe == "grpo" and len(graders) == 1:
+        asked = spec.hyperparameters
+        numbers["eval_interval"] = asked.eval_steps if asked.HasField("eval_steps") else "auto"
+        return {"type": "reinforcement", "reinforcement": {"grader": graders[0], "hyperparameters": numbers}}
+    return {"type": "supervised", "supervised": {"hyperparameters": numbers}}
 
 
 def _openai_numbers(job: training_job_pb2.TrainingJob) -> dict[str, Any]:

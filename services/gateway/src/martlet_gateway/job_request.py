@@ -10,10 +10,17 @@ from typing import Any
 from google.protobuf.struct_pb2 import Struct
 from martlet.trainer.v1 import training_job_pb2, training_service_pb2
 from martlet_core.errors import FieldViolation, InvalidArgument, MartletError, NotFound
+from martlet_core.reward_graders import reward_grader_violations
 
 from martlet_gateway import proto_json
 from martlet_gateway.file_store import PREFIX as FILE_PREFIX
-from martlet_gateway.schemas import CreateFineTuningJob, DpoHyperparameters, Hyperparameters
+from martlet_gateway.schemas import (
+    CreateFineTuningJob,
+    DpoHyperparameters,
+    Hyperparameters,
+    Reinforcement,
+    ReinforcementHyperparameters,
+)
 
 _GROUPS = ("tuner", "hyperparameters", "data", "resources", "checkpoints")
 _WHOLE_KEYS = (*_GROUPS, "recipe", "recipe_options", "display_name")
@@ -27,6 +34,8 @@ _OPENAI_KEYS = {
 _SPEC: Any = training_job_pb2.TrainingSpec.DESCRIPTOR
 _LEAVES = {leaf.name: group for group in _GROUPS for leaf in _SPEC.fields_by_name[group].message_type.fields}
 _LARGEST_DEVICE_BATCH = 8
+#: OpenAI's ``method.type`` -> the recipe that it means.
+_RECIPES = {"supervised": "sft", "dpo": "dpo", "reinforcement": "grpo"}
 
 #: A field of the trainer's request, as its messages name it.
 _FIELD = re.compile(r"\bspec\.[a-z_]+(?:\.[a-z_]+)*|^(?:base_model|training_dataset|validation_dataset)(?=:)")
@@ -111,13 +120,11 @@ def _method(spec: training_job_pb2.TrainingSpec, body: CreateFineTuningJob) -> N
         given = [name for name in sorted(others) if getattr(method, name) is not None]
         if given:
             raise InvalidArgument.field(f"method.{given[0]}", f"can't be given with method.type `{method.type}`.")
-        if method.type == "reinforcement":
-            raise InvalidArgument.field(
-                "method.type", "reinforcement is not offered by this deployment.", reason="UNSUPPORTED_METHOD"
-            )
-        chosen = method.supervised if method.type == "supervised" else method.dpo
+        chosen = getattr(method, method.type)
         numbers = chosen.hyperparameters if chosen is not None else None
-        recipe = {"supervised": "sft", "dpo": "dpo"}[method.type]
+        recipe = _RECIPES[method.type]
+        if method.type == "reinforcement":
+            _put_grader(spec, method.reinforcement)
     if body.hyperparameters is not None:
         if numbers is not None and numbers != body.hyperparameters:
             raise InvalidArgument.field("hyperparameters", "contradicts `method`; give the numbers there alone.")
@@ -129,6 +136,19 @@ def _method(spec: training_job_pb2.TrainingSpec, body: CreateFineTuningJob) -> N
     spec.recipe = spec.recipe or recipe
     if numbers is not None:
         _numbers(spec, numbers)
+
+
+def _put_grader(spec: training_job_pb2.TrainingSpec, reinforcement: Reinforcement | None) -> None:
+    at = "method.reinforcement.grader"
+    if reinforcement is None:
+        raise InvalidArgument.field(at, "is required with method.type `reinforcement`.")
+    if found := reward_grader_violations(reinforcement.grader, at):
+        raise InvalidArgument("; ".join(f"{v.field}: {v.description}" for v in found), violations=found)
+    if "graders" in spec.recipe_options:
+        raise InvalidArgument.field("martlet.recipe_options.graders", f"can't be given together with `{at}`.")
+    options = Struct()
+    options.update({"graders": [reinforcement.grader]})
+    spec.recipe_options.MergeFrom(options)
 
 
 def _numbers(spec: training_job_pb2.TrainingSpec, numbers: Hyperparameters) -> None:
@@ -143,6 +163,9 @@ def _numbers(spec: training_job_pb2.TrainingSpec, numbers: Hyperparameters) -> N
         _refuse_twice(target, "per_device_batch_size", "batch_size")
         _refuse_twice(target, "gradient_accumulation_steps", "batch_size")
         _batch_size(spec, numbers.batch_size)
+    if isinstance(numbers, ReinforcementHyperparameters) and numbers.eval_interval not in (None, "auto"):
+        _refuse_twice(target, "eval_steps", "eval_interval")
+        target.eval_steps = int(numbers.eval_interval)  # type: ignore[arg-type]
     if isinstance(numbers, DpoHyperparameters) and numbers.beta not in (None, "auto"):
         options = Struct()
         options.update({"beta": numbers.beta})
@@ -179,6 +202,8 @@ def rest_names(body: CreateFineTuningJob) -> Iterator[None]:
     if body.method is not None:
         numbers = f"method.{body.method.type}.hyperparameters"
         names["recipe"] = "method.type"
+        names["hyperparameters.eval_steps"] = f"{numbers}.eval_interval"
+        names["recipe_options.graders.0"] = f"method.{body.method.type}.grader"
     if body.hyperparameters is not None or body.method is not None:
         names["hyperparameters.epoch_count"] = f"{numbers}.n_epochs"
         names["hyperparameters.learning_rate_multiplier"] = f"{numbers}.learning_rate_multiplier"

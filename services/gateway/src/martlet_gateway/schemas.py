@@ -54,6 +54,7 @@ def _metadata(value: Any) -> Any:
 
 AutoEpochs = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_integer(1, 50))]
 AutoBatchSize = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_integer(1, 256))]
+AutoInterval = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_integer(1, 1 << 31))]
 AutoMultiplier = Annotated[float | Literal["auto"], BeforeValidator(_auto_or_number(0))]
 AutoBeta = Annotated[float | Literal["auto"], BeforeValidator(_auto_or_number(0, 2))]
 Metadata = Annotated[dict[str, str] | None, BeforeValidator(_metadata)]
@@ -73,6 +74,26 @@ class DpoHyperparameters(Hyperparameters):
     beta: AutoBeta | None = None
 
 
+class TextFormat(Body):
+    """What answers look like: text alone, as nothing constrains them while a model is trained."""
+
+    type: Literal["text"]
+
+
+class RunGrader(Body):
+    """Body of POST /v1/fine_tuning/alpha/graders/run."""
+
+    grader: dict[str, Any]
+    model_sample: str = Field(description="The answer to grade.")
+    item: dict[str, Any] = Field(default_factory=dict, description="The row that `item.` names.")
+
+
+class ValidateGrader(Body):
+    """Body of POST /v1/fine_tuning/alpha/graders/validate."""
+
+    grader: dict[str, Any]
+
+
 class Supervised(Body):
     """Supervised fine-tuning."""
 
@@ -85,13 +106,37 @@ class Dpo(Body):
     hyperparameters: DpoHyperparameters | None = None
 
 
+class ReinforcementHyperparameters(Hyperparameters):
+    """The same, for learning from a grader's rewards."""
+
+    compute_multiplier: Literal["auto", 1] | None = Field(
+        None,
+        description="Only what is done anyway; answers to a question are `martlet.recipe_options.num_generations`.",
+    )
+    eval_interval: AutoInterval | None = Field(None, description="Steps between validations; needs `validation_file`.")
+    eval_samples: Literal["auto", 1] | None = Field(
+        None, description="Only what is done anyway: a validation answers each question once, by the likeliest tokens."
+    )
+    reasoning_effort: Literal["default"] | None = Field(None, description="Only what is done anyway: models have none.")
+
+
+class Reinforcement(Body):
+    """Learning from a grader's rewards."""
+
+    grader: dict[str, Any] = Field(
+        description="string_check, text_similarity (fuzzy_match) or multi, as OpenAI has them."
+    )
+    hyperparameters: ReinforcementHyperparameters | None = None
+    response_format: TextFormat | None = None
+
+
 class Method(Body):
     """How to train."""
 
     type: Literal["supervised", "dpo", "reinforcement"]
     supervised: Supervised | None = None
     dpo: Dpo | None = None
-    reinforcement: dict[str, Any] | None = None
+    reinforcement: Reinforcement | None = None
 
 
 class CreateFineTuningJob(Body):

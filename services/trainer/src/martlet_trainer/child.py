@@ -14,6 +14,11 @@ from typing import Any
 from martlet_core.recipe import RecipeResult, Report
 from martlet_inputs.base_models.locate import link_base_model
 
+from martlet_trainer.config import require_allowed, reward_services
+
+#: What each process of a training runs, and what the worker's deployment adds to its config.
+_BODY, _ALLOWED = "martlet_trainer.child:train_with_services", "allowed_reward_services"
+
 
 def run_training(
     config: Mapping[str, Any], workdir: Path, report: Report, should_stop: Callable[[], bool]
@@ -21,9 +26,26 @@ def run_training(
     """Run the recipe that the spec names."""
     _let_threads_sleep()
     link_base_model(config["base_model"], workdir, report, should_stop)
+    if "teacher_model" in config:
+        link_base_model(config["teacher_model"], workdir, report, should_stop, name="teacher_model")
     from martlet_trainer.recipes.training import run
 
-    return run(config["spec"], workdir, report, should_stop)
+    outside = {_ALLOWED: config[_ALLOWED]}
+    return run(config["spec"], workdir, report, should_stop, body=_BODY, outside=outside)
+
+
+def train_with_services(
+    values: Mapping[str, Any], workdir: Path, report: Report, should_stop: Callable[[], bool]
+) -> RecipeResult:
+    """The body of a training in each of its processes: makes functions of the services that it asks, then trains."""
+    from martlet_trainer.recipes.training import parse_values, train
+    from martlet_trainer.reward_services import connect
+
+    spec = dict(values)
+    allowed = spec.pop(_ALLOWED)
+    services = reward_services(parse_values(spec)[0])
+    require_allowed(services, allowed)
+    return train(spec, workdir, report, should_stop, connect(services, should_stop))
 
 
 def run_merge(

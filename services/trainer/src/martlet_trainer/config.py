@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
+from martlet_core.addresses import is_allowed
 from martlet_core.config import (
     MODEL_PATTERN,
     Config,
@@ -23,11 +24,12 @@ from martlet_core.config import (
     refuse,
     suffix_violations,
 )
-from martlet_core.errors import FieldViolation, InvalidArgument
+from martlet_core.errors import FieldViolation, InvalidArgument, PermissionDenied
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from martlet_trainer.config_rules import combination_violations
 from martlet_trainer.recipes import RECIPES
+from martlet_trainer.recipes.options import RewardServiceOptions, RolloutOptions
 from martlet_trainer.tuners.kinds import KINDS, TunerKind
 
 #: Longest row in tokens where the request doesn't say; less where the model's context is shorter.
@@ -244,6 +246,27 @@ def parse_recipe_options(config: TrainingConfig) -> Config:
         InvalidArgument: the recipe isn't known, or doesn't know an option.
     """
     return parse_config(_options_model(config.recipe), config.recipe_options, "recipe_options")
+
+
+def reward_services(config: TrainingConfig) -> Sequence[RewardServiceOptions]:
+    """The services that the config's recipe asks for rewards."""
+    options = parse_recipe_options(config)
+    return options.reward_services if isinstance(options, RolloutOptions) else ()
+
+
+def require_allowed(services: Sequence[RewardServiceOptions], allowed: Sequence[str]) -> None:
+    """Refuse services that the operator didn't allow.
+
+    Raises:
+        PermissionDenied: naming the first one.
+    """
+    for index, service in enumerate(services):
+        if not is_allowed(service.where, allowed):
+            raise PermissionDenied(
+                f"spec.recipe_options.reward_services.{index}: {service.where} is not among the services that the operator allowed"
+                " (MARTLET_ALLOWED_REWARD_SERVICES)",
+                reason="REWARD_SERVICE_NOT_ALLOWED",
+            )
 
 
 def parse_tuner_options(tuner: TunerConfig) -> Config:

@@ -4,7 +4,7 @@ library.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from martlet_core.artifacts.types import Artifact, PublishedModel
@@ -17,7 +17,7 @@ from martlet_inputs.base_models.locate import ModelDirs
 from martlet_inputs.base_models.resolve import resolve_adapter, resolve_base_model
 
 from martlet_trainer.config import parse_merge_config, parse_training_config
-from martlet_trainer.jobs import adapter_shape, resolve_training_base
+from martlet_trainer.jobs import adapter_shape, resolve_teacher, resolve_training_base
 from martlet_trainer.naming import MERGE, TRAINING, checkpoint_model_name
 
 
@@ -27,9 +27,10 @@ class TrainingHandler:
     kind = TRAINING
     entrypoint = "martlet_trainer.child:run_training"
 
-    def __init__(self, stores: Stores, dirs: ModelDirs) -> None:
+    def __init__(self, stores: Stores, dirs: ModelDirs, allowed_services: Sequence[str] = ()) -> None:
         self._stores = stores
         self._dirs = dirs
+        self._allowed_services = allowed_services
 
     def gpus_needed(self, job: Job) -> int:
         """See ``JobHandler.gpus_needed``."""
@@ -47,11 +48,22 @@ class TrainingHandler:
             inputs["adapter"] = base.adapter.artifact_id
         if base.reference.kind == "artifact":
             inputs["base_model"] = base.reference.value
+        teacher = resolve_teacher(config, job.tenant, self._stores.artifacts, self._stores.models, self._dirs.roots)
+        if teacher is not None:
+            if teacher.adapter is not None:
+                inputs["teacher_adapter"] = teacher.adapter.artifact_id
+            if teacher.reference.kind == "artifact":
+                inputs["teacher_model"] = teacher.reference.value
         # Only what was set: a number that the user chose must be told from a default where an adapter has its own.
         spec = {**config.model_dump(mode="json", exclude_unset=True), "recipe": config.recipe}
         if base.adapter is not None:
             spec["adapter_base_model"] = base.adapter.base_model
-        return PreparedJob({"spec": spec, "base_model": self._dirs.describe(base.reference)}, inputs)
+        models = {"base_model": base} | ({"teacher_model": teacher} if teacher is not None else {})
+        allowed = {"allowed_reward_services": list(self._allowed_services)}
+        return PreparedJob(
+            {"spec": spec, **allowed, **{name: self._dirs.describe(model.reference) for name, model in models.items()}},
+            inputs,
+        )
 
     def finish(self, job: Job, values: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> FinishedJob:
         """See ``JobHandler.finish``."""

@@ -7,7 +7,7 @@ Reading a data set may take long, so checks have threads of their own: other cal
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +17,20 @@ from martlet_core.artifacts.types import ArtifactStore, ModelRegistry, Published
 from martlet_core.errors import InvalidArgument
 from martlet_core.model_rules import ARTIFACT_PREFIX, PUBLISHED_PREFIX
 from martlet_inputs.base_models.catalog import Reference
-from martlet_inputs.base_models.model_files import files_at_hand
+from martlet_inputs.base_models.model_files import file_at_hand, files_at_hand
 from martlet_inputs.base_models.resolve import get_artifact, get_model, resolve_adapter, resolve_base_model
+from martlet_inputs.base_models.vocabulary import TOKENIZER, read_vocabulary, require_same
 from martlet_inputs.datasets import DatasetChecker
 
 from martlet_trainer.adapter_shape import SHAPE_FIELDS, require_shape
-from martlet_trainer.config import MergeConfig, TrainingConfig
-from martlet_trainer.quantized_bases import check_mergeable, check_trainable
+from martlet_trainer.config import MergeConfig, TrainingConfig, parse_recipe_options, require_allowed, reward_services
+from martlet_trainer.quantized_bases import check_mergeable, check_readable, check_trainable
 from martlet_trainer.recipes import RECIPES
+from martlet_trainer.recipes.options import DistillOptions
 from martlet_trainer.row_lengths import RowLengths
 
 _CHECKS_AT_A_TIME = 4
+TEACHER_FIELD = "spec.recipe_options.teacher_model"
 
 
 class Submissions:
@@ -40,6 +43,7 @@ class Submissions:
         models_dir: prepared base models, one directory a name.
         scratch_dir: where data sets are laid out to be read.
         max_json_bytes: largest .json data set, which is read as a whole.
+        allowed_services: reward services that the operator allowed.
     """
 
     def __init__(
@@ -51,10 +55,12 @@ class Submissions:
         models_dir: Path,
         scratch_dir: Path,
         max_json_bytes: int = 256 * 1024 * 1024,
+        allowed_services: Sequence[str] = (),
     ) -> None:
         self._artifacts = artifacts
         self._models = models
         self._model_roots = model_roots
+        self._allowed_services = allowed_services
         self._models_dir = models_dir
         self._datasets = DatasetChecker(artifacts, scratch_dir, max_json_bytes)
         self._lengths = RowLengths(artifacts, models_dir, scratch_dir)
@@ -83,6 +89,8 @@ class Submissions:
         files = files_at_hand(base.reference, self._artifacts, self._models_dir)
         if files is not None:
             check_trainable(config.tuner, config.base_model, files, underneath=base.underneath)
+        self._check_teacher(tenant, config, base)
+        require_allowed(reward_services(config), self._allowed_services)
         names = {"spec.training_dataset": config.training_dataset, "spec.validation_dataset": config.validation_dataset}
         longest = 0
         for field, name in names.items():
@@ -90,6 +98,20 @@ class Submissions:
                 report = self._datasets.check(name, tenant, config.data.on_bad_rows, field, RECIPES[config.recipe].rows)
                 longest = max(longest, report.longest_row_bytes)
         self._lengths.check(config, base.reference, longest)
+
+    def _check_teacher(self, tenant: str, config: TrainingConfig, student: TrainingBase) -> None:
+        teacher = resolve_teacher(config, tenant, self._artifacts, self._models, self._model_roots)
+        if teacher is None:
+            return
+        files = files_at_hand(teacher.reference, self._artifacts, self._models_dir, TEACHER_FIELD)
+        if files is not None:
+            check_readable(TEACHER_FIELD, files)
+        found = [
+            file_at_hand(side.reference, TOKENIZER, self._artifacts, self._models_dir) for side in (student, teacher)
+        ]
+        ours, theirs = (read_vocabulary(text) if text else None for text in found)
+        if ours is not None and theirs is not None:  # else the worker judges, which loads both
+            require_same(ours, theirs, TEACHER_FIELD)
 
     def _check_merge(self, tenant: str, config: MergeConfig) -> None:
         adapter = resolve_adapter(config.adapter, tenant, self._artifacts, self._models)
@@ -134,22 +156,47 @@ def resolve_training_base(
     Raises:
         As ``resolve_base_model``, and InvalidArgument if whole weights are to be trained from an adapter.
     """
-    name = config.base_model
-    if not _may_be_adapter(name, tenant, artifacts, models):
-        return TrainingBase(resolve_base_model(name, tenant, artifacts, models, model_roots))
-    adapter = resolve_adapter(name, tenant, artifacts, models, field="spec.base_model")
-    if config.tuner.kind == "full":
-        text = f"can't be full on {name}, which is an adapter; merge it first, or train an adapter (lora)"
+    base = _resolve(config.base_model, tenant, artifacts, models, model_roots, "spec.base_model")
+    if base.adapter is not None and config.tuner.kind == "full":
+        text = f"can't be full on {config.base_model}, which is an adapter; merge it first, or train an adapter (lora)"
         raise InvalidArgument.field("spec.tuner.kind", text)
-    reference = resolve_base_model(adapter.base_model, tenant, artifacts, models, model_roots, field="spec.base_model")
+    return base
+
+
+def resolve_teacher(
+    config: TrainingConfig,
+    tenant: str,
+    artifacts: ArtifactStore,
+    models: ModelRegistry,
+    model_roots: tuple[Path, ...],
+) -> TrainingBase | None:
+    """The model that a training learns from, as ``resolve_training_base`` finds the one that learns; None where there is none."""
+    options = parse_recipe_options(config)
+    if not isinstance(options, DistillOptions):
+        return None
+    return _resolve(options.teacher_model, tenant, artifacts, models, model_roots, TEACHER_FIELD)
+
+
+def _resolve(
+    name: str,
+    tenant: str,
+    artifacts: ArtifactStore,
+    models: ModelRegistry,
+    model_roots: tuple[Path, ...],
+    field: str,
+) -> TrainingBase:
+    if not _may_be_adapter(name, tenant, artifacts, models, field):
+        return TrainingBase(resolve_base_model(name, tenant, artifacts, models, model_roots, field=field))
+    adapter = resolve_adapter(name, tenant, artifacts, models, field=field)
+    reference = resolve_base_model(adapter.base_model, tenant, artifacts, models, model_roots, field=field)
     return TrainingBase(reference, adapter)
 
 
-def _may_be_adapter(name: str, tenant: str, artifacts: ArtifactStore, models: ModelRegistry) -> bool:
+def _may_be_adapter(name: str, tenant: str, artifacts: ArtifactStore, models: ModelRegistry, field: str) -> bool:
     if name.startswith(PUBLISHED_PREFIX):
-        return get_model(models, name, tenant, "spec.base_model").kind == "adapter"
+        return get_model(models, name, tenant, field).kind == "adapter"
     if name.startswith(ARTIFACT_PREFIX):
-        return get_artifact(artifacts, name, tenant, "spec.base_model").kind in ("adapter", "checkpoint")
+        return get_artifact(artifacts, name, tenant, field).kind in ("adapter", "checkpoint")
     return False
 
 

@@ -86,6 +86,23 @@ def check_trainable(tuner: TunerConfig, name: str, base: ModelFiles, *, undernea
     _check_storage(tuner, found)
 
 
+def check_readable(field: str, model: ModelFiles) -> None:
+    """Refuse a model to learn from that can't be loaded here.
+
+    Raises:
+        FailedPrecondition: names ``field`` and what to do instead.
+    """
+    found = model.quantization
+    if found is None or RULES.get(found.method, _OTHER).trains:
+        return
+    parent = model.made_from or "the model that it was made from"
+    raise FailedPrecondition(
+        f"{field}: is quantized by {found}, which the trainer can't load. Give {parent}, or what the quantizer makes of that one by"
+        f" {_trainable_methods()}.",
+        reason=_REASON,
+    )
+
+
 def check_mergeable(base_name: str, base: ModelFiles) -> None:
     """Refuse merging into weights that can't be made ordinary ones again.
 

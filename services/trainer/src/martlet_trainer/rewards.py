@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from martlet_core.errors import InvalidArgument
+from martlet_core.reward_graders import require_item, reward_of
 
 from martlet_trainer.recipes.options import RewardOptions
 
@@ -26,14 +27,52 @@ class Answer:
         text: without special tokens.
         tokens: how many tokens it took, its end among them.
         columns: the row's fields beside the question.
+        prompt: turns of the question, as the row has them.
     """
 
     text: str
     tokens: int
     columns: Mapping[str, Any]
+    prompt: Sequence[Mapping[str, Any]] = ()
 
 
 Reward = Callable[[Answer], float]
+#: What answers are worth, a number each.
+Rewards = Callable[[Sequence[Answer]], Sequence[float]]
+
+
+def one_by_one(reward: Reward) -> Rewards:
+    """A reward that looks at no other answer."""
+    return lambda answers: [reward(answer) for answer in answers]
+
+
+def by_grader(grader: Mapping[str, Any]) -> Reward:
+    """The score of one of OpenAI's graders; 0 where the answer lacks what a template names."""
+    return lambda answer: reward_of(grader, _item(answer.columns, answer.prompt), answer.text)[0]
+
+
+def _item(columns: Mapping[str, Any], turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A row as templates know it."""
+    return {"messages": list(turns), **columns}
+
+
+def require_items(
+    graders: Sequence[Mapping[str, Any]], rows: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]
+) -> None:
+    """Refuse rows, each its columns and its turns, that lack what a grader's template names.
+
+    Raises:
+        InvalidArgument: naming the grader, the field and the first such row.
+    """
+    for grader in graders:
+        for index, row in enumerate(rows):
+            try:
+                require_item(grader, _item(*row))
+            except InvalidArgument as error:
+                raise InvalidArgument.field(
+                    "spec.training_dataset",
+                    f"grader {grader['name']}: {error.message} (row {index + 1} of {len(rows)}); add the field to the rows",
+                ) from error
 
 
 def build(options: RewardOptions) -> Reward:

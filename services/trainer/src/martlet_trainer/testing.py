@@ -132,6 +132,7 @@ def lay_out(
     *,
     validation: Sequence[Any] | None = None,
     adapter: Path | None = None,
+    teacher: Path | None = None,
     resume: Path | None = None,
 ) -> Path:
     """Make a training's working directory as the worker would."""
@@ -143,6 +144,8 @@ def lay_out(
         write_jsonl(inputs / "validation_dataset" / "rows.jsonl", validation)
     if adapter is not None:
         (inputs / "adapter").symlink_to(adapter)
+    if teacher is not None:
+        (inputs / "teacher_model").symlink_to(teacher)
     if resume is not None:
         (workdir / "resume").symlink_to(resume)
     return workdir

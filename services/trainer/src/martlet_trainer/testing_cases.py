@@ -35,6 +35,12 @@ ROLLOUT_OPTIONS: Mapping[str, Any] = {
     "max_completion_length": 6,
     "temperature": 1.0,
 }
+#: Recipe -> options without which it doesn't train, or not on such a model.
+RECIPE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "grpo": ROLLOUT_OPTIONS,
+    "rloo": ROLLOUT_OPTIONS,
+    "distill": {"teacher_model": "tiny-teacher", "max_completion_length": 6, "temperature": 1.0},
+}
 
 
 def save_tiny_llama(directory: Path, dtype: str = "float32", **changes: Any) -> Path:
@@ -58,9 +64,14 @@ def save_tiny_llama(directory: Path, dtype: str = "float32", **changes: Any) -> 
     return save_random_model(directory, LlamaConfig(**{**values, **changes}), dtype=dtype)
 
 
+def save_tiny_teacher(directory: Path) -> Path:
+    """Write a Llama with the same tokens as ``save_tiny_llama``'s, of another size and with other weights."""
+    return save_tiny_llama(directory, hidden_size=96)
+
+
 def recipe_rows(recipe: str, count: int, start: int = 0) -> list[dict[str, Any]]:
     """Rows of a recipe, of sums: a number is the good answer, and a word before it makes it the bad one."""
-    if recipe == "sft":
+    if recipe in ("sft", "distill"):
         return chat_rows(count, start)
     return [_row(recipe, i) for i in range(start, start + count)]
 

@@ -18,7 +18,7 @@ STAGE = "trainer"
 def build_handlers(stores: Stores, settings: TrainerSettings) -> Sequence[JobHandler]:
     """One handler for each kind of job."""
     dirs = ModelDirs(settings.models_dir, settings.cache_dir, settings.allowed_roots)
-    return [TrainingHandler(stores, dirs), MergeHandler(stores, dirs)]
+    return [TrainingHandler(stores, dirs, settings.allowed_services), MergeHandler(stores, dirs)]
 
 
 def work(settings: TrainerSettings) -> int:

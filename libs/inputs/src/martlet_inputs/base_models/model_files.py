@@ -104,6 +104,17 @@ def files_at_hand(
     return files_in(directory, field) if reference.kind == "catalog" and is_prepared(directory) else None
 
 
+def file_at_hand(reference: Reference, name: str, artifacts: ArtifactStore, models_dir: Path) -> bytes | None:
+    """A small file of a model, as far as it can be read from here; see ``files_at_hand``. None also where it has no such file."""
+    if reference.kind == "artifact":
+        artifact = artifacts.get(reference.value)
+        return b"".join(artifacts.open_file(artifact, name)) if name in {file.path for file in artifact.files} else None
+    directory = models_dir / reference.value if reference.kind == "catalog" else Path(reference.value)
+    if reference.kind not in ("catalog", "path") or not (directory / name).is_file():
+        return None
+    return (directory / name).read_bytes()
+
+
 def _parse(text: bytes, field: str) -> Mapping[str, Any]:
     try:
         config = json.loads(text)

@@ -8,15 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from martlet_core.errors import InvalidArgument
+from martlet_core.graders import Grade, ModelRequest, model_requests, referred_messages, render_messages
 
-from martlet_evaluator.graders import (
-    Grade,
-    ModelRequest,
-    grade,
-    model_requests,
-    referred_messages,
-    render_messages,
-)
+from martlet_evaluator.graders import grade
 from martlet_evaluator.rows import Row
 from martlet_evaluator.statistics import Measure, mean_measure
 from martlet_evaluator.suite_options import GradersOptions

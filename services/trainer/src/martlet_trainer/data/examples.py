@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from martlet_inputs.rows.exchanges import Exchange
 from martlet_inputs.rows.preferences import Feedback, Preference
 from martlet_inputs.rows.prompts import Prompt
 
@@ -79,10 +80,12 @@ class EncodedPrompt:
     Attributes:
         input_ids: Shape (length,), int32.
         columns: what rewards need to know of the row.
+        turns: the question as the row has it.
     """
 
     input_ids: np.ndarray
     columns: Mapping[str, Any]
+    turns: Sequence[Mapping[str, Any]] = ()
 
     @property
     def token_count(self) -> int:
@@ -101,11 +104,52 @@ class EncodedPrompt:
         return False
 
 
+@dataclass(frozen=True)
+class EncodedExchange:
+    """A question as tokens, and perhaps its answer.
+
+    Attributes:
+        question: alone.
+        answered: with its answer; None where the row has none.
+    """
+
+    question: EncodedPrompt
+    answered: EncodedRow | None
+
+    @property
+    def token_count(self) -> int:
+        return (self.answered or self.question).token_count
+
+    @property
+    def target_count(self) -> int:
+        return self.answered.target_count if self.answered else 0
+
+    @property
+    def weight(self) -> int:
+        return 1
+
+    @property
+    def truncated(self) -> bool:
+        return self.answered is not None and self.answered.truncated
+
+
+def encode_exchange(encoder: RowEncoder) -> Encode:
+    """Questions with their answers, where they have any."""
+
+    def encode(content: Exchange, format_name: str) -> Sequence[EncodedExchange]:
+        question = EncodedPrompt(encoder.encode_prompt(content.question), {})
+        answered = encoder.encode(content.conversation, format_name) if content.conversation else None
+        return (EncodedExchange(question, answered),)
+
+    return encode
+
+
 def encode_question(encoder: RowEncoder) -> Encode:
     """Questions, each an example."""
 
     def encode(content: Prompt, format_name: str) -> Sequence[EncodedPrompt]:
-        return (EncodedPrompt(encoder.encode_prompt(content.conversation), content.columns),)
+        asked = content.conversation
+        return (EncodedPrompt(encoder.encode_prompt(asked), content.columns, asked.messages),)
 
     return encode
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from martlet_core.config import Config
+from martlet_inputs.rows.exchanges import EXCHANGES
 from martlet_inputs.rows.kinds import CONVERSATIONS, RowKind
 from martlet_inputs.rows.preferences import FEEDBACK, PREFERENCES
 from martlet_inputs.rows.prompts import PROMPTS
@@ -59,6 +60,9 @@ RECIPES: Mapping[str, RecipeInfo] = {
     ),
     "rloo": RecipeInfo(
         "martlet_trainer.recipes.rloo", options.RlooOptions, PROMPTS, _GENTLE, cuts=False, generates=True
+    ),
+    "distill": RecipeInfo(
+        "martlet_trainer.recipes.distill", options.DistillOptions, EXCHANGES, _SUPERVISED, generates=True
     ),
     "kto": RecipeInfo("martlet_trainer.recipes.kto", options.KtoOptions, FEEDBACK, _GENTLE),
 }

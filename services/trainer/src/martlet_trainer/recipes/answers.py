@@ -8,8 +8,9 @@ from martlet_core.errors import InvalidArgument
 from martlet_trainer.data.encode import EncodedRow
 from martlet_trainer.recipes.options import RolloutOptions
 from martlet_trainer.recipes.training import Lesson, MethodInputs, computation_on_rows
-from martlet_trainer.rewards import build, require_columns
+from martlet_trainer.rewards import build, by_grader, one_by_one, require_columns, require_items
 from martlet_trainer.training.rollouts import Advantages, Rollouts, rollout_computation
+from martlet_trainer.training.sampling import Sampler
 
 
 def rollout_lesson(inputs: MethodInputs, options: RolloutOptions, advantages: Advantages) -> Lesson:
@@ -19,20 +20,18 @@ def rollout_lesson(inputs: MethodInputs, options: RolloutOptions, advantages: Ad
         InvalidArgument: rows lack what a reward needs, or there is nothing to measure a divergence from.
     """
     model = inputs.tuner.model
-    require_columns(options.rewards, [example.columns for example in [*inputs.examples, *inputs.validation]])
+    examples = [*inputs.examples, *inputs.validation]
+    require_columns(options.rewards, [example.columns for example in examples])
+    require_items(options.graders, [(example.columns, example.turns) for example in examples])
     _check_reference(inputs, options)
     attention = model.config._attn_implementation
     probes = [EncodedRow(example.input_ids, np.ones(example.token_count, dtype=bool)) for example in inputs.examples]
     computation = computation_on_rows(inputs, probes)
-    rollouts = Rollouts(
-        model=model,
-        tokenizer=inputs.tokenizer,
-        attention=attention,
-        rewards={reward.name: (reward.weight, build(reward)) for reward in options.rewards},
-        count=options.num_generations,
-        max_tokens=options.max_completion_length,
-        temperature=options.temperature,
-    )
+    sampler = Sampler(model, inputs.tokenizer, attention, options.max_completion_length, options.temperature)
+    rewards = {reward.name: (reward.weight, one_by_one(build(reward))) for reward in options.rewards}
+    rewards |= {grader["name"]: (1.0, one_by_one(by_grader(grader))) for grader in options.graders}
+    rewards |= {service.name: (service.weight, inputs.rewards[service.name]) for service in options.reward_services}
+    rollouts = Rollouts(sampler, rewards, options.num_generations)
     computation = rollout_computation(computation, rollouts, advantages, options.beta)
     return Lesson(computation, inputs.examples, inputs.validation)
 

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
-from martlet_core.config import Config, Float, Int
-from pydantic import Field, model_validator
+from martlet_core.config import MODEL_FORMS, MODEL_PATTERN, Config, Float, Int
+from martlet_core.graders import whole_numbers
+from martlet_core.reward_graders import reward_grader_violations
+from pydantic import AfterValidator, Field, model_validator
 
 #: Width of the loss's slope, or weight of what it adds.
 _Positive = Annotated[Float, Gt(0), Le(1000)]
 _Weight = Annotated[Float, Ge(0), Le(1000)]
+
+
+_RewardWeight = Annotated[Float, Ge(-1000), Le(1000)]
+_Share = Annotated[Float, Ge(0), Le(1)]
+_Temperature = Annotated[Float, Gt(0), Le(10)]
+_AnswerTokens = Annotated[Int, Ge(1), Le(1 << 17)]
+
+
+def _named_model(name: str) -> str:
+    if not MODEL_PATTERN.fullmatch(name):
+        raise ValueError(f"is {name!r}; give {MODEL_FORMS}")
+    return name
+
+
+def _reward_grader(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    grader = whole_numbers(values)
+    if found := reward_grader_violations(grader, "grader"):
+        raise ValueError("; ".join(f"{v.field}: {v.description}" for v in found))
+    return grader
 
 
 class SftOptions(Config):
@@ -76,7 +98,7 @@ class RewardOptions(Config):
     name: Literal["accuracy", "format", "regex", "length"] = Field(
         description="accuracy (against the row's `solution`), format (<think> and <answer>), regex, length."
     )
-    weight: Annotated[Float, Ge(-1000), Le(1000)] = 1.0
+    weight: _RewardWeight = 1.0
     pattern: str | None = Field(default=None, description="Of regex: what must be found in the answer.")
     target: Annotated[Int, Ge(1), Le(1 << 20)] | None = Field(
         default=None, description="Of length: tokens of an answer."
@@ -95,22 +117,63 @@ class RewardOptions(Config):
         return self
 
 
+class RewardServiceOptions(Config):
+    """A reward that a service gives, by HTTP (``url``) or gRPC (``address``, ``martlet.trainer.v1.RewardService``)."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = Field(description="As metrics have it.")
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$", max_length=2048)] | None = Field(
+        default=None, description="Gets a POST of JSON: prompts, completions, rows; answers with rewards."
+    )
+    address: Annotated[str, Field(pattern=r"^[A-Za-z0-9._\[\]:-]+:\d{1,5}$", max_length=256)] | None = Field(
+        default=None, description="host:port; without TLS."
+    )
+    weight: _RewardWeight = 1.0
+    timeout_seconds: Annotated[Float, Gt(0), Le(3600)] = Field(default=60.0, description="Of one call.")
+
+    @model_validator(mode="after")
+    def _has_one_place(self) -> RewardServiceOptions:
+        if (self.url is None) == (self.address is None):
+            raise ValueError("give url (HTTP) or address (gRPC), one of them")
+        return self
+
+    @property
+    def where(self) -> str:
+        """Its url or its address."""
+        return self.url or self.address or ""
+
+
 class RolloutOptions(Config):
     """What recipes share that learn from the model's own answers."""
 
     rewards: tuple[RewardOptions, ...] = Field(
-        default=(RewardOptions(name="accuracy"),), min_length=1, description="Their weighted sum is the reward."
+        default=(),
+        description="Their weighted sum, with that of the services, is the reward; accuracy if there are none.",
+    )
+    reward_services: tuple[RewardServiceOptions, ...] = Field(default=(), max_length=16)
+    graders: tuple[Annotated[dict[str, Any], AfterValidator(_reward_grader)], ...] = Field(
+        default=(), max_length=16, description="OpenAI's graders (string_check, text_similarity, multi), weight 1 each."
     )
     num_generations: Annotated[Int, Ge(2), Le(256)] = Field(default=8, description="Answers to each question.")
-    max_completion_length: Annotated[Int, Ge(1), Le(1 << 17)] = Field(default=256, description="Tokens of an answer.")
-    temperature: Annotated[Float, Gt(0), Le(10)] = 0.9
+    max_completion_length: _AnswerTokens = Field(default=256, description="Tokens of an answer.")
+    temperature: _Temperature = 0.9
     beta: _Weight = Field(default=0.0, description="Weight of the divergence from the base model (adapters only).")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accuracy_by_default(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        others = ("reward_services", "graders")
+        if values.get("rewards") is not None or any(values.get(name) for name in others):
+            return values
+        return {**values, "rewards": [{"name": "accuracy"}]}
 
     @model_validator(mode="after")
     def _each_reward_once(self) -> RolloutOptions:
-        names = [reward.name for reward in self.rewards]
+        names = [reward.name for reward in (*self.rewards, *self.reward_services)]
+        names += [grader["name"] for grader in self.graders]
         if len(set(names)) < len(names):
-            raise ValueError("rewards: each may be given once; join patterns of regex with |")
+            raise ValueError("rewards: each name may be given once; join patterns of regex with |")
+        if not names:
+            raise ValueError("rewards: is empty; give one, a service in reward_services, or a grader in graders")
         return self
 
 
@@ -124,3 +187,26 @@ class GrpoOptions(RolloutOptions):
 
 class RlooOptions(RolloutOptions):
     """``rloo`` (arXiv 2402.14740)."""
+
+
+class DistillOptions(Config):
+    """``distill``: generalized knowledge distillation (GKD, arXiv 2306.13649); names as in TRL's ``GKDConfig``."""
+
+    teacher_model: Annotated[str, AfterValidator(_named_model)] = Field(
+        description=f"Whom the model learns from: {MODEL_FORMS}. It must have the base model's vocabulary."
+    )
+    beta: _Share = Field(
+        default=0.5,
+        description="Of the generalized Jensen-Shannon divergence: 0 is the forward KL, 1 the reverse.",
+    )
+    lmbda: _Share = Field(default=0.5, description="Share of batches whose answers the model that is trained draws.")
+    seq_kd: bool = Field(
+        default=False, description="The teacher draws the answers of the other batches; else the rows'."
+    )
+    temperature: _Temperature = Field(default=0.9, description="Of drawing answers; the divergence is at 1.")
+    max_completion_length: _AnswerTokens = Field(default=256, description="Tokens of an answer that is drawn.")
+
+    @property
+    def draws_all(self) -> bool:
+        """Whether the rows' own answers are never trained on."""
+        return self.seq_kd or self.lmbda == 1.0

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from martlet_trainer.data.load import load_rows, split_rows
 from martlet_trainer.quantized_bases import check_trainable
 from martlet_trainer.recipes import RECIPES
 from martlet_trainer.recipes.results import shown, write_result
+from martlet_trainer.rewards import Rewards
 from martlet_trainer.training import launch
 from martlet_trainer.training.computation import Computation, choose_computation
 from martlet_trainer.training.devices import Placement, describe, place, set_threads
@@ -49,12 +51,14 @@ class MethodInputs:
         config: the resolved config.
         tuner: the model and its trainable part.
         tokenizer: the base model's.
+        given: directory of the job's inputs, one a name.
         examples: training examples.
         validation: validation examples.
         placement: device and arithmetic.
         processes: this process among the training's.
         continues_adapter: whether the training goes on with an adapter that was trained before.
         resume: the checkpoint that the training goes on from; None for a fresh start.
+        rewards: those that were made outside, by name.
         report: told about phases.
         check_stop: called now and then; raises StopRequested.
     """
@@ -62,12 +66,14 @@ class MethodInputs:
     config: TrainingConfig
     tuner: Tuner
     tokenizer: PreTrainedTokenizerBase
+    given: Path
     examples: Sequence[Any]
     validation: Sequence[Any]
     placement: Placement
     processes: Processes
     continues_adapter: bool
     resume: Path | None
+    rewards: Mapping[str, Rewards]
     report: Report
     check_stop: Callable[[], None]
 
@@ -115,34 +121,51 @@ def load_method(recipe: str) -> Method:
     return importlib.import_module(RECIPES[recipe].module).METHOD
 
 
-def run(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
+def run(
+    values: Mapping[str, Any],
+    workdir: Path,
+    report: Report,
+    should_stop: ShouldStop,
+    *,
+    body: str = _BODY,
+    outside: Mapping[str, Any] = MappingProxyType({}),
+) -> RecipeResult:
     """Train as the spec says, by the recipe and in as many processes as it says.
 
     Args:
         values: the job's spec, see ``TrainingConfig``, with no more fields than were set; beside them ``adapter_base_model``, the
             name of the model under ``inputs/adapter``, which counts more than what the adapter itself says.
-        workdir: holds ``inputs/base_model``, ``inputs/training_dataset``, perhaps ``inputs/validation_dataset``, ``inputs/adapter`` and
-            ``resume``; gets ``checkpoints`` and ``output``.
+        workdir: holds ``inputs/base_model``, ``inputs/training_dataset``, perhaps ``inputs/validation_dataset``, ``inputs/adapter``,
+            ``inputs/teacher_model`` and ``resume``; gets ``checkpoints`` and ``output``.
         report: told about phases, metrics and checkpoints.
         should_stop: looked at before every micro-batch.
+        body: ``module:function`` that each process runs, where it does more than ``train``: it calls that with what it made.
+        outside: what the body needs to make it, beside ``values``; JSON-ready.
 
     Raises:
         InvalidArgument: a row or a field that only tokenizer or model could judge.
         FailedPrecondition: the base model is quantized in a way that can't be trained on.
         StopRequested: after ``should_stop()``; the last whole step is in a checkpoint.
     """
-    config, adapter_base = _parse(values)
+    config, adapter_base = parse_values(values)
     workdir = workdir.resolve()
     _check_base(config, adapter_base, workdir, report)
     if config.resources.device_count > 1:
         place(config)  # refuses what can't run before any process is started
-        return launch.run_processes(_BODY, values, workdir, config.resources.device_count, report, should_stop)
-    return train(values, workdir, report, should_stop)
+        count = config.resources.device_count
+        return launch.run_processes(body, {**values, **outside}, workdir, count, report, should_stop)
+    return launch.load_body(body)({**values, **outside}, workdir, report, should_stop)
 
 
-def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
-    """The body of ``run``: one process, or one of several alike."""
-    config, adapter_base = _parse(values)
+def train(
+    values: Mapping[str, Any],
+    workdir: Path,
+    report: Report,
+    should_stop: ShouldStop,
+    rewards: Mapping[str, Rewards] = MappingProxyType({}),
+) -> RecipeResult:
+    """The body of ``run``: one process, or one of several alike; ``rewards`` are those that were made outside, by name."""
+    config, adapter_base = parse_values(values)
     method = load_method(config.recipe)
     adapter = _existing(workdir / "inputs" / "adapter")
     if adapter is not None:
@@ -177,12 +200,14 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
             config=config,
             tuner=tuner,
             tokenizer=tokenizer,
+            given=workdir / "inputs",
             examples=examples,
             validation=validation,
             placement=placement,
             processes=processes,
             continues_adapter=adapter is not None,
             resume=resume,
+            rewards=rewards,
             report=report,
             check_stop=check_stop,
         )
@@ -214,7 +239,7 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
         return write_result(config, tuner, state, reports, workdir, placement)
 
 
-def _parse(values: Mapping[str, Any]) -> tuple[TrainingConfig, str]:
+def parse_values(values: Mapping[str, Any]) -> tuple[TrainingConfig, str]:
     """The config, and the name of the model under the adapter that the training goes on from (empty for none)."""
     spec = dict(values)
     adapter_base = str(spec.pop("adapter_base_model", ""))

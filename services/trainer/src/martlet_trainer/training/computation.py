@@ -24,10 +24,12 @@ from martlet_trainer.training.loss import (
     ACCURACY,
     LossHead,
     Objective,
+    Predict,
     TokenLogProbs,
     keeps_chosen_logits,
     plain_log_probs,
     plain_loss,
+    plain_predictions,
 )
 
 #: Tokens of the short row, and tokens in common with the long one, with which the computation without padding is checked.
@@ -50,6 +52,7 @@ class Computation:
         collate: makes a batch.
         objective: loss of a batch.
         log_probs: log-probabilities of a batch's targets.
+        predict: what stands behind them: the whole distribution at each target.
         isolates_rows: rows may share a sequence.
         why_padded: why batches are padded; empty where they aren't.
         measures: names of what the objective measures beside the loss.
@@ -58,6 +61,7 @@ class Computation:
     collate: Callable[[Sequence[Any], torch.device], Any]
     objective: Objective
     log_probs: TokenLogProbs
+    predict: Predict
     isolates_rows: bool
     why_padded: str = ""
     measures: Sequence[str] = (ACCURACY,)
@@ -83,7 +87,9 @@ def choose_computation(
     model.eval()
     try:
         head = _head_without_padding(model, rows, device, collate)
-        return Computation(collate, head or plain_loss, head.log_probs if head else plain_log_probs, isolates_rows=True)
+        if head is None:
+            return Computation(collate, plain_loss, plain_log_probs, plain_predictions, isolates_rows=True)
+        return Computation(collate, head, head.log_probs, head.predict, isolates_rows=True)
     except _MISFITS as error:
         reason = str(error) or type(error).__name__
     model.set_attn_implementation(before)
@@ -92,7 +98,8 @@ def choose_computation(
             f"this model's attention can't keep packed rows apart ({reason}); set data.packing to false",
             reason="PACKING_UNSUPPORTED",
         )
-    return Computation(collate_padded, plain_loss, plain_log_probs, isolates_rows=False, why_padded=reason)
+    padded = (collate_padded, plain_loss, plain_log_probs, plain_predictions)
+    return Computation(*padded, isolates_rows=False, why_padded=reason)
 
 
 def has_dropout(model: Any) -> bool:

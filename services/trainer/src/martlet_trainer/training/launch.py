@@ -273,7 +273,7 @@ def main(workdir: Path) -> int:
         report, should_stop = PipeReport(report_write), StopPipe(stop_read)
     try:
         _join(rank, folder)
-        result = _load(job["entrypoint"])(job["config"], workdir, report, should_stop)
+        result = load_body(job["entrypoint"])(job["config"], workdir, report, should_stop)
     except StopRequested:
         return _EXIT_STOPPED
     except MartletError as error:
@@ -304,7 +304,7 @@ def _join(rank: int, folder: Path) -> None:
     distributed.init_process_group(backend, init_method=place, rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
 
 
-def _load(entrypoint: str) -> Body:
+def load_body(entrypoint: str) -> Body:
     import importlib
 
     module, _, name = entrypoint.partition(":")

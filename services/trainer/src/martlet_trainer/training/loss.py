@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from martlet_trainer.training.batches import Batch
 
@@ -36,10 +37,37 @@ class Loss:
     sums: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says at a batch's targets, row by row as the rows were given, before logits are made of it.
+
+    Attributes:
+        hidden: what the output head is applied to. Shape (targets, size).
+        head: the head's weight, shape (vocabulary, size); None where ``hidden`` are the logits.
+        row_of_target: which row each target is of, rising. Shape (targets,).
+    """
+
+    hidden: torch.Tensor
+    head: torch.Tensor | None
+    row_of_target: torch.Tensor
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that there are logits of."""
+        return (self.hidden if self.head is None else self.head).shape[1 if self.head is None else 0]
+
+    def logits(self, start: int, stop: int) -> torch.Tensor:
+        """Logits of some of the targets. Shape (stop - start, vocabulary), float32."""
+        piece = self.hidden[start:stop]
+        return (piece if self.head is None else functional.linear(piece, self.head)).float()
+
+
 #: Loss of a batch, as its computation's ``collate`` made it, under a model.
 Objective = Callable[[nn.Module, Any], Loss]
 #: Log-probability of each target of a batch. Shape (targets,).
 TokenLogProbs = Callable[[nn.Module, Batch], torch.Tensor]
+#: What a model says at the targets of a batch.
+Predict = Callable[[nn.Module, Batch], Predictions]
 #: Name of the share of targets that were the likeliest token.
 ACCURACY = "token_accuracy"
 
@@ -116,6 +144,17 @@ class _SlicedLogProbs(torch.autograd.Function):
         return grad_hidden, grad_weight, None
 
 
+def by_slices(values: Callable[[int, int], torch.Tensor], count: int, vocabulary: int) -> torch.Tensor:
+    """A value of each target by functions of slices of logits, which are made again for the gradient instead of being kept.
+
+    Args:
+        values: of the targets from a begin to an end. Shape (end - begin,).
+        count: targets.
+        vocabulary: logits of a target.
+    """
+    return torch.cat([checkpoint(values, *ends, use_reentrant=False) for ends in _slices(count, vocabulary)])
+
+
 def _slices(count: int, vocabulary: int) -> Iterator[tuple[int, int]]:
     """Begins and ends of slices whose logits take ``_SLICE_BYTES``."""
     rows = max(1, _SLICE_BYTES // (4 * vocabulary))
@@ -164,6 +203,17 @@ class LossHead:
 
         return self._run(model, batch, forward).reshape(-1)
 
+    def predict(self, model: nn.Module, batch: Batch) -> Predictions:
+        """Predictions at the targets of a batch made by ``collate_rows``."""
+        found: list[torch.Tensor] = []
+
+        def forward(input: torch.Tensor) -> torch.Tensor:
+            found.append(input.reshape(-1, input.shape[-1]).to(self._head.weight.dtype))
+            return input
+
+        self._run(model, batch, forward)
+        return _row_by_row(found[0], self._head.weight, batch)
+
     def _run(self, model: nn.Module, batch: Batch, forward: Any) -> torch.Tensor:
         """What the model gives out in place of logits: a backward pass must begin there, where sharding listens for it."""
         self._head.forward = forward
@@ -179,6 +229,18 @@ def plain_loss(model: nn.Module, batch: Batch) -> Loss:
     chosen = logits.reshape(-1, logits.shape[-1])[batch.positions].float()
     total = functional.cross_entropy(chosen, batch.targets, reduction="sum")
     return Loss(total, {ACCURACY: (chosen.detach().argmax(dim=1) == batch.targets).sum()})
+
+
+def plain_predictions(model: nn.Module, batch: Batch) -> Predictions:
+    """Predictions at a batch's targets, for any causal model."""
+    logits = model(**batch.inputs).logits
+    return _row_by_row(logits.reshape(-1, logits.shape[-1])[batch.positions], None, batch)
+
+
+def _row_by_row(hidden: torch.Tensor, head: torch.Tensor | None, batch: Batch) -> Predictions:
+    """Batches of two models may have their rows in different orders; predictions have them in one."""
+    row_of, order = torch.sort(batch.row_of_target, stable=True)
+    return Predictions(hidden[order], head, row_of)
 
 
 def plain_log_probs(model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -14,22 +14,26 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.integrations.bitsandbytes import Bnb4bitDeserialize, Bnb8bitDeserialize
 
+#: Field of the request that most models are named by.
+_FIELD = "spec.base_model"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory: Path, field: str = _FIELD) -> PreTrainedTokenizerBase:
     """The tokenizer of an ordinary Hugging Face directory; code that comes with it is never run.
 
     Raises:
-        InvalidArgument: the directory has none that works.
+        InvalidArgument: the directory has none that works; names ``field``.
     """
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidArgument.field("spec.base_model", f"its tokenizer can't be loaded: {error}") from error
+        raise InvalidArgument.field(field, f"its tokenizer can't be loaded: {error}") from error
 
 
-def load_model(directory: Path, dtype: torch.dtype, device: torch.device, quantization: Any = None) -> Any:
+def load_model(
+    directory: Path, dtype: torch.dtype, device: torch.device, quantization: Any = None, field: str = _FIELD
+) -> Any:
     """The causal language model of an ordinary Hugging Face directory, or of one that bitsandbytes quantized, which stays so.
 
     Args:
@@ -37,6 +41,7 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device, quanti
         dtype: type of the weights in memory, and of the arithmetic on quantized ones.
         device: where they go.
         quantization: a transformers quantization config for ordinary weights; None leaves the weights as they are stored.
+        field: of the request, named in errors.
 
     Raises:
         InvalidArgument: the directory holds no causal language model that can be loaded.
@@ -58,11 +63,9 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device, quanti
             **kwargs,
         )
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidArgument.field(
-            "spec.base_model", f"can't be loaded as a causal language model: {error}"
-        ) from error
+        raise InvalidArgument.field(field, f"can't be loaded as a causal language model: {error}") from error
     model, info = loaded
-    check_loading_info(info, "spec.base_model: its files")
+    check_loading_info(info, f"{field}: its files")
     if "device_map" not in kwargs:
         return nn.Module.to(model, device)
     _compute_in(model, dtype)

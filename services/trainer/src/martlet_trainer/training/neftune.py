@@ -10,7 +10,7 @@ from torch import nn
 
 from martlet_trainer.training.batches import Batch
 from martlet_trainer.training.computation import Computation
-from martlet_trainer.training.loss import Loss
+from martlet_trainer.training.loss import Loss, Predictions
 
 
 class _Noise:
@@ -43,4 +43,8 @@ def with_noise(computation: Computation, model: Any, alpha: float | None) -> Com
         noise.lengths = batch.lengths
         return computation.log_probs(model, batch)
 
-    return replace(computation, objective=objective, log_probs=log_probs)
+    def predict(model: nn.Module, batch: Batch) -> Predictions:
+        noise.lengths = batch.lengths
+        return computation.predict(model, batch)
+
+    return replace(computation, objective=objective, log_probs=log_probs, predict=predict)

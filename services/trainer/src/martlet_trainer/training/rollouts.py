@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from martlet_trainer.data.encode import EncodedRow
 from martlet_trainer.data.examples import EncodedPrompt
-from martlet_trainer.rewards import Answer, Reward
+from martlet_trainer.rewards import Rewards
 from martlet_trainer.training.batches import Batch
 from martlet_trainer.training.computation import Computation
 from martlet_trainer.training.loss import Loss
+from martlet_trainer.training.sampling import Sampler
 
 #: Advantage of each answer, given the rewards of all answers to a question. Shapes (questions, answers).
 Advantages = Callable[[torch.Tensor], torch.Tensor]
@@ -27,22 +24,14 @@ class Rollouts:
     """How answers are made and judged.
 
     Attributes:
-        model: the one that is being trained.
-        tokenizer: its tokenizer.
-        attention: the attention that it generates with; training may have replaced it.
+        sampler: of the model that is being trained.
         rewards: by name, with weights: their sum is the reward.
         count: answers to each question; one, the likeliest, where the model isn't in training mode.
-        max_tokens: longest answer.
-        temperature: of sampling.
     """
 
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    attention: str
-    rewards: Mapping[str, tuple[float, Reward]]
+    sampler: Sampler
+    rewards: Mapping[str, tuple[float, Rewards]]
     count: int
-    max_tokens: int
-    temperature: float
 
 
 @dataclass(frozen=True)
@@ -83,15 +72,18 @@ def rollout_computation(
     """
 
     def collate(prompts: Sequence[EncodedPrompt], device: torch.device) -> RolloutBatch:
-        answered = _answer(rollouts, prompts, device)
-        rows = [row for row, _ in answered]
+        training = rollouts.sampler.model.training
+        answered = rollouts.sampler.answer(
+            prompts, device, count=rollouts.count if training else 1, likeliest=not training
+        )
+        rows, said = [row for row, _ in answered], [answer for _, answer in answered]
         shape = (len(prompts), -1)
         parts = {
-            name: torch.tensor([reward(answer) for _, answer in answered], device=device).view(shape)
+            name: torch.tensor(reward(said), device=device, dtype=torch.float32).view(shape)
             for name, (_, reward) in rollouts.rewards.items()
         }
         total = torch.stack([parts[name] * weight for name, (weight, _) in rollouts.rewards.items()]).sum(0)
-        lengths = torch.tensor([answer.tokens for _, answer in answered], device=device, dtype=torch.float32)
+        lengths = torch.tensor([answer.tokens for answer in said], device=device, dtype=torch.float32)
         tokens = sum(row.token_count for row in rows)
         return RolloutBatch(computation.collate(rows, device), total, parts, lengths.view(shape), len(prompts), tokens)
 
@@ -115,7 +107,7 @@ def rollout_computation(
         per_token = -value[row_of] * (log_probs - log_probs.detach()).exp()
         divergence = torch.zeros_like(log_probs)
         if beta:
-            with torch.no_grad(), rollouts.model.disable_adapter():
+            with torch.no_grad(), rollouts.sampler.model.disable_adapter():
                 ahead = computation.log_probs(model, batch.rows)
             apart = ahead - log_probs
             divergence = apart.exp() - apart - 1.0
@@ -144,55 +136,3 @@ def _mean_by_row(values: torch.Tensor, batch: RolloutBatch) -> torch.Tensor:
     row_of = batch.rows.row_of_target
     sums = values.new_zeros(rows).index_add(0, row_of, values)
     return (sums / torch.bincount(row_of, minlength=rows)).sum() / batch.rewards.shape[1]
-
-
-@torch.no_grad()
-def _answer(
-    rollouts: Rollouts, prompts: Sequence[EncodedPrompt], device: torch.device
-) -> list[tuple[EncodedRow, Answer]]:
-    """Each question's answers, one after the other."""
-    model, training = rollouts.model, rollouts.model.training
-    count = rollouts.count if training else 1
-    longest = max(len(prompt.input_ids) for prompt in prompts)
-    own: Any = rollouts.tokenizer.pad_token_id
-    pad: Any = rollouts.tokenizer.eos_token_id if own is None else own
-    ids = torch.full((len(prompts), longest), pad or 0, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for index, prompt in enumerate(prompts):
-        ids[index, longest - len(prompt.input_ids) :] = torch.from_numpy(prompt.input_ids.astype(np.int64))
-        mask[index, longest - len(prompt.input_ids) :] = 1
-    ends = _ends(model, rollouts.tokenizer)
-    sampling = {"do_sample": True, "temperature": rollouts.temperature, "top_k": 0, "top_p": 1.0} if training else {}
-    config = GenerationConfig(
-        max_new_tokens=rollouts.max_tokens, num_return_sequences=count, eos_token_id=ends, pad_token_id=pad, **sampling
-    )
-    before = model.config._attn_implementation
-    model.set_attn_implementation(rollouts.attention)
-    model.eval()
-    try:
-        found = model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config, use_cache=True
-        )
-    finally:
-        model.set_attn_implementation(before)
-        model.train(training)
-    said = found[:, longest:].cpu().numpy().astype(np.int32)
-    return [_row(prompts[index // count], tokens, ends, rollouts.tokenizer) for index, tokens in enumerate(said)]
-
-
-def _row(
-    prompt: EncodedPrompt, said: np.ndarray, ends: Sequence[int], tokenizer: PreTrainedTokenizerBase
-) -> tuple[EncodedRow, Answer]:
-    """A question and an answer up to its end, which is learned too."""
-    places = np.flatnonzero(np.isin(said, list(ends)))
-    said = said[: places[0] + 1] if len(places) else said
-    ids = np.concatenate([prompt.input_ids, said])
-    targets = np.arange(len(ids)) >= len(prompt.input_ids)
-    text = str(tokenizer.decode(said.tolist(), skip_special_tokens=True))
-    return EncodedRow(ids, targets), Answer(text, len(said), prompt.columns)
-
-
-def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    found: Any = model.generation_config.eos_token_id
-    found = tokenizer.eos_token_id if found is None else found
-    return [int(end) for end in found] if isinstance(found, list) else [int(found)]
