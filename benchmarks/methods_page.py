@@ -23,11 +23,13 @@ TUNERS: Mapping[str, str] = {
     "lora, DoRA": "merged",
     "qlora": "as it is",
     "full": "as it is",
+    "adalora": "merged",
     **dict.fromkeys(
         ("loha", "lokr", "boft", "oft", "hra", "vera", "randlora", "vblora", "fourierft", "miss", "shira", "road"),
         "merged",
     ),
     **dict.fromkeys(("delora", "ia3", "ln_tuning"), "merged"),
+    **dict.fromkeys(("prompt_tuning", "prefix_tuning", "p_tuning"), "no: virtual tokens; peft reads them"),
 }
 
 _INTRODUCTION = """# Which recipe trains with which tuner

@@ -82,7 +82,7 @@ def try_cell(recipe: str, tuner: str, base: Path, scratch: Path) -> dict[str, An
     outcome: dict[str, Any] = {}
     trials = {"trains": whole, "resumes": broken_off, "reads_back": read_back, "merges": merge}
     for name, trial in trials.items():
-        if name == "merges" and tuner == "full":
+        if name == "merges" and not _merges(tuner):
             continue
         try:
             outcome[name] = trial(recipe, tuner, base, scratch)
@@ -92,6 +92,24 @@ def try_cell(recipe: str, tuner: str, base: Path, scratch: Path) -> dict[str, An
         if outcome[name] != "yes" and name == "trains":
             break
     return outcome
+
+
+def _whole_model(tuner: str) -> bool:
+    from martlet_trainer.tuners.kinds import KINDS
+
+    return KINDS[_kind(tuner)].whole_model
+
+
+def _merges(tuner: str) -> bool:
+    """Whether its results are adapters that weights can hold."""
+    from martlet_trainer.tuners.kinds import KINDS
+
+    kind = KINDS[_kind(tuner)]
+    return not (kind.whole_model or kind.virtual_tokens)
+
+
+def _kind(tuner: str) -> str:
+    return str(_VARIANTS.get(tuner, {"kind": tuner})["kind"])
 
 
 def spec_of(recipe: str, tuner: str) -> dict[str, Any]:
@@ -144,7 +162,7 @@ def broken_off(recipe: str, tuner: str, base: Path, scratch: Path) -> str:
     else:
         return "it didn't stop"
     train(recipe, tuner, scratch / "rest", base, resume=scratch / "half" / "checkpoints" / f"step-{half}")
-    name = "model.safetensors" if tuner == "full" else "adapter_model.safetensors"
+    name = "model.safetensors" if _whole_model(tuner) else "adapter_model.safetensors"
     found = {(scratch / part / "output/model" / name).read_bytes() for part in ("whole", "rest")}
     return "yes" if len(found) == 1 else "other weights than without a stop"
 
@@ -153,9 +171,10 @@ def read_back(recipe: str, tuner: str, base: Path, scratch: Path) -> str:
     """By peft or transformers; it must say something else than the base model."""
     import torch
 
-    bare, tuned = _logits(base, None), _logits(base, scratch / "whole/output/model", whole_model=tuner == "full")
+    bare, tuned = _logits(base, None), _logits(base, scratch / "whole/output/model", whole_model=_whole_model(tuner))
     if not torch.isfinite(tuned).all():
         return "its logits aren't finite"
+    tuned = tuned[:, -bare.shape[1] :]  # behind virtual tokens
     return "yes" if (tuned - bare).norm() > 1e-3 * bare.norm() else "it changes nothing"
 
 

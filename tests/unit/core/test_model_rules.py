@@ -53,3 +53,10 @@ def test_adapters_that_are_more_than_lora_are_refused() -> None:
     with pytest.raises(FailedPrecondition, match=r"DoRA and whole modules \(embed_tokens, lm_head\)") as caught:
         check_plain_lora(model, {"use_dora": True, "modules_to_save": ["embed_tokens", "lm_head"]})
     assert caught.value.reason == "ADAPTER_NEEDS_MERGE"
+
+
+@pytest.mark.parametrize("facts", [{"tuner": "prompt_tuning"}, {"peft_type": "P_TUNING"}])
+def test_virtual_tokens_are_refused_without_the_advice_to_merge(facts: dict[str, str]) -> None:
+    with pytest.raises(FailedPrecondition, match="virtual tokens") as caught:
+        check_plain_lora(PublishedModel("ft:x", "adapter"), facts)
+    assert caught.value.reason == "ADAPTER_NOT_SERVED"

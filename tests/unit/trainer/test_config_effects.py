@@ -46,6 +46,7 @@ EFFECTS: tuple[tuple[str, Mapping[str, Any], Any], ...] = (
     ("tuner.lora_alpha", {}, 3.0),
     ("tuner.lora_dropout", {}, 0.5),
     ("tuner.target_modules", {}, ["q_proj"]),
+    ("tuner.target_regex", {}, r".*\.layers\.0\.self_attn\.[qv]_proj"),
     ("tuner.modules_to_save", {}, ["norm"]),
     ("tuner.use_rslora", {}, True),
     ("tuner.options", {"tuner.kind": "loha", "tuner.lora_rank": None}, {"r": 3}),

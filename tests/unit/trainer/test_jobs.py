@@ -12,7 +12,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from martlet.trainer.v1 import training_job_pb2, training_service_pb2
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import Artifact, PublishedModel
-from martlet_core.errors import InvalidArgument, NotFound, PermissionDenied
+from martlet_core.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from martlet_core.job_resource import spec_to_dict
 from martlet_core.job_service import JobService
 from martlet_core.jobs import Job, JobState
@@ -195,6 +195,13 @@ async def test_merge_needs_an_adapter(kit: Kit) -> None:
     checkpoint = kit.artifact("checkpoint", {"adapter_config.json": "{}"})
     with pytest.raises(InvalidArgument, match="give its model's name"):
         await kit.submissions.check_merge("acme", parse_merge_config({"adapter": checkpoint}))
+
+
+async def test_virtual_tokens_are_not_merged(kit: Kit) -> None:
+    adapter = kit.artifact("adapter", {"adapter_config.json": "{}"}, tuner="prompt_tuning", base_model=BASE)
+    name = kit.publish("ft:base:acme:p:12345678", "adapter", adapter, base_model=BASE)
+    with pytest.raises(FailedPrecondition, match=r"spec\.adapter: is of kind prompt_tuning, virtual tokens"):
+        await kit.submissions.check_merge("acme", parse_merge_config({"adapter": name}))
 
 
 def test_inputs_of_a_training_from_the_catalogue(kit: Kit) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 from martlet_core.errors import InvalidArgument
 
 TUNERS = (
-    *("lora", "qlora", "full", "loha", "lokr", "boft", "oft", "hra", "vera", "randlora", "vblora", "fourierft", "miss"),
-    *("shira", "road", "delora", "ia3", "ln_tuning"),
+    *("lora", "qlora", "full", "adalora", "loha", "lokr", "boft", "oft", "hra", "vera", "randlora", "vblora"),
+    *("fourierft", "miss", "shira", "road", "delora", "ia3", "ln_tuning", "prompt_tuning", "prefix_tuning"),
+    "p_tuning",
 )
 STARTS = ("default", "gaussian", "orthogonal", "pissa", "olora")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")

@@ -6,6 +6,7 @@ at submission. This module imports no ML library: the ``serve`` process uses it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -50,6 +51,14 @@ def _known_kind(name: str) -> str:
     return name
 
 
+def _regular_expression(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from error
+    return pattern
+
+
 class TunerConfig(Config):
     """Which weights are trained."""
 
@@ -58,6 +67,9 @@ class TunerConfig(Config):
     lora_alpha: Annotated[Float, Gt(0), Le(65536)] | None = Field(default=None, description="Default: 2 x lora_rank.")
     lora_dropout: Annotated[Float, Ge(0), Le(0.9)] = 0.0
     target_modules: tuple[str, ...] = ("all-linear",)
+    target_regex: Annotated[str, AfterValidator(_regular_expression)] | None = Field(
+        default=None, description="Modules to adapt, by a pattern that their whole name must match."
+    )
     modules_to_save: tuple[str, ...] = ()
     use_rslora: bool = False
     use_dora: bool = False
@@ -172,7 +184,7 @@ class TrainingConfig(Config):
             tuner = tuner.model_copy(update={"lora_alpha": 2.0 * tuner.lora_rank})
         if numbers.learning_rate is None:
             rates = RECIPES[self.recipe].learning_rates
-            rate = rates["full"] if tuner.kind == "full" else rates["adapter"] * tuner.facts.rate_factor
+            rate = rates["full"] if tuner.facts.whole_model else rates["adapter"] * tuner.facts.rate_factor
             rate *= numbers.learning_rate_multiplier or 1.0
             numbers = numbers.model_copy(update={"learning_rate": rate, "learning_rate_multiplier": None})
         return self.model_copy(update={"tuner": tuner, "hyperparameters": numbers})

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Fields of ``TunerConfig`` that only LoRA has.
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_weights")
+#: Fields that choose modules.
+_TARGET_FIELDS = ("target_modules", "target_regex", "modules_to_save")
 
 
 def combination_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
@@ -24,26 +26,43 @@ def combination_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
 
 def _tuner_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
     tuner = config.tuner
-    if tuner.kind == "full":
-        for name in _chosen(tuner, *_LORA_FIELDS, "target_modules", "modules_to_save"):
-            text = "has no meaning with tuner.kind full, which trains every module; leave it out"
+    if tuner.facts.whole_model:
+        for name in _chosen(tuner, *_LORA_FIELDS, *_TARGET_FIELDS):
+            text = f"has no meaning with tuner.kind {tuner.kind}, which trains the model's own weights; leave it out"
             yield FieldViolation(f"tuner.{name}", text)
     elif not tuner.facts.low_rank:
         own = ", ".join(tuner.facts.options.model_fields) or "none"
         for name in _chosen(tuner, *_LORA_FIELDS):
             text = f"is LoRA's, and tuner.kind is {tuner.kind}; its own are under tuner.options: {own}"
             yield FieldViolation(f"tuner.{name}", text)
+    if tuner.facts.virtual_tokens:
+        yield from _virtual_token_violations(config)
     if tuner.starts_inside_base and (tuner.kind == "qlora" or tuner.use_dora):
         text = f"is {tuner.init_weights}, which needs plain LoRA on unquantized weights; set tuner.kind to lora and use_dora to false"
         yield FieldViolation("tuner.init_weights", text)
     if tuner.kind != "qlora" and _chosen(tuner, "quantization"):
         text = f"has no meaning with tuner.kind {tuner.kind}; leave it out, or set tuner.kind to qlora"
         yield FieldViolation("tuner.quantization", text)
+    if tuner.target_regex is not None and _chosen(tuner, "target_modules"):
+        yield FieldViolation("tuner.target_regex", "can't be used together with target_modules; give one of them")
     if "all-linear" in tuner.target_modules and len(tuner.target_modules) > 1:
         yield FieldViolation("tuner.target_modules", "mixes all-linear with names; give either all-linear or the names")
     if tuner.use_dora and tuner.kind == "qlora" and tuner.quantization == "int8":
         text = "doesn't work on an int8 base; set tuner.quantization to nf4 or use_dora to false"
         yield FieldViolation("tuner.use_dora", text)
+
+
+def _virtual_token_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
+    kind = config.tuner.kind
+    for name in _chosen(config.tuner, *_TARGET_FIELDS):
+        text = f"has no meaning with tuner.kind {kind}, which trains tokens in front of each row; leave it out"
+        yield FieldViolation(f"tuner.{name}", text)
+    if config.data.packing:
+        text = f"puts several rows behind one another, and {kind} needs its tokens in front of each; set it to false"
+        yield FieldViolation("data.packing", text)
+    if kind == "prefix_tuning" and config.hyperparameters.gradient_checkpointing:
+        text = "computes layers anew, without the keys and values that prefix_tuning trains; leave it out"
+        yield FieldViolation("hyperparameters.gradient_checkpointing", text)
 
 
 def _number_violations(config: TrainingConfig) -> Iterator[FieldViolation]:

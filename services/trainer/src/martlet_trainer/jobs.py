@@ -21,7 +21,7 @@ from martlet_inputs.base_models.model_files import files_at_hand
 from martlet_inputs.base_models.resolve import get_artifact, get_model, resolve_adapter, resolve_base_model
 from martlet_inputs.datasets import DatasetChecker
 
-from martlet_trainer.adapter_shape import SHAPE_FIELDS, require_shape
+from martlet_trainer.adapter_shape import SHAPE_FIELDS, require_mergeable, require_shape
 from martlet_trainer.config import MergeConfig, TrainingConfig
 from martlet_trainer.quantized_bases import check_mergeable, check_trainable
 from martlet_trainer.recipes import RECIPES
@@ -93,6 +93,8 @@ class Submissions:
 
     def _check_merge(self, tenant: str, config: MergeConfig) -> None:
         adapter = resolve_adapter(config.adapter, tenant, self._artifacts, self._models)
+        artifact = get_artifact(self._artifacts, ARTIFACT_PREFIX + adapter.artifact_id, tenant, "spec.adapter")
+        require_mergeable(str(artifact.metadata.get("tuner", "")))
         reference = resolve_base_model(
             adapter.base_model, tenant, self._artifacts, self._models, self._model_roots, field="spec.adapter"
         )
@@ -138,8 +140,10 @@ def resolve_training_base(
     if not _may_be_adapter(name, tenant, artifacts, models):
         return TrainingBase(resolve_base_model(name, tenant, artifacts, models, model_roots))
     adapter = resolve_adapter(name, tenant, artifacts, models, field="spec.base_model")
-    if config.tuner.kind == "full":
-        text = f"can't be full on {name}, which is an adapter; merge it first, or train an adapter (lora)"
+    if config.tuner.facts.whole_model:
+        text = (
+            f"can't be {config.tuner.kind} on {name}, which is an adapter; merge it first, or train an adapter (lora)"
+        )
         raise InvalidArgument.field("spec.tuner.kind", text)
     reference = resolve_base_model(adapter.base_model, tenant, artifacts, models, model_roots, field="spec.base_model")
     return TrainingBase(reference, adapter)

@@ -18,6 +18,9 @@ SMALL_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "shira": {"r": 8},
     "oft": {"oft_block_size": 16},
     "road": {"group_size": 16},
+    "prompt_tuning": {"num_virtual_tokens": 8},
+    "prefix_tuning": {"num_virtual_tokens": 8},
+    "p_tuning": {"num_virtual_tokens": 8, "encoder_hidden_size": 64},
 }
 #: Learning rates with which a few steps on such a model show something; 1e-2 for all others.
 SMALL_RATES: Mapping[str, float] = {
@@ -27,6 +30,8 @@ SMALL_RATES: Mapping[str, float] = {
     "loha": 5e-2,
     "vera": 5e-2,
     "vblora": 1e-1,
+    "prompt_tuning": 1e-1,
+    "prefix_tuning": 1e-1,
 }
 #: Recipes that answer questions themselves, with a reward that a random model can find: a letter of the first half of the alphabet.
 ROLLOUT_OPTIONS: Mapping[str, Any] = {

@@ -308,7 +308,7 @@ def _plan(config: TrainingConfig, rows: Sequence[Any], process_count: int) -> St
 def _with_device_defaults(config: TrainingConfig, placement: Placement, tuner: Tuner) -> TrainingConfig:
     """Fill in what depends on the device, and switch gradient checkpointing on if it is wanted."""
     wanted = config.hyperparameters.gradient_checkpointing
-    possible = bool(tuner.model.supports_gradient_checkpointing)
+    possible = bool(tuner.model.supports_gradient_checkpointing) and config.tuner.kind != "prefix_tuning"
     if wanted is None:
         wanted = possible and placement.device.type == "cuda"
     if wanted and not possible:

@@ -72,8 +72,14 @@ def collate_rows(rows: Sequence[EncodedRow], device: torch.device, share_prefix:
     return _batch(inputs, positions, targets, by_token[None], rows, order, device)
 
 
-def collate_padded(rows: Sequence[EncodedRow], device: torch.device) -> Batch:
-    """Rows side by side, padded on the right, for models whose attention can't be replaced."""
+def collate_padded(rows: Sequence[EncodedRow], device: torch.device, virtual_tokens: int = 0) -> Batch:
+    """Rows side by side, padded on the right, for models whose attention can't be replaced.
+
+    Args:
+        rows: the batch.
+        device: where to.
+        virtual_tokens: outputs that the model puts in front of each row's.
+    """
     longest = max(len(row.input_ids) for row in rows) - 1
     ids = np.zeros((len(rows), longest), dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=np.int64)
@@ -85,7 +91,7 @@ def collate_padded(rows: Sequence[EncodedRow], device: torch.device) -> Batch:
         ids[index, :length] = row.input_ids[:-1]
         mask[index, :length] = 1
         predicted = np.flatnonzero(row.is_target[1:])
-        positions.append(predicted + index * longest)
+        positions.append(predicted + index * (virtual_tokens + longest) + virtual_tokens)
         targets.append(row.input_ids[predicted + 1])
     inputs = {"input_ids": _tensor(ids, device), "attention_mask": _tensor(mask, device), "use_cache": False}
     return _batch(inputs, positions, targets, by_token, rows, range(len(rows)), device)

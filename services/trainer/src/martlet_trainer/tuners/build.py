@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from martlet_trainer.tuners.adalora import AdaloraTuner
 from martlet_trainer.tuners.base import Tuner, TunerInputs
 from martlet_trainer.tuners.full import FullTuner
+from martlet_trainer.tuners.kinds import KINDS
 from martlet_trainer.tuners.lora import LoraTuner
 from martlet_trainer.tuners.other_adapters import OtherAdapter
 from martlet_trainer.tuners.shifted_lora import ShiftedLoraTuner
+from martlet_trainer.tuners.virtual_tokens import VirtualTokensTuner
 
-_OWN: Mapping[str, Callable[[TunerInputs], Tuner]] = {"lora": LoraTuner, "qlora": LoraTuner, "full": FullTuner}
+_OWN: Mapping[str, Callable[[TunerInputs], Tuner]] = {
+    "lora": LoraTuner,
+    "qlora": LoraTuner,
+    "full": FullTuner,
+    "adalora": AdaloraTuner,
+    **{name: VirtualTokensTuner for name, kind in KINDS.items() if kind.virtual_tokens},
+}
 
 
 def build_tuner(inputs: TunerInputs) -> Tuner:

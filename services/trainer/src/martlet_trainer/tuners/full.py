@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from martlet_trainer.training.models import load_model
-from martlet_trainer.tuners.base import TunerInputs
+from martlet_trainer.tuners.base import Companion, TunerInputs
 
 
 class FullTuner:
@@ -19,6 +19,7 @@ class FullTuner:
 
     def __init__(self, inputs: TunerInputs) -> None:
         self._inputs = inputs
+        self.companion: Companion = Companion()
         self.model: Any = load_model(inputs.checkpoint or inputs.base_model, torch.float32, inputs.placement.device)
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())

@@ -105,7 +105,7 @@ class TrainingSpec(_message.Message):
     def __init__(self, base_model: _Optional[str] = ..., training_dataset: _Optional[str] = ..., validation_dataset: _Optional[str] = ..., recipe: _Optional[str] = ..., tuner: _Optional[_Union[TunerConfig, _Mapping]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., data: _Optional[_Union[DataConfig, _Mapping]] = ..., resources: _Optional[_Union[ResourceConfig, _Mapping]] = ..., checkpoints: _Optional[_Union[CheckpointConfig, _Mapping]] = ..., suffix: _Optional[str] = ..., recipe_options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class TunerConfig(_message.Message):
-    __slots__ = ("kind", "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "use_rslora", "use_dora", "quantization", "options", "init_weights")
+    __slots__ = ("kind", "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "use_rslora", "use_dora", "quantization", "options", "init_weights", "target_regex")
     KIND_FIELD_NUMBER: _ClassVar[int]
     LORA_RANK_FIELD_NUMBER: _ClassVar[int]
     LORA_ALPHA_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +117,7 @@ class TunerConfig(_message.Message):
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     INIT_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_REGEX_FIELD_NUMBER: _ClassVar[int]
     kind: str
     lora_rank: int
     lora_alpha: float
@@ -128,7 +129,8 @@ class TunerConfig(_message.Message):
     quantization: str
     options: _struct_pb2.Struct
     init_weights: str
-    def __init__(self, kind: _Optional[str] = ..., lora_rank: _Optional[int] = ..., lora_alpha: _Optional[float] = ..., lora_dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., modules_to_save: _Optional[_Iterable[str]] = ..., use_rslora: bool = ..., use_dora: bool = ..., quantization: _Optional[str] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., init_weights: _Optional[str] = ...) -> None: ...
+    target_regex: str
+    def __init__(self, kind: _Optional[str] = ..., lora_rank: _Optional[int] = ..., lora_alpha: _Optional[float] = ..., lora_dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., modules_to_save: _Optional[_Iterable[str]] = ..., use_rslora: bool = ..., use_dora: bool = ..., quantization: _Optional[str] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., init_weights: _Optional[str] = ..., target_regex: _Optional[str] = ...) -> None: ...
 
 class Hyperparameters(_message.Message):
     __slots__ = ("epoch_count", "max_steps", "per_device_batch_size", "gradient_accumulation_steps", "learning_rate", "learning_rate_multiplier", "learning_rate_schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "eval_steps", "early_stopping_patience", "optimizer", "precision", "gradient_checkpointing", "lora_plus_ratio", "neftune_noise_alpha")
