@@ -23,6 +23,9 @@ TUNERS: Mapping[str, str] = {
     "lora, DoRA": "merged",
     "qlora": "as it is",
     "full": "as it is",
+    "full, frozen in part": "as it is",
+    "lisa": "as it is",
+    "badam": "as it is",
     "adalora": "merged",
     **dict.fromkeys(
         ("loha", "lokr", "boft", "oft", "hra", "vera", "randlora", "vblora", "fourierft", "miss", "shira", "road"),

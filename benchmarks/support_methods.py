@@ -26,13 +26,14 @@ from methods_page import DATA, PAGE, RECIPES, TUNERS, page
 
 STEPS = 24
 #: Rates of variants, beside those of ``SMALL_RATES``.
-_RATES = {"lora, LoRA+": 3e-3, "lora, PiSSA": 1e-3, "lora, OLoRA": 1e-3}
+_RATES = {"full, frozen in part": 3e-3, "lora, LoRA+": 3e-3, "lora, PiSSA": 1e-3, "lora, OLoRA": 1e-3}
 _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "lora, DoRA": {"kind": "lora", "use_dora": True},
     "lora, rsLoRA": {"kind": "lora", "use_rslora": True},
     "lora, PiSSA": {"kind": "lora", "init_weights": "pissa"},
     "lora, OLoRA": {"kind": "lora", "init_weights": "olora"},
     "lora, LoRA+": {"kind": "lora"},
+    "full, frozen in part": {"kind": "full", "options": {"freeze_parameters_ratio": 0.5}},
     "lora, NEFTune": {"kind": "lora"},
 }
 _NUMBERS: Mapping[str, Mapping[str, float]] = {
@@ -123,7 +124,7 @@ def spec_of(recipe: str, tuner: str) -> dict[str, Any]:
         "recipe_options": dict(ROLLOUT_OPTIONS) if recipe in ("grpo", "rloo") else {},
         "base_model": "tiny",
         "training_dataset": "artifacts/rows",
-        "tuner": {**kind, "options": dict(SMALL_OPTIONS.get(tuner, {}))},
+        "tuner": {"options": dict(SMALL_OPTIONS.get(tuner, {})), **kind},
         "hyperparameters": {**numbers, "learning_rate": {**SMALL_RATES, **_RATES}.get(tuner, 1e-2)},
         "resources": {"device": "cpu"},
     }

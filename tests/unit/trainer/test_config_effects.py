@@ -27,6 +27,11 @@ ROWS = [
     {"messages": [{"role": "user", "content": f"{i}+{i}" + "?" * i}, {"role": "assistant", "content": f"{2 * i}"}]}
     for i in range(12)
 ]
+#: With two rounds each.
+ROUNDS = [
+    {"messages": [*row["messages"], {"role": "user", "content": "and?"}, {"role": "assistant", "content": f"{i}"}]}
+    for i, row in enumerate(ROWS)
+]
 BASE = {
     "base_model": "tiny",
     "training_dataset": "artifacts/a",
@@ -79,6 +84,7 @@ EFFECTS: tuple[tuple[str, Mapping[str, Any], Any], ...] = (
     ("data.on_long_rows", {"data.max_length": 40}, "refuse"),
     ("data.validation_split", {}, 0.25),
     ("data.assistant_only_loss", {}, False),
+    ("data.last_round_only", {"rows": ROUNDS}, True),
     ("data.system", {}, "Be brief."),
     ("data.system", {}, ""),
     ("checkpoints.interval_steps", {}, 1),

@@ -14,7 +14,8 @@ from typing import Any
 from martlet_core.errors import InvalidArgument
 
 TUNERS = (
-    *("lora", "qlora", "full", "adalora", "loha", "lokr", "boft", "oft", "hra", "vera", "randlora", "vblora"),
+    *("lora", "qlora", "full", "lisa", "badam", "adalora", "loha", "lokr", "boft", "oft", "hra", "vera", "randlora"),
+    "vblora",
     *("fourierft", "miss", "shira", "road", "delora", "ia3", "ln_tuning", "prompt_tuning", "prefix_tuning"),
     "p_tuning",
 )
@@ -83,7 +84,13 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
         ),
         Argument("--packing", "data.packing", boolean, "several rows in one sequence; they don't see one another"),
         Argument("--strict", "", boolean, "true (default): a bad row fails the job; false: it is left out and counted"),
-        Argument("--loss_scale", "", str, "loss on assistant tokens (default) or on all", choices=("default", "all")),
+        Argument(
+            "--loss_scale",
+            "",
+            str,
+            "loss on the assistant's turns (default), on those behind the user's last turn, or on all tokens",
+            choices=("default", "last_round", "all"),
+        ),
     ),
     "tuner": (
         Argument(
@@ -252,7 +259,8 @@ def request(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.truncation_strategy is not None:
         _put(extension, "data.on_long_rows", LONG_ROWS[arguments.truncation_strategy])
     if arguments.loss_scale is not None:
-        _put(extension, "data.assistant_only_loss", arguments.loss_scale == "default")
+        _put(extension, "data.assistant_only_loss", arguments.loss_scale != "all")
+        _put(extension, "data.last_round_only", arguments.loss_scale == "last_round")
     if arguments.split_dataset_ratio and arguments.val_dataset:
         raise InvalidArgument.field("--split_dataset_ratio", "can't be used together with --val_dataset; leave one out")
     body: dict[str, Any] = {"model": arguments.model}

@@ -6,7 +6,6 @@ at submission. This module imports no ML library: the ``serve`` process uses it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -30,6 +29,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from martlet_trainer.config_rules import combination_violations
 from martlet_trainer.recipes import RECIPES
 from martlet_trainer.tuners.kinds import KINDS, TunerKind
+from martlet_trainer.tuners.options import regular_expression
 
 #: Longest row in tokens where the request doesn't say; less where the model's context is shorter.
 DEFAULT_MAX_LENGTH = 2048
@@ -51,14 +51,6 @@ def _known_kind(name: str) -> str:
     return name
 
 
-def _regular_expression(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"is no regular expression: {error}") from error
-    return pattern
-
-
 class TunerConfig(Config):
     """Which weights are trained."""
 
@@ -67,7 +59,7 @@ class TunerConfig(Config):
     lora_alpha: Annotated[Float, Gt(0), Le(65536)] | None = Field(default=None, description="Default: 2 x lora_rank.")
     lora_dropout: Annotated[Float, Ge(0), Le(0.9)] = 0.0
     target_modules: tuple[str, ...] = ("all-linear",)
-    target_regex: Annotated[str, AfterValidator(_regular_expression)] | None = Field(
+    target_regex: Annotated[str, AfterValidator(regular_expression)] | None = Field(
         default=None, description="Modules to adapt, by a pattern that their whole name must match."
     )
     modules_to_save: tuple[str, ...] = ()
@@ -141,6 +133,9 @@ class DataConfig(Config):
     on_long_rows: OnLongRows = "truncate"
     validation_split: Annotated[Float, Ge(0), Le(0.5)] = 0.0
     assistant_only_loss: bool = True
+    last_round_only: bool = Field(
+        default=False, description="Loss on what follows the user's last turn alone (SWIFT's loss_scale last_round)."
+    )
     system: str | None = Field(default=None, description="Default: what the model's chat template does by itself.")
 
 

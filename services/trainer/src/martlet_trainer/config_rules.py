@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Fields of ``TunerConfig`` that only LoRA has.
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_weights")
+#: Tuners that train other weights from time to time.
+_BY_TURNS = ("lisa", "badam")
 #: Fields that choose modules.
 _TARGET_FIELDS = ("target_modules", "target_regex", "modules_to_save")
 
@@ -30,6 +32,9 @@ def _tuner_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
         for name in _chosen(tuner, *_LORA_FIELDS, *_TARGET_FIELDS):
             text = f"has no meaning with tuner.kind {tuner.kind}, which trains the model's own weights; leave it out"
             yield FieldViolation(f"tuner.{name}", text)
+        if tuner.kind in _BY_TURNS and config.resources.device_count > 1:
+            text = f"must be 1 with tuner.kind {tuner.kind}: processes exchange the same gradients in every step; or use full"
+            yield FieldViolation("resources.device_count", text)
     elif not tuner.facts.low_rank:
         own = ", ".join(tuner.facts.options.model_fields) or "none"
         for name in _chosen(tuner, *_LORA_FIELDS):
@@ -93,9 +98,13 @@ def _data_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
         packing = ", ".join(name for name, info in RECIPES.items() if info.packs)
         text = f"is for recipes whose rows stand alone ({packing}); set it to false"
         yield FieldViolation("data.packing", text)
-    if recipe is not None and not recipe.chooses_targets and _chosen(config.data, "assistant_only_loss"):
-        text = f"has no meaning with recipe {config.recipe}, which knows what carries loss; leave it out"
-        yield FieldViolation("data.assistant_only_loss", text)
+    if recipe is not None and not recipe.chooses_targets:
+        for name in _chosen(config.data, "assistant_only_loss", "last_round_only"):
+            text = f"has no meaning with recipe {config.recipe}, which knows what carries loss; leave it out"
+            yield FieldViolation(f"data.{name}", text)
+    if config.data.last_round_only and not config.data.assistant_only_loss:
+        text = "can't be used together with assistant_only_loss false, which trains on every token; give one of them"
+        yield FieldViolation("data.last_round_only", text)
     if config.data.validation_split > 0 and config.validation_dataset is not None:
         text = "can't be used together with validation_dataset; give one of them"
         yield FieldViolation("data.validation_split", text)

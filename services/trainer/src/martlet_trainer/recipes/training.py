@@ -260,6 +260,7 @@ def _load_data(
         max_length=max_length,
         on_long_rows=data.on_long_rows,
         assistant_only_loss=data.assistant_only_loss,
+        last_round_only=data.last_round_only,
         system=data.system,
     )
     encode, kind = method.encode(encoder), RECIPES[config.recipe].rows

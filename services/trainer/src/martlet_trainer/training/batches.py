@@ -23,6 +23,7 @@ class Batch:
         targets: token ids to predict there. Shape (targets,).
         row_of_target: which row each target is of, counted as the rows were given. Shape (targets,).
         lengths: tokens of the row that each input token is of; a prefix counts as part of the shortest row. Shape as ``input_ids``.
+        weights: of the targets' losses; None where all weigh 1. Shape (targets,), float32.
         row_count: rows in the batch.
         token_count: tokens of the rows, each counted once, padding left out.
     """
@@ -32,6 +33,7 @@ class Batch:
     targets: torch.Tensor
     row_of_target: torch.Tensor
     lengths: torch.Tensor
+    weights: torch.Tensor | None
     row_count: int
     token_count: int
 
@@ -112,9 +114,21 @@ def _batch(
         targets=_tensor(np.concatenate(targets), device),
         row_of_target=_tensor(np.repeat(np.asarray(order), [len(part) for part in targets]), device),
         lengths=_tensor(lengths, device),
+        weights=_weights(rows, device),
         row_count=len(rows),
         token_count=sum(len(row.input_ids) for row in rows),
     )
+
+
+def _weights(rows: Sequence[EncodedRow], device: torch.device) -> torch.Tensor | None:
+    """Weights of all targets, in the rows' order; None where every one is 1."""
+    if all(row.weights is None for row in rows):
+        return None
+    parts = [
+        np.ones(row.target_count, np.float32) if row.weights is None else row.weights[1:][row.is_target[1:]]
+        for row in rows
+    ]
+    return torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
 
 
 def _shared_prefix(rows: Sequence[EncodedRow]) -> int:

@@ -205,7 +205,7 @@ class TrainingLoop:
             state.step, self._in.plan.total_steps, values, sum(self._pace) / len(self._pace) * remaining
         )
 
-    def _weight_of(self, step: int) -> int:
+    def _weight_of(self, step: int) -> float:
         """Weight of a whole step's examples, over all processes: every process knows all of them, so nobody has to ask."""
         ranks = range(self._in.processes.count)
         rows = self._in.rows

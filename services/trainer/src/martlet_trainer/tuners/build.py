@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from martlet_trainer.tuners.adalora import AdaloraTuner
 from martlet_trainer.tuners.base import Tuner, TunerInputs
+from martlet_trainer.tuners.blocks import BlocksTuner
 from martlet_trainer.tuners.full import FullTuner
 from martlet_trainer.tuners.kinds import KINDS
 from martlet_trainer.tuners.lora import LoraTuner
@@ -17,6 +18,8 @@ _OWN: Mapping[str, Callable[[TunerInputs], Tuner]] = {
     "lora": LoraTuner,
     "qlora": LoraTuner,
     "full": FullTuner,
+    "lisa": BlocksTuner,
+    "badam": BlocksTuner,
     "adalora": AdaloraTuner,
     **{name: VirtualTokensTuner for name, kind in KINDS.items() if kind.virtual_tokens},
 }

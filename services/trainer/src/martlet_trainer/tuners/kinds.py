@@ -39,7 +39,9 @@ class TunerKind:
 KINDS: Mapping[str, TunerKind] = {
     "lora": TunerKind("arXiv 2106.09685", low_rank=True),
     "qlora": TunerKind("arXiv 2305.14314", low_rank=True),
-    "full": TunerKind("", chooses_targets=False, whole_model=True),
+    "full": TunerKind("", options=options.FullOptions, chooses_targets=False, whole_model=True),
+    "lisa": TunerKind("arXiv 2403.17919", options=options.LisaOptions, chooses_targets=False, whole_model=True),
+    "badam": TunerKind("arXiv 2404.02827", options=options.BadamOptions, chooses_targets=False, whole_model=True),
     "adalora": TunerKind("arXiv 2303.10512", "AdaLoraConfig", options.AdaloraOptions, rate_factor=5),
     "loha": TunerKind("arXiv 2108.06098", "LoHaConfig", options.LohaOptions),
     "lokr": TunerKind("arXiv 2309.14859", "LoKrConfig", options.LokrOptions),

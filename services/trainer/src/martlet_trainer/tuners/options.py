@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from martlet_core.config import Config, Float, Int
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+
+def regular_expression(pattern: str) -> str:
+    """The pattern, if it is one.
+
+    Raises:
+        ValueError: it isn't.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from error
+    return pattern
+
 
 _Rank = Annotated[Int, Ge(1), Le(4096)]
 _Count = Annotated[Int, Ge(1), Le(1 << 20)]
+_Pattern = Annotated[str, AfterValidator(regular_expression)]
 _VirtualTokens = Annotated[Int, Ge(1), Le(4096)]
 _Scale = Annotated[Float, Gt(0), Le(65536)]
 _Dropout = Annotated[Float, Ge(0), Le(0.9)]
@@ -164,3 +180,31 @@ class PTuningOptions(Config):
         default="MLP", description="Network that the tokens are trained through."
     )
     encoder_hidden_size: _Count = Field(default=128, description="Its width.")
+
+
+class FullOptions(Config):
+    """``full``, under SWIFT's names: which weights stay as they are. The later fields go before the earlier ones."""
+
+    freeze_parameters_ratio: Annotated[Float, Ge(0), Lt(1)] = Field(
+        default=0.0, description="Share of the model's weights, counted from its input, that stay as they are."
+    )
+    freeze_parameters: tuple[str, ...] = Field(default=(), description="Beginnings of names that stay as they are.")
+    freeze_parameters_regex: _Pattern | None = Field(default=None, description="The same, found by a pattern.")
+    trainable_parameters: tuple[str, ...] = Field(default=(), description="Beginnings of names that are trained.")
+    trainable_parameters_regex: _Pattern | None = Field(default=None, description="The same, found by a pattern.")
+
+
+class LisaOptions(Config):
+    """``lisa``."""
+
+    activated_layers: _Count = Field(default=2, description="Layers trained at a time, beside embeddings and head.")
+    step_interval: _Count = Field(default=20, description="Steps after which others are drawn.")
+
+
+class BadamOptions(Config):
+    """``badam``."""
+
+    switch_interval: _Count = Field(default=50, description="Steps after which the next layer is trained.")
+    switch_mode: Literal["ascending", "descending", "random"] = Field(
+        default="ascending", description="Which one is next; random takes each once before any comes again."
+    )

@@ -171,7 +171,7 @@ class Hyperparameters(_message.Message):
     def __init__(self, epoch_count: _Optional[float] = ..., max_steps: _Optional[int] = ..., per_device_batch_size: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., learning_rate_multiplier: _Optional[float] = ..., learning_rate_schedule: _Optional[str] = ..., warmup_ratio: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., eval_steps: _Optional[int] = ..., early_stopping_patience: _Optional[int] = ..., optimizer: _Optional[str] = ..., precision: _Optional[str] = ..., gradient_checkpointing: bool = ..., lora_plus_ratio: _Optional[float] = ..., neftune_noise_alpha: _Optional[float] = ...) -> None: ...
 
 class DataConfig(_message.Message):
-    __slots__ = ("max_length", "packing", "on_bad_rows", "on_long_rows", "validation_split", "assistant_only_loss", "system")
+    __slots__ = ("max_length", "packing", "on_bad_rows", "on_long_rows", "validation_split", "assistant_only_loss", "system", "last_round_only")
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
     PACKING_FIELD_NUMBER: _ClassVar[int]
     ON_BAD_ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -179,6 +179,7 @@ class DataConfig(_message.Message):
     VALIDATION_SPLIT_FIELD_NUMBER: _ClassVar[int]
     ASSISTANT_ONLY_LOSS_FIELD_NUMBER: _ClassVar[int]
     SYSTEM_FIELD_NUMBER: _ClassVar[int]
+    LAST_ROUND_ONLY_FIELD_NUMBER: _ClassVar[int]
     max_length: int
     packing: bool
     on_bad_rows: OnBadRows
@@ -186,7 +187,8 @@ class DataConfig(_message.Message):
     validation_split: float
     assistant_only_loss: bool
     system: str
-    def __init__(self, max_length: _Optional[int] = ..., packing: bool = ..., on_bad_rows: _Optional[_Union[OnBadRows, str]] = ..., on_long_rows: _Optional[_Union[OnLongRows, str]] = ..., validation_split: _Optional[float] = ..., assistant_only_loss: bool = ..., system: _Optional[str] = ...) -> None: ...
+    last_round_only: bool
+    def __init__(self, max_length: _Optional[int] = ..., packing: bool = ..., on_bad_rows: _Optional[_Union[OnBadRows, str]] = ..., on_long_rows: _Optional[_Union[OnLongRows, str]] = ..., validation_split: _Optional[float] = ..., assistant_only_loss: bool = ..., system: _Optional[str] = ..., last_round_only: bool = ...) -> None: ...
 
 class ResourceConfig(_message.Message):
     __slots__ = ("device", "device_count", "priority", "max_attempts")
