@@ -26,12 +26,21 @@ from methods_page import DATA, PAGE, RECIPES, TUNERS, page
 
 STEPS = 24
 #: Rates of variants, beside those of ``SMALL_RATES``.
-_RATES = {"full, frozen in part": 3e-3, "lora, LoRA+": 3e-3, "lora, PiSSA": 1e-3, "lora, OLoRA": 1e-3}
+_RATES = {
+    "full, frozen in part": 3e-3,
+    "lora, LoRA+": 3e-3,
+    "lora, PiSSA": 1e-3,
+    "lora, LoRA-GA": 1e-3,
+    "lora, OLoRA": 1e-3,
+}
 _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "lora, DoRA": {"kind": "lora", "use_dora": True},
     "lora, rsLoRA": {"kind": "lora", "use_rslora": True},
     "lora, PiSSA": {"kind": "lora", "init_weights": "pissa"},
     "lora, OLoRA": {"kind": "lora", "init_weights": "olora"},
+    "lora, EVA": {"kind": "lora", "init_weights": "eva"},
+    "lora, LoRA-GA": {"kind": "lora", "init_weights": "lora_ga"},
+    "qlora, LoftQ": {"kind": "qlora", "init_weights": "loftq"},
     "lora, LoRA+": {"kind": "lora"},
     "full, frozen in part": {"kind": "full", "options": {"freeze_parameters_ratio": 0.5}},
     "lora, NEFTune": {"kind": "lora"},

@@ -19,7 +19,7 @@ TUNERS = (
     *("fourierft", "miss", "shira", "road", "delora", "ia3", "ln_tuning", "prompt_tuning", "prefix_tuning"),
     "p_tuning",
 )
-STARTS = ("default", "gaussian", "orthogonal", "pissa", "olora")
+STARTS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva", "lora_ga", "loftq")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 #: SWIFT's word for what happens to rows that are too long -> ours.

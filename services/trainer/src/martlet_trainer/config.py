@@ -67,7 +67,7 @@ class TunerConfig(Config):
     use_dora: bool = False
     quantization: Literal["nf4", "int8"] = "nf4"
     options: dict[str, Any] = Field(default_factory=dict)
-    init_weights: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    init_weights: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "eva", "lora_ga", "loftq"] = "default"
 
     @property
     def facts(self) -> TunerKind:
@@ -76,8 +76,8 @@ class TunerConfig(Config):
 
     @property
     def starts_inside_base(self) -> bool:
-        """Whether LoRA begins as a part of the base model's weights; what it writes then has twice the rank."""
-        return self.init_weights in ("pissa", "olora")
+        """Whether LoRA begins as something else than nothing; what it writes then has twice the rank."""
+        return self.init_weights in ("pissa", "olora", "lora_ga", "loftq")
 
     @property
     def written_rank(self) -> int:

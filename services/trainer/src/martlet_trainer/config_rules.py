@@ -42,7 +42,10 @@ def _tuner_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
             yield FieldViolation(f"tuner.{name}", text)
     if tuner.facts.virtual_tokens:
         yield from _virtual_token_violations(config)
-    if tuner.starts_inside_base and (tuner.kind == "qlora" or tuner.use_dora):
+    if tuner.init_weights == "loftq" and (tuner.kind != "qlora" or tuner.quantization != "nf4" or tuner.use_dora):
+        text = "is loftq, which makes up for the rounding of an nf4 base; set tuner.kind to qlora, quantization to nf4 and use_dora to false"
+        yield FieldViolation("tuner.init_weights", text)
+    elif tuner.starts_inside_base and tuner.init_weights != "loftq" and (tuner.kind == "qlora" or tuner.use_dora):
         text = f"is {tuner.init_weights}, which needs plain LoRA on unquantized weights; set tuner.kind to lora and use_dora to false"
         yield FieldViolation("tuner.init_weights", text)
     if tuner.kind != "qlora" and _chosen(tuner, "quantization"):

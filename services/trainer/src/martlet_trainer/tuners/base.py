@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,8 +37,28 @@ class TunerInputs:
     checkpoint: Path | None = None
 
 
+@dataclass(frozen=True)
+class FirstBatch:
+    """A batch that a training begins with, for tuners whose start depends on the data.
+
+    Attributes:
+        real: which inputs are no padding; None where none is. Shape (batch, length), bool.
+        loss: computes its loss, for each unit of weight, and its gradient's graph.
+    """
+
+    real: torch.Tensor | None
+    loss: Callable[[], torch.Tensor]
+
+
 class Companion:
     """What a tuner does beside the steps of a training. This one does nothing; others say more in the methods that they need."""
+
+    def meet_data(self, batches: Iterable[FirstBatch]) -> None:
+        """Before a fresh training. The batches are the same ones in all processes.
+
+        Raises:
+            InvalidArgument: too little data for this start.
+        """
 
     def begin(self, total_steps: int, optimizer: torch.optim.Optimizer) -> None:
         """Before the first step, also of a training that goes on.

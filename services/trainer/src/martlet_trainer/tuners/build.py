@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from martlet_trainer.tuners.adalora import AdaloraTuner
 from martlet_trainer.tuners.base import Tuner, TunerInputs
 from martlet_trainer.tuners.blocks import BlocksTuner
+from martlet_trainer.tuners.data_starts import EvaTuner, LoftqTuner, LoraGaTuner
 from martlet_trainer.tuners.full import FullTuner
 from martlet_trainer.tuners.kinds import KINDS
 from martlet_trainer.tuners.lora import LoraTuner
@@ -23,6 +24,14 @@ _OWN: Mapping[str, Callable[[TunerInputs], Tuner]] = {
     "adalora": AdaloraTuner,
     **{name: VirtualTokensTuner for name, kind in KINDS.items() if kind.virtual_tokens},
 }
+#: LoRA with a start of its own, by ``tuner.init_weights``.
+_STARTS: Mapping[str, Callable[[TunerInputs], Tuner]] = {
+    "pissa": ShiftedLoraTuner,
+    "olora": ShiftedLoraTuner,
+    "lora_ga": LoraGaTuner,
+    "loftq": LoftqTuner,
+    "eva": EvaTuner,
+}
 
 
 def build_tuner(inputs: TunerInputs) -> Tuner:
@@ -32,6 +41,7 @@ def build_tuner(inputs: TunerInputs) -> Tuner:
         InvalidArgument: the model has no places for it.
         FailedPrecondition: what the training goes on from doesn't fit.
     """
-    if inputs.config.tuner.starts_inside_base:
-        return ShiftedLoraTuner(inputs)
+    start = _STARTS.get(inputs.config.tuner.init_weights)
+    if start is not None and inputs.adapter is None:
+        return start(inputs)
     return _OWN.get(inputs.config.tuner.kind, OtherAdapter)(inputs)
