@@ -29,6 +29,7 @@ TUNERS: Mapping[str, str] = {
     "full, frozen in part": "as it is",
     "lisa": "as it is",
     "badam": "as it is",
+    "llamapro": "as it is",
     "adalora": "merged",
     **dict.fromkeys(
         ("loha", "lokr", "boft", "oft", "hra", "vera", "randlora", "vblora", "fourierft", "miss", "shira", "road"),

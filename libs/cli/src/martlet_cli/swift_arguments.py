@@ -14,8 +14,8 @@ from typing import Any
 from martlet_core.errors import InvalidArgument
 
 TUNERS = (
-    *("lora", "qlora", "full", "lisa", "badam", "adalora", "loha", "lokr", "boft", "oft", "hra", "vera", "randlora"),
-    "vblora",
+    *("lora", "qlora", "full", "lisa", "llamapro", "badam", "adalora", "loha", "lokr", "boft", "oft", "hra", "vera"),
+    *("randlora", "vblora"),
     *("fourierft", "miss", "shira", "road", "delora", "ia3", "ln_tuning", "prompt_tuning", "prefix_tuning"),
     "p_tuning",
 )

@@ -179,7 +179,7 @@ class TrainingConfig(Config):
             tuner = tuner.model_copy(update={"lora_alpha": 2.0 * tuner.lora_rank})
         if numbers.learning_rate is None:
             rates = RECIPES[self.recipe].learning_rates
-            rate = rates["full"] if tuner.facts.whole_model else rates["adapter"] * tuner.facts.rate_factor
+            rate = rates["full" if tuner.facts.whole_model else "adapter"] * tuner.facts.rate_factor
             rate *= numbers.learning_rate_multiplier or 1.0
             numbers = numbers.model_copy(update={"learning_rate": rate, "learning_rate_multiplier": None})
         return self.model_copy(update={"tuner": tuner, "hyperparameters": numbers})

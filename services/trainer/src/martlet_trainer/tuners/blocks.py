@@ -33,7 +33,7 @@ class BlocksTuner(FullTuner):
         else:
             assert isinstance(options, BadamOptions)
             choice, interval = badam_choice(len(layers), options, seed), options.switch_interval
-        self.companion = _Turns(layers, choice, interval)
+        self.companion: Companion = _Turns(layers, choice, interval)
 
     def _choose(self) -> None:
         """Embeddings, last norm and head are LISA's in every step, and never BAdam's."""

@@ -10,6 +10,7 @@ from martlet_trainer.tuners.blocks import BlocksTuner
 from martlet_trainer.tuners.data_starts import EvaTuner, LoftqTuner, LoraGaTuner
 from martlet_trainer.tuners.full import FullTuner
 from martlet_trainer.tuners.kinds import KINDS
+from martlet_trainer.tuners.llamapro import LlamaproTuner
 from martlet_trainer.tuners.lora import LoraTuner
 from martlet_trainer.tuners.other_adapters import OtherAdapter
 from martlet_trainer.tuners.shifted_lora import ShiftedLoraTuner
@@ -21,6 +22,7 @@ _OWN: Mapping[str, Callable[[TunerInputs], Tuner]] = {
     "full": FullTuner,
     "lisa": BlocksTuner,
     "badam": BlocksTuner,
+    "llamapro": LlamaproTuner,
     "adalora": AdaloraTuner,
     **{name: VirtualTokensTuner for name, kind in KINDS.items() if kind.virtual_tokens},
 }

@@ -28,7 +28,7 @@ class EvaTuner(LoraTuner):
 
     def __init__(self, inputs: TunerInputs) -> None:
         super().__init__(inputs)
-        self.companion = _Eva(self.model)
+        self.companion: Companion = _Eva(self.model)
 
 
 class LoraGaTuner(ShiftedLoraTuner):
@@ -36,7 +36,7 @@ class LoraGaTuner(ShiftedLoraTuner):
 
     def __init__(self, inputs: TunerInputs) -> None:
         super().__init__(inputs)
-        self.companion = _LoraGa(self)
+        self.companion: Companion = _LoraGa(self)
 
 
 class LoftqTuner(ShiftedLoraTuner):

@@ -23,9 +23,13 @@ class FullTuner:
     def __init__(self, inputs: TunerInputs) -> None:
         self._inputs = inputs
         self.companion: Companion = Companion()
-        self.model: Any = load_model(inputs.checkpoint or inputs.base_model, torch.float32, inputs.placement.device)
         self._options = parse_tuner_options(inputs.config.tuner)
+        self.model: Any = self._load(inputs)
         self._choose()
+
+    def _load(self, inputs: TunerInputs) -> Any:
+        """The model with 32-bit weights: the base model, or that of a checkpoint."""
+        return load_model(inputs.checkpoint or inputs.base_model, torch.float32, inputs.placement.device)
 
     def _choose(self) -> None:
         """Set which weights are trained."""

@@ -18,7 +18,7 @@ class TunerKind:
         paper: where it was described.
         peft_config: name of its config in peft; empty for those that aren't peft's, and for LoRA, which has fields of its own.
         options: what ``tuner.options`` may hold, under peft's names.
-        rate_factor: default learning rate beside LoRA's: those with few parameters take larger steps.
+        rate_factor: default learning rate beside LoRA's, or beside full training's: those with few parameters take larger steps.
         chooses_targets: whether ``tuner.target_modules`` has a meaning; all linear layers by default.
         low_rank: it is LoRA, so that ``lora_*`` fields mean something and engines serve it as an adapter.
         whole_model: the base model's own weights are trained, and the result is a whole model.
@@ -41,6 +41,9 @@ KINDS: Mapping[str, TunerKind] = {
     "qlora": TunerKind("arXiv 2305.14314", low_rank=True),
     "full": TunerKind("", options=options.FullOptions, chooses_targets=False, whole_model=True),
     "lisa": TunerKind("arXiv 2403.17919", options=options.LisaOptions, chooses_targets=False, whole_model=True),
+    "llamapro": TunerKind(
+        "arXiv 2401.02415", options=options.LlamaproOptions, chooses_targets=False, whole_model=True, rate_factor=20
+    ),
     "badam": TunerKind("arXiv 2404.02827", options=options.BadamOptions, chooses_targets=False, whole_model=True),
     "adalora": TunerKind("arXiv 2303.10512", "AdaLoraConfig", options.AdaloraOptions, rate_factor=5),
     "loha": TunerKind("arXiv 2108.06098", "LoHaConfig", options.LohaOptions),

@@ -208,3 +208,11 @@ class BadamOptions(Config):
     switch_mode: Literal["ascending", "descending", "random"] = Field(
         default="ascending", description="Which one is next; random takes each once before any comes again."
     )
+
+
+class LlamaproOptions(Config):
+    """``llamapro``."""
+
+    num_new_blocks: _Count = Field(
+        default=4, description="Layers that are added, evenly spread; divides the number of the model's own."
+    )
