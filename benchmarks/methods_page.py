@@ -27,6 +27,8 @@ TUNERS: Mapping[str, str] = {
     "qlora, LoftQ": "as it is",
     "full": "as it is",
     "full, frozen in part": "as it is",
+    "full, GaLore": "as it is",
+    "full, APOLLO": "as it is",
     "lisa": "as it is",
     "badam": "as it is",
     "llamapro": "as it is",

@@ -27,6 +27,8 @@ from methods_page import DATA, PAGE, RECIPES, TUNERS, page
 STEPS = 24
 #: Rates of variants, beside those of ``SMALL_RATES``.
 _RATES = {
+    "full, GaLore": 1e-2,
+    "full, APOLLO": 3e-3,
     "full, frozen in part": 3e-3,
     "lora, LoRA+": 3e-3,
     "lora, PiSSA": 1e-3,
@@ -42,10 +44,14 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "lora, LoRA-GA": {"kind": "lora", "init_weights": "lora_ga"},
     "qlora, LoftQ": {"kind": "qlora", "init_weights": "loftq"},
     "lora, LoRA+": {"kind": "lora"},
+    "full, GaLore": {"kind": "full"},
+    "full, APOLLO": {"kind": "full"},
     "full, frozen in part": {"kind": "full", "options": {"freeze_parameters_ratio": 0.5}},
     "lora, NEFTune": {"kind": "lora"},
 }
-_NUMBERS: Mapping[str, Mapping[str, float]] = {
+_NUMBERS: Mapping[str, Mapping[str, Any]] = {
+    "full, GaLore": {"optimizer": "galore_adamw", "projection_rank": 16, "projection_interval": 9},
+    "full, APOLLO": {"optimizer": "apollo_adamw", "projection_rank": 16, "projection_interval": 9},
     "lora, LoRA+": {"lora_plus_ratio": 4},
     "lora, NEFTune": {"neftune_noise_alpha": 5},
 }

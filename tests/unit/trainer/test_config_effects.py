@@ -41,6 +41,11 @@ BASE = {
     "hyperparameters.learning_rate": 1e-2,
     "hyperparameters.precision": "float32",
 }
+GALORE = {
+    "tuner.kind": "full",
+    "hyperparameters.optimizer": "galore_adamw",
+    "hyperparameters.projection_rank": 8,
+}
 EVERY_STEP = {"data.validation_split": 0.25, "hyperparameters.eval_steps": 1}
 
 #: Field, what else is set (None: unset), and a value that must make a difference.
@@ -75,6 +80,9 @@ EFFECTS: tuple[tuple[str, Mapping[str, Any], Any], ...] = (
         1,
     ),
     ("hyperparameters.optimizer", {}, "sgd"),
+    ("hyperparameters.projection_rank", {**GALORE, "hyperparameters.projection_rank": None}, 4),
+    ("hyperparameters.projection_interval", {**GALORE, "hyperparameters.max_steps": 3}, 1),
+    ("hyperparameters.projection_scale", GALORE, 2.0),
     ("hyperparameters.lora_plus_ratio", {}, 8.0),
     ("hyperparameters.neftune_noise_alpha", {}, 20.0),
     ("hyperparameters.precision", {}, "bfloat16"),

@@ -41,7 +41,15 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(plain_enum("D
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Optimizer = Literal[
-    "adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "adafactor", "sgd"
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_bnb_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "adafactor",
+    "sgd",
+    "galore_adamw",
+    "apollo_adamw",
 ]
 
 
@@ -114,6 +122,17 @@ class Hyperparameters(Config):
     gradient_checkpointing: bool | None = Field(default=None, description="Default: off on CPU, on on GPU.")
     lora_plus_ratio: Annotated[Float, Ge(1), Le(1000)] | None = Field(
         default=None, description="Learning rate of LoRA's B beside A's (LoRA+, arXiv 2402.12354). Default: the same."
+    )
+    projection_rank: Annotated[Int, Ge(1), Le(65536)] = Field(
+        default=128,
+        description="Of galore_adamw and apollo_adamw: rank of their states; wider matrices alone are projected.",
+    )
+    projection_interval: Annotated[Int, Ge(1)] = Field(
+        default=200, description="Of the same: steps after which the projection is chosen anew."
+    )
+    projection_scale: Annotated[Float, Gt(0), Le(1000)] | None = Field(
+        default=None,
+        description="Of the same: factor on the updates. Default: 0.25 for galore_adamw, 1 for apollo_adamw.",
     )
     neftune_noise_alpha: Annotated[Float, Gt(0), Le(1000)] | None = Field(
         default=None, description="Noise on embeddings while training (NEFTune, arXiv 2310.05914). Default: none."

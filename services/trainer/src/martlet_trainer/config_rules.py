@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_weights")
 #: Tuners that train other weights from time to time.
 _BY_TURNS = ("lisa", "badam")
+#: Optimizers with states of low rank.
+_PROJECTING = ("galore_adamw", "apollo_adamw")
 #: Fields that choose modules.
 _TARGET_FIELDS = ("target_modules", "target_regex", "modules_to_save")
 
@@ -81,6 +83,14 @@ def _number_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
     if numbers.lora_plus_ratio is not None and not config.tuner.facts.low_rank:
         text = f"is LoRA's, and tuner.kind is {config.tuner.kind}; leave it out"
         yield FieldViolation("hyperparameters.lora_plus_ratio", text)
+    projects = numbers.optimizer in _PROJECTING
+    for name in _chosen(numbers, "projection_rank", "projection_interval", "projection_scale"):
+        if not projects:
+            text = f"is for {' and '.join(_PROJECTING)}, and optimizer is {numbers.optimizer}; leave it out"
+            yield FieldViolation(f"hyperparameters.{name}", text)
+    if projects and not config.tuner.facts.whole_model:
+        text = f"is {numbers.optimizer}, which saves memory on whole matrices; with tuner.kind {config.tuner.kind} use adamw_torch"
+        yield FieldViolation("hyperparameters.optimizer", text)
     if numbers.learning_rate_schedule == "constant" and _chosen(numbers, "warmup_ratio") and numbers.warmup_ratio:
         text = "has no meaning with learning_rate_schedule constant; leave it out, or set that to constant_with_warmup"
         yield FieldViolation("hyperparameters.warmup_ratio", text)
