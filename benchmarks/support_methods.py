@@ -15,14 +15,13 @@ import statistics
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from environment import machine, versions
-from methods_page import DATA, PAGE, RECIPES, TUNERS, page
+from methods_page import DATA, NUMBERS, PAGE, RECIPES, TUNERS, VARIANTS, page
 
 STEPS = 24
 #: Rates of variants, beside those of ``SMALL_RATES``.
@@ -34,26 +33,6 @@ _RATES = {
     "lora, PiSSA": 1e-3,
     "lora, LoRA-GA": 1e-3,
     "lora, OLoRA": 1e-3,
-}
-_VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "lora, DoRA": {"kind": "lora", "use_dora": True},
-    "lora, rsLoRA": {"kind": "lora", "use_rslora": True},
-    "lora, PiSSA": {"kind": "lora", "init_weights": "pissa"},
-    "lora, OLoRA": {"kind": "lora", "init_weights": "olora"},
-    "lora, EVA": {"kind": "lora", "init_weights": "eva"},
-    "lora, LoRA-GA": {"kind": "lora", "init_weights": "lora_ga"},
-    "qlora, LoftQ": {"kind": "qlora", "init_weights": "loftq"},
-    "lora, LoRA+": {"kind": "lora"},
-    "full, GaLore": {"kind": "full"},
-    "full, APOLLO": {"kind": "full"},
-    "full, frozen in part": {"kind": "full", "options": {"freeze_parameters_ratio": 0.5}},
-    "lora, NEFTune": {"kind": "lora"},
-}
-_NUMBERS: Mapping[str, Mapping[str, Any]] = {
-    "full, GaLore": {"optimizer": "galore_adamw", "projection_rank": 16, "projection_interval": 9},
-    "full, APOLLO": {"optimizer": "apollo_adamw", "projection_rank": 16, "projection_interval": 9},
-    "lora, LoRA+": {"lora_plus_ratio": 4},
-    "lora, NEFTune": {"neftune_noise_alpha": 5},
 }
 
 
@@ -125,15 +104,15 @@ def _merges(tuner: str) -> bool:
 
 
 def _kind(tuner: str) -> str:
-    return str(_VARIANTS.get(tuner, {"kind": tuner})["kind"])
+    return str(VARIANTS.get(tuner, {"kind": tuner})["kind"])
 
 
 def spec_of(recipe: str, tuner: str) -> dict[str, Any]:
     """The spec of a cell."""
     from martlet_trainer.testing_cases import ROLLOUT_OPTIONS, SMALL_OPTIONS, SMALL_RATES
 
-    kind = _VARIANTS.get(tuner, {"kind": tuner})
-    numbers = {"max_steps": STEPS, "per_device_batch_size": 4, "precision": "float32", **_NUMBERS.get(tuner, {})}
+    kind = VARIANTS.get(tuner, {"kind": tuner})
+    numbers = {"max_steps": STEPS, "per_device_batch_size": 4, "precision": "float32", **NUMBERS.get(tuner, {})}
     return {
         "recipe": recipe,
         "recipe_options": dict(ROLLOUT_OPTIONS) if recipe in ("grpo", "rloo") else {},
