@@ -18,16 +18,49 @@ TUNERS: Mapping[str, str] = {
     "lora, rsLoRA": "as it is",
     "lora, PiSSA": "as it is",
     "lora, OLoRA": "as it is",
+    "lora, EVA": "as it is",
+    "lora, LoRA-GA": "as it is",
     "lora, LoRA+": "as it is",
     "lora, NEFTune": "as it is",
     "lora, DoRA": "merged",
     "qlora": "as it is",
+    "qlora, LoftQ": "as it is",
     "full": "as it is",
+    "full, frozen in part": "as it is",
+    "full, GaLore": "as it is",
+    "full, APOLLO": "as it is",
+    "lisa": "as it is",
+    "badam": "as it is",
+    "llamapro": "as it is",
+    "adalora": "merged",
     **dict.fromkeys(
         ("loha", "lokr", "boft", "oft", "hra", "vera", "randlora", "vblora", "fourierft", "miss", "shira", "road"),
         "merged",
     ),
     **dict.fromkeys(("delora", "ia3", "ln_tuning"), "merged"),
+    **dict.fromkeys(("prompt_tuning", "prefix_tuning", "p_tuning"), "no: virtual tokens; peft reads them"),
+}
+
+#: What variants of a tuner ask for, and the numbers that go with them.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "lora, DoRA": {"kind": "lora", "use_dora": True},
+    "lora, rsLoRA": {"kind": "lora", "use_rslora": True},
+    "lora, PiSSA": {"kind": "lora", "init_weights": "pissa"},
+    "lora, OLoRA": {"kind": "lora", "init_weights": "olora"},
+    "lora, EVA": {"kind": "lora", "init_weights": "eva"},
+    "lora, LoRA-GA": {"kind": "lora", "init_weights": "lora_ga"},
+    "qlora, LoftQ": {"kind": "qlora", "init_weights": "loftq"},
+    "lora, LoRA+": {"kind": "lora"},
+    "full, GaLore": {"kind": "full"},
+    "full, APOLLO": {"kind": "full"},
+    "full, frozen in part": {"kind": "full", "options": {"freeze_parameters_ratio": 0.5}},
+    "lora, NEFTune": {"kind": "lora"},
+}
+NUMBERS: Mapping[str, Mapping[str, Any]] = {
+    "full, GaLore": {"optimizer": "galore_adamw", "projection_rank": 16, "projection_interval": 9},
+    "full, APOLLO": {"optimizer": "apollo_adamw", "projection_rank": 16, "projection_interval": 9},
+    "lora, LoRA+": {"lora_plus_ratio": 4},
+    "lora, NEFTune": {"neftune_noise_alpha": 5},
 }
 
 _INTRODUCTION = """# Which recipe trains with which tuner

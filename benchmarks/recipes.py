@@ -1,6 +1,7 @@
 """Does every recipe learn? SmolLM2-135M with LoRA on real data, measured on held-out rows before and after.
 
     python benchmarks/recipes.py [--only RECIPE...]
+    python benchmarks/recipes.py --tuners [TUNER...]     the recipe sft with every tuner of docs/support/methods.md, or with those
 
 The recipes are called as the worker calls them, as functions on a working directory, in the trainer's environment. Data
 (``recipe_data.py``): headlines and their labels for what learns from answers, preferences or verdicts; web texts for ``pretrain``; sums of
@@ -21,6 +22,7 @@ from typing import Any
 
 from environment import ROOT, machine, versions_in, write
 from headlines import MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model
+from methods_page import NUMBERS, TUNERS, VARIANTS
 from recipe_data import Parts, demonstrations, headline_pairs, headline_verdicts, headlines, sums
 
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.json"
@@ -68,11 +70,17 @@ CASES = {
     "rloo": Case(sums, {"valid_reward": True}, 1e-4, steps=40, batch=4, held_out=32, options=_ANSWERS),
 }
 
+#: Options of tuners whose defaults don't fit SmolLM2's 30 layers.
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {"llamapro": {"num_new_blocks": 5}}
+
 
 def main() -> None:
     """Be the benchmark, or one training of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=sorted(CASES), default=list(CASES))
+    parser.add_argument(
+        "--tuners", nargs="*", choices=list(TUNERS), metavar="TUNER", help="all of them if none is named"
+    )
     parser.add_argument("--train", metavar="SPEC", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.train:
@@ -81,8 +89,12 @@ def main() -> None:
     prepare_model()
     record: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"recipes": {}}
     before = machine()
-    for recipe in arguments.only:
-        record["recipes"][recipe] = measure(recipe)
+    todo = [("recipes", name) for name in arguments.only]
+    if arguments.tuners is not None:
+        todo = [("tuners", name) for name in arguments.tuners or TUNERS]
+    for part, name in todo:
+        found = measure(name) if part == "recipes" else measure("sft", name)
+        record.setdefault(part, {})[name] = found
         record |= {
             "model": MODEL,
             "machine": before,
@@ -91,14 +103,24 @@ def main() -> None:
         write(RESULTS, record)
 
 
-def measure(recipe: str) -> dict[str, Any]:
-    """Train, and compare the held-out numbers with those of a training that moved nothing."""
+def measure(recipe: str, tuner: str = "") -> dict[str, Any]:
+    """Train, and compare the held-out numbers with those of a training that moved nothing.
+
+    Args:
+        recipe: by name.
+        tuner: by its name on the page of methods, with its own default learning rate; LoRA of rank 16 if empty.
+    """
     case = CASES[recipe]
+    kind = VARIANTS.get(tuner, {"kind": tuner}) if tuner else {"lora_rank": 16}
+    own = {} if tuner else {"learning_rate": case.rate}
     with tempfile.TemporaryDirectory(prefix="martlet-bench-") as scratch:
         rows, held_out = case.rows()
         held_out = held_out[: case.held_out]
         sides = {}
-        for side, count, rate in (("before", 1, 1e-12), ("after", case.steps, case.rate)):
+        for side, numbers in (
+            ("before", {"max_steps": 1, "learning_rate": 1e-12}),
+            ("after", {"max_steps": case.steps, **own, **NUMBERS.get(tuner, {})}),
+        ):
             workdir = Path(scratch) / side
             lay_out(workdir, rows, held_out)
             spec = {
@@ -107,8 +129,8 @@ def measure(recipe: str) -> dict[str, Any]:
                 "base_model": MODEL,
                 "training_dataset": "artifacts/rows",
                 "validation_dataset": "artifacts/heldout",
-                "tuner": {"lora_rank": 16},
-                "hyperparameters": {"max_steps": count, "per_device_batch_size": case.batch, "learning_rate": rate},
+                "tuner": {"options": _OPTIONS.get(tuner, {}), **kind},
+                "hyperparameters": {"per_device_batch_size": case.batch, **numbers},
                 "data": {"max_length": 512},
                 "resources": {"device": "cpu"},
             }
@@ -119,7 +141,7 @@ def measure(recipe: str) -> dict[str, Any]:
         "rows": len(rows),
         "held_out_rows": len(held_out),
         "steps": case.steps,
-        "learning_rate": case.rate,
+        "learning_rate": sides["after"]["learning_rate"],
         "seconds": round(sides["after"]["train_seconds"], 1),
         "measures": {
             name: {
@@ -131,7 +153,7 @@ def measure(recipe: str) -> dict[str, Any]:
         },
     }
     told = ", ".join(f"{name} {row['before']:.3f} -> {row['after']:.3f}" for name, row in found["measures"].items())
-    print(f"{recipe:9} {told} ({found['seconds']:.0f} s)", flush=True)
+    print(f"{tuner or recipe:9} {told} ({found['seconds']:.0f} s)", flush=True)
     return found
 
 
@@ -151,7 +173,11 @@ def train(question: Mapping[str, Any]) -> dict[str, Any]:
 
     spec = question["spec"]
     result = run(spec, Path(question["workdir"]), Recorder(), lambda: False)
-    return {"metrics": result.values["metrics"], "train_seconds": result.values["train_seconds"]}
+    return {
+        "metrics": result.values["metrics"],
+        "train_seconds": result.values["train_seconds"],
+        "learning_rate": result.values["resolved_config"]["hyperparameters"]["learning_rate"],
+    }
 
 
 if __name__ == "__main__":

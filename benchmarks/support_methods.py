@@ -15,29 +15,24 @@ import statistics
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from environment import machine, versions
-from methods_page import DATA, PAGE, RECIPES, TUNERS, page
+from methods_page import DATA, NUMBERS, PAGE, RECIPES, TUNERS, VARIANTS, page
 
 STEPS = 24
 #: Rates of variants, beside those of ``SMALL_RATES``.
-_RATES = {"lora, LoRA+": 3e-3, "lora, PiSSA": 1e-3, "lora, OLoRA": 1e-3}
-_VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "lora, DoRA": {"kind": "lora", "use_dora": True},
-    "lora, rsLoRA": {"kind": "lora", "use_rslora": True},
-    "lora, PiSSA": {"kind": "lora", "init_weights": "pissa"},
-    "lora, OLoRA": {"kind": "lora", "init_weights": "olora"},
-    "lora, LoRA+": {"kind": "lora"},
-    "lora, NEFTune": {"kind": "lora"},
-}
-_NUMBERS: Mapping[str, Mapping[str, float]] = {
-    "lora, LoRA+": {"lora_plus_ratio": 4},
-    "lora, NEFTune": {"neftune_noise_alpha": 5},
+_RATES = {
+    "full, GaLore": 1e-2,
+    "full, APOLLO": 3e-3,
+    "full, frozen in part": 3e-3,
+    "lora, LoRA+": 3e-3,
+    "lora, PiSSA": 1e-3,
+    "lora, LoRA-GA": 1e-3,
+    "lora, OLoRA": 1e-3,
 }
 
 
@@ -83,7 +78,7 @@ def try_cell(recipe: str, tuner: str, base: Path, scratch: Path) -> dict[str, An
     outcome: dict[str, Any] = {}
     trials = {"trains": whole, "resumes": broken_off, "reads_back": read_back, "merges": merge}
     for name, trial in trials.items():
-        if name == "merges" and tuner == "full":
+        if name == "merges" and not _merges(tuner):
             continue
         try:
             outcome[name] = trial(recipe, tuner, base, scratch)
@@ -95,18 +90,36 @@ def try_cell(recipe: str, tuner: str, base: Path, scratch: Path) -> dict[str, An
     return outcome
 
 
+def _whole_model(tuner: str) -> bool:
+    from martlet_trainer.tuners.kinds import KINDS
+
+    return KINDS[_kind(tuner)].whole_model
+
+
+def _merges(tuner: str) -> bool:
+    """Whether its results are adapters that weights can hold."""
+    from martlet_trainer.tuners.kinds import KINDS
+
+    kind = KINDS[_kind(tuner)]
+    return not (kind.whole_model or kind.virtual_tokens)
+
+
+def _kind(tuner: str) -> str:
+    return str(VARIANTS.get(tuner, {"kind": tuner})["kind"])
+
+
 def spec_of(recipe: str, tuner: str) -> dict[str, Any]:
     """The spec of a cell."""
     from martlet_trainer.testing_cases import RECIPE_OPTIONS, SMALL_OPTIONS, SMALL_RATES
 
-    kind = _VARIANTS.get(tuner, {"kind": tuner})
-    numbers = {"max_steps": STEPS, "per_device_batch_size": 4, "precision": "float32", **_NUMBERS.get(tuner, {})}
+    kind = VARIANTS.get(tuner, {"kind": tuner})
+    numbers = {"max_steps": STEPS, "per_device_batch_size": 4, "precision": "float32", **NUMBERS.get(tuner, {})}
     return {
         "recipe": recipe,
         "recipe_options": dict(RECIPE_OPTIONS.get(recipe, {})),
         "base_model": "tiny",
         "training_dataset": "artifacts/rows",
-        "tuner": {**kind, "options": dict(SMALL_OPTIONS.get(tuner, {}))},
+        "tuner": {"options": dict(SMALL_OPTIONS.get(tuner, {})), **kind},
         "hyperparameters": {**numbers, "learning_rate": {**SMALL_RATES, **_RATES}.get(tuner, 1e-2)},
         "resources": {"device": "cpu"},
     }
@@ -146,7 +159,7 @@ def broken_off(recipe: str, tuner: str, base: Path, scratch: Path) -> str:
     else:
         return "it didn't stop"
     train(recipe, tuner, scratch / "rest", base, resume=scratch / "half" / "checkpoints" / f"step-{half}")
-    name = "model.safetensors" if tuner == "full" else "adapter_model.safetensors"
+    name = "model.safetensors" if _whole_model(tuner) else "adapter_model.safetensors"
     found = {(scratch / part / "output/model" / name).read_bytes() for part in ("whole", "rest")}
     return "yes" if len(found) == 1 else "other weights than without a stop"
 
@@ -155,9 +168,10 @@ def read_back(recipe: str, tuner: str, base: Path, scratch: Path) -> str:
     """By peft or transformers; it must say something else than the base model."""
     import torch
 
-    bare, tuned = _logits(base, None), _logits(base, scratch / "whole/output/model", whole_model=tuner == "full")
+    bare, tuned = _logits(base, None), _logits(base, scratch / "whole/output/model", whole_model=_whole_model(tuner))
     if not torch.isfinite(tuned).all():
         return "its logits aren't finite"
+    tuned = tuned[:, -bare.shape[1] :]  # behind virtual tokens
     return "yes" if (tuned - bare).norm() > 1e-3 * bare.norm() else "it changes nothing"
 
 

@@ -61,3 +61,10 @@ def test_adapters_with_a_head_are_refused(facts: dict[str, str]) -> None:
         check_plain_lora(PublishedModel("ft:x", "adapter"), facts)
     assert caught.value.reason == "ADAPTER_NEEDS_MERGE"
     check_plain_lora(PublishedModel("ft:x", "adapter"), {"task": "causal_lm", "task_type": "CAUSAL_LM"})
+
+
+@pytest.mark.parametrize("facts", [{"tuner": "prompt_tuning"}, {"peft_type": "P_TUNING"}])
+def test_virtual_tokens_are_refused_without_the_advice_to_merge(facts: dict[str, str]) -> None:
+    with pytest.raises(FailedPrecondition, match="virtual tokens") as caught:
+        check_plain_lora(PublishedModel("ft:x", "adapter"), facts)
+    assert caught.value.reason == "ADAPTER_NOT_SERVED"

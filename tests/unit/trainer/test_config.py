@@ -76,7 +76,7 @@ def test_a_config_survives_its_own_json() -> None:
         ({**BASE, "tuner": 3}, "spec.tuner", "must be an object"),
         (with_part("tuner", lora_rnk=4), "spec.tuner.lora_rnk", "did you mean lora_rank?"),
         (with_part("tuner", lora_rank=0), "spec.tuner.lora_rank", "is 0; must be >= 1 and <= 512"),
-        (with_part("tuner", kind="lorra"), "spec.tuner.kind", "must be one of: lora, qlora, full, loha"),
+        (with_part("tuner", kind="lorra"), "spec.tuner.kind", "must be one of: lora, qlora, full, lisa"),
         (with_part("tuner", use_dora="maybe"), "spec.tuner.use_dora", "must be true or false"),
         (with_part("tuner", target_modules=["all-linear", "q"]), "spec.tuner.target_modules", "either"),
         (with_part("hyperparameters", learning_rate=-1), "spec.hyperparameters.learning_rate", "must be > 0"),

@@ -27,6 +27,11 @@ ROWS = [
     {"messages": [{"role": "user", "content": f"{i}+{i}" + "?" * i}, {"role": "assistant", "content": f"{2 * i}"}]}
     for i in range(12)
 ]
+#: With two rounds each.
+ROUNDS = [
+    {"messages": [*row["messages"], {"role": "user", "content": "and?"}, {"role": "assistant", "content": f"{i}"}]}
+    for i, row in enumerate(ROWS)
+]
 BASE = {
     "base_model": "tiny",
     "training_dataset": "artifacts/a",
@@ -35,6 +40,11 @@ BASE = {
     "hyperparameters.per_device_batch_size": 4,
     "hyperparameters.learning_rate": 1e-2,
     "hyperparameters.precision": "float32",
+}
+GALORE = {
+    "tuner.kind": "full",
+    "hyperparameters.optimizer": "galore_adamw",
+    "hyperparameters.projection_rank": 8,
 }
 EVERY_STEP = {"data.validation_split": 0.25, "hyperparameters.eval_steps": 1}
 
@@ -46,6 +56,7 @@ EFFECTS: tuple[tuple[str, Mapping[str, Any], Any], ...] = (
     ("tuner.lora_alpha", {}, 3.0),
     ("tuner.lora_dropout", {}, 0.5),
     ("tuner.target_modules", {}, ["q_proj"]),
+    ("tuner.target_regex", {}, r".*\.layers\.0\.self_attn\.[qv]_proj"),
     ("tuner.modules_to_save", {}, ["norm"]),
     ("tuner.use_rslora", {}, True),
     ("tuner.options", {"tuner.kind": "loha", "tuner.lora_rank": None}, {"r": 3}),
@@ -69,6 +80,9 @@ EFFECTS: tuple[tuple[str, Mapping[str, Any], Any], ...] = (
         1,
     ),
     ("hyperparameters.optimizer", {}, "sgd"),
+    ("hyperparameters.projection_rank", {**GALORE, "hyperparameters.projection_rank": None}, 4),
+    ("hyperparameters.projection_interval", {**GALORE, "hyperparameters.max_steps": 3}, 1),
+    ("hyperparameters.projection_scale", GALORE, 2.0),
     ("hyperparameters.lora_plus_ratio", {}, 8.0),
     ("hyperparameters.neftune_noise_alpha", {}, 20.0),
     ("hyperparameters.precision", {}, "bfloat16"),
@@ -78,6 +92,7 @@ EFFECTS: tuple[tuple[str, Mapping[str, Any], Any], ...] = (
     ("data.on_long_rows", {"data.max_length": 40}, "refuse"),
     ("data.validation_split", {}, 0.25),
     ("data.assistant_only_loss", {}, False),
+    ("data.last_round_only", {"rows": ROUNDS}, True),
     ("data.system", {}, "Be brief."),
     ("data.system", {}, ""),
     ("checkpoints.interval_steps", {}, 1),

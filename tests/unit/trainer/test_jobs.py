@@ -200,6 +200,13 @@ async def test_merge_needs_an_adapter(kit: Kit) -> None:
         await kit.submissions.check_merge("acme", parse_merge_config({"adapter": checkpoint}))
 
 
+async def test_virtual_tokens_are_not_merged(kit: Kit) -> None:
+    adapter = kit.artifact("adapter", {"adapter_config.json": "{}"}, tuner="prompt_tuning", base_model=BASE)
+    name = kit.publish("ft:base:acme:p:12345678", "adapter", adapter, base_model=BASE)
+    with pytest.raises(FailedPrecondition, match=r"spec\.adapter: is of kind prompt_tuning, virtual tokens"):
+        await kit.submissions.check_merge("acme", parse_merge_config({"adapter": name}))
+
+
 def test_inputs_of_a_training_from_the_catalogue(kit: Kit) -> None:
     prepared = kit.training.prepare(kit.job(validation_dataset=kit.dataset))
     dataset = kit.dataset.removeprefix("artifacts/")

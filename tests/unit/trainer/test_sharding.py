@@ -103,7 +103,8 @@ def test_the_best_weights_are_those_that_come_out(kit: SimpleNamespace, make_wor
     ("changes", "field", "words"),
     [
         ({"resources": {"sharding": "zero3"}}, "spec.resources.sharding", "set device_count"),
-        ({"tuner": {"kind": "qlora"}}, "spec.resources.sharding", "quantized weights"),
+        ({"tuner": {"kind": "qlora"}}, "spec.resources.sharding", "plain lora and full alone"),
+        ({"tuner": {"init_weights": "pissa"}}, "spec.resources.sharding", "plain lora and full alone"),
         ({"recipe": "grpo"}, "spec.resources.sharding", "whose processes generate alone"),
         ({"hyperparameters": {"optimizer": "adafactor"}}, "spec.hyperparameters.optimizer", "use adamw_torch or"),
         ({"hyperparameters": {"precision": "float16"}}, "spec.hyperparameters.precision", "use bfloat16"),

@@ -20,9 +20,10 @@ from martlet_trainer.testing_cases import SMALL_OPTIONS, SMALL_RATES
 from martlet_trainer.training.models import load_model
 from martlet_trainer.tuners.kinds import KINDS
 from peft import PeftModel
+from safetensors.torch import load_file
 
 MakeWorkdir = Callable[..., Path]
-ADAPTERS = [name for name, kind in KINDS.items() if kind.peft_config]
+ADAPTERS = [name for name, kind in KINDS.items() if kind.peft_config and not kind.virtual_tokens]
 CPU = torch.device("cpu")
 
 
@@ -76,7 +77,7 @@ def test_it_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(make_workdir: M
 @pytest.mark.parametrize(
     ("tuner", "message"),
     [
-        ({"kind": "lara"}, r"spec\.tuner\.kind: is 'lara'; must be one of: lora, qlora, full, loha"),
+        ({"kind": "lara"}, r"spec\.tuner\.kind: is 'lara'; must be one of: lora, qlora, full, lisa, loha"),
         (
             {"kind": "vera", "lora_rank": 4},
             r"lora_rank: is LoRA's, and tuner\.kind is vera; .*: r, d_initial, vera_dropout",
@@ -84,6 +85,8 @@ def test_it_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(make_workdir: M
         ({"kind": "vera", "options": {"rank": 4}}, r"tuner\.options\.rank"),
         ({"kind": "lora", "options": {"r": 4}}, r"tuner\.options\.r"),
         ({"kind": "loha", "options": {"r": 0}}, r"tuner\.options\.r"),
+        ({"target_regex": "*q_proj"}, r"tuner\.target_regex.*is no regular expression"),
+        ({"target_regex": "q_proj", "target_modules": ["q_proj"]}, r"target_regex: can't be used together"),
     ],
 )
 def test_wrong_options_are_refused_at_submission(tuner: dict[str, Any], message: str) -> None:
@@ -102,6 +105,7 @@ def test_wrong_options_are_refused_at_submission(tuner: dict[str, Any], message:
             {"kind": "loha", "target_modules": ["query"]},
             r"tuner\.target_modules: can't be adapted: .*Linear modules .*q_proj",
         ),
+        ({"target_regex": "q_proj"}, r"tuner\.target_regex: can't be adapted: .*Linear modules .*q_proj"),
     ],
 )
 def test_what_does_not_fit_the_model_is_said_at_its_field(
@@ -128,6 +132,19 @@ def test_engines_are_not_asked_to_take_them(facts: dict[str, Any]) -> None:
     with pytest.raises(FailedPrecondition, match=r"matrices of another kind \(vera\); plain LoRA alone"):
         check_plain_lora(model, facts)
     check_plain_lora(model, {"peft_type": "LORA"})
+
+
+def test_a_pattern_chooses_modules_by_their_whole_name(make_workdir: MakeWorkdir) -> None:
+    """Also of the adapter that a training goes on with."""
+    rows, pattern = chat_rows(8), r".*\.layers\.0\.self_attn\.[qv]_proj"
+    result, _ = train_lora(make_workdir("a", rows), tuner={"target_regex": pattern})
+    output = result.outputs["model"]
+    names = load_file(output.path / "adapter_model.safetensors")
+    layers = {name.split(".lora_")[0].removeprefix("base_model.model.model.") for name in names}
+    assert layers == {"layers.0.self_attn.q_proj", "layers.0.self_attn.v_proj"}
+    assert output.metadata["target_regex"] == pattern
+    again, _ = train_lora_on(make_workdir("b", rows, validation=rows[:4], adapter=output.path), {"max_steps": 1})
+    assert again.values["resolved_config"]["tuner"]["target_regex"] == pattern
 
 
 def train_lora(workdir: Path, stop: Any = lambda report: False, **changes: Any) -> tuple[Any, Recorder]:

@@ -8,16 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from martlet_core.errors import InvalidArgument
 
-TUNERS = (
-    *("lora", "qlora", "full", "loha", "lokr", "boft", "oft", "hra", "vera", "randlora", "vblora", "fourierft", "miss"),
-    *("shira", "road", "delora", "ia3", "ln_tuning"),
-)
-STARTS = ("default", "gaussian", "orthogonal", "pissa", "olora")
+from martlet_cli.swift_argument import Argument, boolean, sharding
+from martlet_cli.swift_tuners import KIND_ARGUMENTS, TUNER_ARGUMENTS
+
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 #: SWIFT's word for what happens to rows that are too long -> ours.
@@ -30,51 +27,6 @@ PREFERENCES: Mapping[str, str] = {
 REWARDS = ("accuracy", "format", "regex", "length")
 _NUMBERS = "hyperparameters"
 _OPTIONS = "recipe_options"
-
-
-def boolean(text: str) -> bool:
-    """``true`` and ``false`` as SWIFT takes them."""
-    if text.lower() in ("true", "1", "yes"):
-        return True
-    if text.lower() in ("false", "0", "no"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-
-
-def sharding(text: str) -> str:
-    """What ``--deepspeed`` and ``--fsdp`` ask for."""
-    found = {"zero2": "zero2", "zero3": "zero3", "fsdp2": "zero3"}.get(text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of zero2, zero3, fsdp2")
-    return found
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One argument.
-
-    Attributes:
-        name: SWIFT's name.
-        target: dotted place in the request's ``martlet`` object; empty for those that ``request`` treats by hand.
-        kind: converts the text; ``boolean`` ones may stand without a value.
-        help: what it does, with its unit and default.
-        many: takes several values.
-        older: names it had in earlier versions of SWIFT.
-        choices: what is allowed; None: any.
-    """
-
-    name: str
-    target: str
-    kind: Any
-    help: str
-    many: bool = False
-    older: tuple[str, ...] = ()
-    choices: tuple[str, ...] | None = None
-
-    @property
-    def attribute(self) -> str:
-        """Where the parser puts its value."""
-        return self.name.removeprefix("--")
 
 
 GROUPS: Mapping[str, tuple[Argument, ...]] = {
@@ -94,29 +46,16 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
         ),
         Argument("--packing", "data.packing", boolean, "several rows in one sequence; they don't see one another"),
         Argument("--strict", "", boolean, "true (default): a bad row fails the job; false: it is left out and counted"),
-        Argument("--loss_scale", "", str, "loss on assistant tokens (default) or on all", choices=("default", "all")),
+        Argument(
+            "--loss_scale",
+            "",
+            str,
+            "loss on the assistant's turns (default), on those behind the user's last turn, or on all tokens",
+            choices=("default", "last_round", "all"),
+        ),
     ),
-    "tuner": (
-        Argument(
-            "--tuner_type", "tuner.kind", str, "default lora", older=("--train_type", "--sft_type"), choices=TUNERS
-        ),
-        Argument("--lora_rank", "tuner.lora_rank", int, "rank of the LoRA matrices (default 8)"),
-        Argument("--lora_alpha", "tuner.lora_alpha", float, "updates are scaled by alpha / rank (default 2 x rank)"),
-        Argument("--lora_dropout", "tuner.lora_dropout", float, "dropout in front of LoRA (default 0)"),
-        Argument("--target_modules", "tuner.target_modules", str, "modules to adapt (default all-linear)", many=True),
-        Argument("--modules_to_save", "tuner.modules_to_save", str, "modules trained in full beside", many=True),
-        Argument("--use_rslora", "tuner.use_rslora", boolean, "scale by alpha / sqrt(rank)"),
-        Argument("--use_dora", "tuner.use_dora", boolean, "magnitude and direction apart (DoRA)"),
-        Argument(
-            "--tuner_options", "", str, "what only the chosen tuner knows, such as r=16 n_frequency=500", many=True
-        ),
-        Argument("--init_weights", "tuner.init_weights", str, "start of LoRA's matrices", choices=STARTS),
-        Argument(
-            "--lorap_lr_ratio", f"{_NUMBERS}.lora_plus_ratio", float, "learning rate of LoRA's B beside A's (LoRA+)"
-        ),
-        Argument("--quant_method", "", str, "keep the frozen base quantized (QLoRA)", choices=("bnb",)),
-        Argument("--quant_bits", "", int, "4 (nf4) or 8 (int8), with --quant_method bnb"),
-    ),
+    "tuner": TUNER_ARGUMENTS,
+    "tuners of one kind": KIND_ARGUMENTS,
     "training": (
         Argument("--num_train_epochs", f"{_NUMBERS}.epoch_count", float, "passes over the data (default 3)"),
         Argument("--max_steps", f"{_NUMBERS}.max_steps", int, "optimizer steps; goes before --num_train_epochs"),
@@ -223,6 +162,7 @@ NOT_NEEDED: Mapping[str, str] = {
     "--model_type": "it is read from the model's own config",
     "--template": "the model's own chat template is used",
     "--use_hf": "hub ids are Hugging Face's",
+    "--use_liger_kernel": "the trainer's own loss needs no logits, and its attention no padding; Liger's kernels aren't there yet",
     "--merge_lora": "`martlet merge MODEL`, when the job has succeeded",
 }
 
@@ -262,6 +202,7 @@ def request(arguments: argparse.Namespace) -> dict[str, Any]:
     _put_quantization(extension, arguments)
     _put_preferences(extension, arguments)
     _put_rewards(extension, arguments)
+    _put_galore(extension, arguments)
     for option in arguments.tuner_options or ():
         _put_tuner_option(extension, option)
     if arguments.strict is not None:
@@ -269,7 +210,8 @@ def request(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.truncation_strategy is not None:
         _put(extension, "data.on_long_rows", LONG_ROWS[arguments.truncation_strategy])
     if arguments.loss_scale is not None:
-        _put(extension, "data.assistant_only_loss", arguments.loss_scale == "default")
+        _put(extension, "data.assistant_only_loss", arguments.loss_scale != "all")
+        _put(extension, "data.last_round_only", arguments.loss_scale == "last_round")
     if arguments.split_dataset_ratio and arguments.val_dataset:
         raise InvalidArgument.field("--split_dataset_ratio", "can't be used together with --val_dataset; leave one out")
     body: dict[str, Any] = {"model": arguments.model}
@@ -337,6 +279,15 @@ def _put_rewards(extension: dict[str, Any], arguments: argparse.Namespace) -> No
         rewards.append({key: value for key, value in reward.items() if value is not None})
     if rewards:
         _put(extension, f"{_OPTIONS}.rewards", rewards)
+
+
+def _put_galore(extension: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """SWIFT's way to say which optimizer."""
+    if not arguments.use_galore:
+        return
+    if arguments.optim not in (None, "galore_adamw"):
+        raise InvalidArgument.field("--use_galore", f"contradicts --optim {arguments.optim}; give one of them")
+    _put(extension, f"{_NUMBERS}.optimizer", "galore_adamw")
 
 
 def _put_tuner_option(extension: dict[str, Any], text: str) -> None:

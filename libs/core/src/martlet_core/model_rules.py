@@ -79,6 +79,10 @@ def serves_base(served: str, base_model: str) -> bool:
     return bool(wanted and present and not wanted.revision and wanted.repository == present.repository)
 
 
+#: Kinds of adapters that are tokens in front of a request, by the trainer's and by peft's names.
+_VIRTUAL_TOKENS = ("prompt_tuning", "prefix_tuning", "p_tuning")
+
+
 def check_plain_lora(model: PublishedModel, facts: Mapping[str, Any]) -> None:
     """Refuse an adapter that is more than low-rank matrices: engines take none of these while they run.
 
@@ -87,10 +91,17 @@ def check_plain_lora(model: PublishedModel, facts: Mapping[str, Any]) -> None:
         facts: what is known of it under peft's names: the published model's metadata, or ``adapter_config.json``.
 
     Raises:
-        FailedPrecondition: reason ``ADAPTER_NEEDS_MERGE``.
+        FailedPrecondition: reason ``ADAPTER_NEEDS_MERGE``, or ``ADAPTER_NOT_SERVED`` for those that can't be merged either.
     """
     kinds = []
     kind = str(facts.get("tuner") or facts.get("peft_type") or "lora")
+    if kind.lower() in _VIRTUAL_TOKENS:
+        raise FailedPrecondition(
+            f"The adapter {model.name!r} is virtual tokens ({kind.lower()}), which engines don't take and no weights can hold. Load it "
+            "with peft, or train an adapter of kind lora, which is served.",
+            reason="ADAPTER_NOT_SERVED",
+            metadata={"model": model.name, "param": "model"},
+        )
     if kind.lower() != "lora":
         kinds.append(f"matrices of another kind ({kind.lower()})")
     if facts.get("use_dora"):

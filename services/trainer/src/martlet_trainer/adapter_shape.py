@@ -1,5 +1,5 @@
 """The shape of an adapter that a training goes on from: rank, scale, where it sits. Training can't change it, so a request that asks for
-another one is refused. Imports no ML library: ``serve`` uses it too.
+another one is refused; and which kinds of adapters merge. Imports no ML library: ``serve`` uses it too.
 """
 
 from __future__ import annotations
@@ -7,14 +7,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from martlet_core.errors import FieldViolation, InvalidArgument
+from martlet_core.errors import FailedPrecondition, FieldViolation, InvalidArgument
 
 from martlet_trainer.config import TunerConfig
+from martlet_trainer.tuners.kinds import KINDS
 
 #: Names of modules that a message lists.
 _NAMED = 8
 #: Fields of ``TunerConfig`` that an adapter has for good.
-SHAPE_FIELDS = ("lora_rank", "lora_alpha", "target_modules", "modules_to_save", "use_rslora", "use_dora")
+SHAPE_FIELDS = (
+    "lora_rank",
+    "lora_alpha",
+    "target_modules",
+    "target_regex",
+    "modules_to_save",
+    "use_rslora",
+    "use_dora",
+)
 
 
 def require_shape(tuner: TunerConfig, adapter: str, shape: Mapping[str, Any]) -> None:
@@ -44,6 +53,24 @@ def require_shape(tuner: TunerConfig, adapter: str, shape: Mapping[str, Any]) ->
     if violations:
         text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
         raise InvalidArgument(text, reason="ADAPTER_SHAPE", violations=tuple(violations))
+
+
+def require_mergeable(kind: str) -> None:
+    """Refuse to merge adapters that no weights could hold.
+
+    Args:
+        kind: the adapter's, by its metadata or by peft's name, which is the same for these.
+
+    Raises:
+        FailedPrecondition: reason ``ADAPTER_CANNOT_MERGE``.
+    """
+    found = KINDS.get(kind.lower())
+    if found is not None and found.virtual_tokens:
+        raise FailedPrecondition(
+            f"spec.adapter: is of kind {kind.lower()}, virtual tokens in front of each row, which no weights of the base model can"
+            " hold. Load it with peft as it is, or train an adapter that merges (tuner.kind lora).",
+            reason="ADAPTER_CANNOT_MERGE",
+        )
 
 
 def _plain(value: Any) -> Any:

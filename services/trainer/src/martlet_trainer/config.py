@@ -31,6 +31,7 @@ from martlet_trainer.config_rules import combination_violations
 from martlet_trainer.recipes import RECIPES
 from martlet_trainer.recipes.options import RewardServiceOptions, RolloutOptions
 from martlet_trainer.tuners.kinds import KINDS, TunerKind
+from martlet_trainer.tuners.options import regular_expression
 
 #: Longest row in tokens where the request doesn't say; less where the model's context is shorter.
 DEFAULT_MAX_LENGTH = 2048
@@ -42,7 +43,15 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(plain_enum("D
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Optimizer = Literal[
-    "adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "adafactor", "sgd"
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_bnb_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "adafactor",
+    "sgd",
+    "galore_adamw",
+    "apollo_adamw",
 ]
 
 
@@ -60,12 +69,15 @@ class TunerConfig(Config):
     lora_alpha: Annotated[Float, Gt(0), Le(65536)] | None = Field(default=None, description="Default: 2 x lora_rank.")
     lora_dropout: Annotated[Float, Ge(0), Le(0.9)] = 0.0
     target_modules: tuple[str, ...] = ("all-linear",)
+    target_regex: Annotated[str, AfterValidator(regular_expression)] | None = Field(
+        default=None, description="Modules to adapt, by a pattern that their whole name must match."
+    )
     modules_to_save: tuple[str, ...] = ()
     use_rslora: bool = False
     use_dora: bool = False
     quantization: Literal["nf4", "int8"] = "nf4"
     options: dict[str, Any] = Field(default_factory=dict)
-    init_weights: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    init_weights: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "eva", "lora_ga", "loftq"] = "default"
 
     @property
     def facts(self) -> TunerKind:
@@ -74,8 +86,8 @@ class TunerConfig(Config):
 
     @property
     def starts_inside_base(self) -> bool:
-        """Whether LoRA begins as a part of the base model's weights; what it writes then has twice the rank."""
-        return self.init_weights in ("pissa", "olora")
+        """Whether LoRA begins as something else than nothing; what it writes then has twice the rank."""
+        return self.init_weights in ("pissa", "olora", "lora_ga", "loftq")
 
     @property
     def written_rank(self) -> int:
@@ -113,6 +125,17 @@ class Hyperparameters(Config):
     lora_plus_ratio: Annotated[Float, Ge(1), Le(1000)] | None = Field(
         default=None, description="Learning rate of LoRA's B beside A's (LoRA+, arXiv 2402.12354). Default: the same."
     )
+    projection_rank: Annotated[Int, Ge(1), Le(65536)] = Field(
+        default=128,
+        description="Of galore_adamw and apollo_adamw: rank of their states; wider matrices alone are projected.",
+    )
+    projection_interval: Annotated[Int, Ge(1)] = Field(
+        default=200, description="Of the same: steps after which the projection is chosen anew."
+    )
+    projection_scale: Annotated[Float, Gt(0), Le(1000)] | None = Field(
+        default=None,
+        description="Of the same: factor on the updates. Default: 0.25 for galore_adamw, 1 for apollo_adamw.",
+    )
     neftune_noise_alpha: Annotated[Float, Gt(0), Le(1000)] | None = Field(
         default=None, description="Noise on embeddings while training (NEFTune, arXiv 2310.05914). Default: none."
     )
@@ -131,6 +154,9 @@ class DataConfig(Config):
     on_long_rows: OnLongRows = "truncate"
     validation_split: Annotated[Float, Ge(0), Le(0.5)] = 0.0
     assistant_only_loss: bool = True
+    last_round_only: bool = Field(
+        default=False, description="Loss on what follows the user's last turn alone (SWIFT's loss_scale last_round)."
+    )
     system: str | None = Field(default=None, description="Default: what the model's chat template does by itself.")
 
 
@@ -178,7 +204,7 @@ class TrainingConfig(Config):
             tuner = tuner.model_copy(update={"lora_alpha": 2.0 * tuner.lora_rank})
         if numbers.learning_rate is None:
             rates = RECIPES[self.recipe].learning_rates
-            rate = rates["full"] if tuner.kind == "full" else rates["adapter"] * tuner.facts.rate_factor
+            rate = rates["full" if tuner.facts.whole_model else "adapter"] * tuner.facts.rate_factor
             rate *= numbers.learning_rate_multiplier or 1.0
             numbers = numbers.model_copy(update={"learning_rate": rate, "learning_rate_multiplier": None})
         return self.model_copy(update={"tuner": tuner, "hyperparameters": numbers})

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 #: Fields of ``TunerConfig`` that only LoRA has.
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_weights")
+#: Tuners that train other weights from time to time.
+_BY_TURNS = ("lisa", "badam")
+#: Optimizers with states of low rank.
+_PROJECTING = ("galore_adamw", "apollo_adamw")
+#: Fields that choose modules.
+_TARGET_FIELDS = ("target_modules", "target_regex", "modules_to_save")
 
 #: Optimizers that compute on each number by itself, so that a part of a matrix has the states that it has in the whole.
 _SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
@@ -32,26 +38,49 @@ def combination_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
 
 def _tuner_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
     tuner = config.tuner
-    if tuner.kind == "full":
-        for name in _chosen(tuner, *_LORA_FIELDS, "target_modules", "modules_to_save"):
-            text = "has no meaning with tuner.kind full, which trains every module; leave it out"
+    if tuner.facts.whole_model:
+        for name in _chosen(tuner, *_LORA_FIELDS, *_TARGET_FIELDS):
+            text = f"has no meaning with tuner.kind {tuner.kind}, which trains the model's own weights; leave it out"
             yield FieldViolation(f"tuner.{name}", text)
+        if tuner.kind in _BY_TURNS and config.resources.device_count > 1:
+            text = f"must be 1 with tuner.kind {tuner.kind}: processes exchange the same gradients in every step; or use full"
+            yield FieldViolation("resources.device_count", text)
     elif not tuner.facts.low_rank:
         own = ", ".join(tuner.facts.options.model_fields) or "none"
         for name in _chosen(tuner, *_LORA_FIELDS):
             text = f"is LoRA's, and tuner.kind is {tuner.kind}; its own are under tuner.options: {own}"
             yield FieldViolation(f"tuner.{name}", text)
-    if tuner.starts_inside_base and (tuner.kind == "qlora" or tuner.use_dora):
+    if tuner.facts.virtual_tokens:
+        yield from _virtual_token_violations(config)
+    if tuner.init_weights == "loftq" and (tuner.kind != "qlora" or tuner.quantization != "nf4" or tuner.use_dora):
+        text = "is loftq, which makes up for the rounding of an nf4 base; set tuner.kind to qlora, quantization to nf4 and use_dora to false"
+        yield FieldViolation("tuner.init_weights", text)
+    elif tuner.starts_inside_base and tuner.init_weights != "loftq" and (tuner.kind == "qlora" or tuner.use_dora):
         text = f"is {tuner.init_weights}, which needs plain LoRA on unquantized weights; set tuner.kind to lora and use_dora to false"
         yield FieldViolation("tuner.init_weights", text)
     if tuner.kind != "qlora" and _chosen(tuner, "quantization"):
         text = f"has no meaning with tuner.kind {tuner.kind}; leave it out, or set tuner.kind to qlora"
         yield FieldViolation("tuner.quantization", text)
+    if tuner.target_regex is not None and _chosen(tuner, "target_modules"):
+        yield FieldViolation("tuner.target_regex", "can't be used together with target_modules; give one of them")
     if "all-linear" in tuner.target_modules and len(tuner.target_modules) > 1:
         yield FieldViolation("tuner.target_modules", "mixes all-linear with names; give either all-linear or the names")
     if tuner.use_dora and tuner.kind == "qlora" and tuner.quantization == "int8":
         text = "doesn't work on an int8 base; set tuner.quantization to nf4 or use_dora to false"
         yield FieldViolation("tuner.use_dora", text)
+
+
+def _virtual_token_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
+    kind = config.tuner.kind
+    for name in _chosen(config.tuner, *_TARGET_FIELDS):
+        text = f"has no meaning with tuner.kind {kind}, which trains tokens in front of each row; leave it out"
+        yield FieldViolation(f"tuner.{name}", text)
+    if config.data.packing:
+        text = f"puts several rows behind one another, and {kind} needs its tokens in front of each; set it to false"
+        yield FieldViolation("data.packing", text)
+    if kind == "prefix_tuning" and config.hyperparameters.gradient_checkpointing:
+        text = "computes layers anew, without the keys and values that prefix_tuning trains; leave it out"
+        yield FieldViolation("hyperparameters.gradient_checkpointing", text)
 
 
 def _number_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
@@ -62,6 +91,14 @@ def _number_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
     if numbers.lora_plus_ratio is not None and not config.tuner.facts.low_rank:
         text = f"is LoRA's, and tuner.kind is {config.tuner.kind}; leave it out"
         yield FieldViolation("hyperparameters.lora_plus_ratio", text)
+    projects = numbers.optimizer in _PROJECTING
+    for name in _chosen(numbers, "projection_rank", "projection_interval", "projection_scale"):
+        if not projects:
+            text = f"is for {' and '.join(_PROJECTING)}, and optimizer is {numbers.optimizer}; leave it out"
+            yield FieldViolation(f"hyperparameters.{name}", text)
+    if projects and not config.tuner.facts.whole_model:
+        text = f"is {numbers.optimizer}, which saves memory on whole matrices; with tuner.kind {config.tuner.kind} use adamw_torch"
+        yield FieldViolation("hyperparameters.optimizer", text)
     if numbers.learning_rate_schedule == "constant" and _chosen(numbers, "warmup_ratio") and numbers.warmup_ratio:
         text = "has no meaning with learning_rate_schedule constant; leave it out, or set that to constant_with_warmup"
         yield FieldViolation("hyperparameters.warmup_ratio", text)
@@ -82,9 +119,13 @@ def _data_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
         packing = ", ".join(name for name, info in RECIPES.items() if info.packs)
         text = f"is for recipes whose rows stand alone ({packing}); set it to false"
         yield FieldViolation("data.packing", text)
-    if recipe is not None and not recipe.chooses_targets and _chosen(config.data, "assistant_only_loss"):
-        text = f"has no meaning with recipe {config.recipe}, which knows what carries loss; leave it out"
-        yield FieldViolation("data.assistant_only_loss", text)
+    if recipe is not None and not recipe.chooses_targets:
+        for name in _chosen(config.data, "assistant_only_loss", "last_round_only"):
+            text = f"has no meaning with recipe {config.recipe}, which knows what carries loss; leave it out"
+            yield FieldViolation(f"data.{name}", text)
+    if config.data.last_round_only and not config.data.assistant_only_loss:
+        text = "can't be used together with assistant_only_loss false, which trains on every token; give one of them"
+        yield FieldViolation("data.last_round_only", text)
     if config.data.validation_split > 0 and config.validation_dataset is not None:
         text = "can't be used together with validation_dataset; give one of them"
         yield FieldViolation("data.validation_split", text)
@@ -99,8 +140,11 @@ def _sharding_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
         yield FieldViolation(
             field, f"is {kind}, which spreads a training over several devices; set device_count, or leave it out"
         )
-    if config.tuner.kind == "qlora":
-        yield FieldViolation(field, "doesn't work on quantized weights; set it to none, or tuner.kind to lora")
+    tuner = config.tuner
+    if tuner.kind not in ("lora", "full") or _chosen(tuner, "options", "init_weights"):
+        yield FieldViolation(
+            field, "works with plain lora and full alone; set it to none, or tuner.kind to lora without options"
+        )
     recipe = RECIPES.get(config.recipe)
     if recipe is not None and recipe.generates:
         yield FieldViolation(

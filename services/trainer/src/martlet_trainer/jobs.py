@@ -22,7 +22,7 @@ from martlet_inputs.base_models.resolve import get_artifact, get_model, resolve_
 from martlet_inputs.base_models.vocabulary import TOKENIZER, read_vocabulary, require_same
 from martlet_inputs.datasets import DatasetChecker
 
-from martlet_trainer.adapter_shape import SHAPE_FIELDS, require_shape
+from martlet_trainer.adapter_shape import SHAPE_FIELDS, require_mergeable, require_shape
 from martlet_trainer.config import MergeConfig, TrainingConfig, parse_recipe_options, require_allowed, reward_services
 from martlet_trainer.quantized_bases import check_mergeable, check_readable, check_trainable
 from martlet_trainer.recipes import RECIPES
@@ -115,6 +115,8 @@ class Submissions:
 
     def _check_merge(self, tenant: str, config: MergeConfig) -> None:
         adapter = resolve_adapter(config.adapter, tenant, self._artifacts, self._models)
+        artifact = get_artifact(self._artifacts, ARTIFACT_PREFIX + adapter.artifact_id, tenant, "spec.adapter")
+        require_mergeable(str(artifact.metadata.get("tuner", "")))
         reference = resolve_base_model(
             adapter.base_model, tenant, self._artifacts, self._models, self._model_roots, field="spec.adapter"
         )
@@ -157,8 +159,11 @@ def resolve_training_base(
         As ``resolve_base_model``, and InvalidArgument if whole weights are to be trained from an adapter.
     """
     base = _resolve(config.base_model, tenant, artifacts, models, model_roots, "spec.base_model")
-    if base.adapter is not None and config.tuner.kind == "full":
-        text = f"can't be full on {config.base_model}, which is an adapter; merge it first, or train an adapter (lora)"
+    kind = config.tuner.kind
+    if base.adapter is not None and config.tuner.facts.whole_model:
+        text = (
+            f"can't be {kind} on {config.base_model}, which is an adapter; merge it first, or train an adapter (lora)"
+        )
         raise InvalidArgument.field("spec.tuner.kind", text)
     return base
 

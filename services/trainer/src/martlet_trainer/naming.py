@@ -15,6 +15,6 @@ MERGE = "merge"
 def checkpoint_model_name(job: Job, step: int) -> str | None:
     """The name of a training job's checkpoint; None where a checkpoint can't be served (whole models)."""
     config = parse_training_config(job.spec)
-    if config.tuner.kind == "full":
+    if config.tuner.facts.whole_model:
         return None
     return f"{published_name(config.base_model, job.tenant, config.suffix, job.id)}:ckpt-step-{step}"

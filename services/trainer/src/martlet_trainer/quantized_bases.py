@@ -71,10 +71,10 @@ def check_trainable(tuner: TunerConfig, name: str, base: ModelFiles, *, undernea
             f" Train on {parent}, or on what the quantizer makes of that one by {_trainable_methods()}.",
             reason=_REASON,
         )
-    if tuner.kind == "full":
+    if tuner.facts.whole_model:
         raise InvalidArgument.field(
             "spec.tuner.kind",
-            f"is full, but {subject} is quantized by {found}, and such weights can't move; set it to lora, or train {parent}",
+            f"is {tuner.kind}, but {subject} is quantized by {found}, and such weights can't move; set it to lora, or train {parent}",
             reason=_REASON,
         )
     if not tuner.facts.low_rank:

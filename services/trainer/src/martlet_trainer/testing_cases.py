@@ -18,15 +18,26 @@ SMALL_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "shira": {"r": 8},
     "oft": {"oft_block_size": 16},
     "road": {"group_size": 16},
+    "llamapro": {"num_new_blocks": 1},
+    "lisa": {"activated_layers": 1, "step_interval": 3},
+    "badam": {"switch_interval": 3},
+    "prompt_tuning": {"num_virtual_tokens": 8},
+    "prefix_tuning": {"num_virtual_tokens": 8},
+    "p_tuning": {"num_virtual_tokens": 8, "encoder_hidden_size": 64},
 }
 #: Learning rates with which a few steps on such a model show something; 1e-2 for all others.
 SMALL_RATES: Mapping[str, float] = {
     "full": 3e-3,
+    "lisa": 3e-3,
+    "badam": 3e-3,
+    "llamapro": 1e-2,
     "ln_tuning": 3e-2,
     "ia3": 5e-2,
     "loha": 5e-2,
     "vera": 5e-2,
     "vblora": 1e-1,
+    "prompt_tuning": 1e-1,
+    "prefix_tuning": 1e-1,
 }
 #: Recipes that answer questions themselves, with a reward that a random model can find: a letter of the first half of the alphabet.
 ROLLOUT_OPTIONS: Mapping[str, Any] = {

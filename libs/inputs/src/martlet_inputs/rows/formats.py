@@ -54,11 +54,13 @@ class Conversation:
         messages: turns with ``role`` and ``content`` (and ``tool_calls``, ``tool_call_id``, ``name`` where there are any).
         trained: for each message whether it carries loss.
         tools: tool definitions in OpenAI's form; empty for none.
+        weights: of each message's loss, where rows give any (SWIFT's ``loss_scale``); empty where all weigh 1.
     """
 
     messages: tuple[Mapping[str, Any], ...]
     trained: tuple[bool, ...]
     tools: tuple[Mapping[str, Any], ...] = field(default=())
+    weights: tuple[float, ...] = ()
 
 
 def recognise(fields: Collection[str]) -> str | None:

@@ -100,7 +100,7 @@ def conversation_texts(conversation: Conversation) -> Iterable[str]:
 def read_conversation(values: Mapping[str, Any], format_name: str) -> Conversation:
     """The conversation of a row of a format. Raises RowError."""
     field = "messages" if format_name != "sharegpt" else "conversations"
-    return check_conversation(to_messages(values, format_name), field, values)
+    return check_conversation(to_messages(values, format_name), field, values, weighted=True)
 
 
 def _without_empty_alias(values: Mapping[str, Any]) -> Mapping[str, Any]:

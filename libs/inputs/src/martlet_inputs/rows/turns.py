@@ -9,13 +9,26 @@ from typing import Any
 from martlet_inputs.rows.formats import Conversation, RowError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+#: Of a turn's loss.
+_LARGEST_WEIGHT = 1000.0
 _TURN_FIELDS = frozenset(
-    {"role", "content", "name", "tool_calls", "tool_call_id", "weight", "loss", "refusal", "reasoning_content"}
+    {
+        *("role", "content", "name", "tool_calls", "tool_call_id", "refusal", "reasoning_content"),
+        *("weight", "loss", "loss_scale"),
+    }
 )
 
 
-def check_conversation(messages: list[dict[str, Any]], field: str, values: Mapping[str, Any]) -> Conversation:
+def check_conversation(
+    messages: list[dict[str, Any]], field: str, values: Mapping[str, Any], *, weighted: bool = False
+) -> Conversation:
     """Check turns and their order.
+
+    Args:
+        messages: the turns.
+        field: where they stand in the row.
+        values: the row.
+        weighted: whether the loss of a turn may have a weight of its own (``loss_scale``).
 
     Raises:
         RowError: naming the first thing at fault.
@@ -28,7 +41,8 @@ def check_conversation(messages: list[dict[str, Any]], field: str, values: Mappi
         raise RowError(
             field, "every assistant turn has weight 0, so there is nothing to learn; give one of them weight 1"
         )
-    return Conversation(tuple(checked), trained, tools)
+    weights = tuple(_weight(turn, f"{field}[{index}]", weighted) for index, turn in enumerate(messages))
+    return Conversation(tuple(checked), trained, tools, weights if any(weight != 1 for weight in weights) else ())
 
 
 def check_prompt(messages: list[dict[str, Any]], field: str, values: Mapping[str, Any]) -> Conversation:
@@ -164,4 +178,20 @@ def _is_trained(turn: Mapping[str, Any], field: str) -> bool:
         raise RowError(f"{field}.weight", f"is {weight!r}; must be 0 or 1")
     if loss is not None and not isinstance(loss, bool):
         raise RowError(f"{field}.loss", f"is {loss!r}; must be true or false")
-    return turn.get("role") == "assistant" and weight != 0 and loss is not False
+    return turn.get("role") == "assistant" and weight != 0 and loss is not False and turn.get("loss_scale") != 0
+
+
+def _weight(turn: Mapping[str, Any], field: str, weighted: bool) -> float:
+    """Weight of a turn's loss by SWIFT's ``loss_scale``; 1 for most."""
+    scale = turn.get("loss_scale")
+    if scale is None:
+        return 1.0
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale <= _LARGEST_WEIGHT:
+        raise RowError(f"{field}.loss_scale", f"is {scale!r}; must be a number from 0 to {_LARGEST_WEIGHT:g}")
+    if turn.get("role") != "assistant":
+        raise RowError(f"{field}.loss_scale", "belongs to assistant turns only; leave it out")
+    if not weighted and scale not in (0, 1):
+        raise RowError(
+            f"{field}.loss_scale", "is for recipes that learn each token (sft); leave it out, or set it to 0 or 1"
+        )
+    return float(scale)

@@ -7,7 +7,7 @@ in the template, only that it never rewrites earlier text when a turn is added: 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 #: Format that a base model without a chat template can be trained on: its text is taken as it is.
 PLAIN_FORMAT = "prompt_completion"
+#: Start, end and weight of a trained turn in a row's text.
+_Span = tuple[int, int, float]
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,13 @@ class EncodedRow:
         input_ids: token ids. Shape (length,), int32. Ends with the last token that carries loss.
         is_target: whether the model is to learn to predict the token at that place. Shape (length,).
         truncated: the row was cut at the longest length.
+        weights: weight of the loss at each place, 0 where there is none. Shape (length,), float32. None where all targets weigh 1.
     """
 
     input_ids: np.ndarray
     is_target: np.ndarray
     truncated: bool = False
+    weights: np.ndarray | None = None
 
     @property
     def target_count(self) -> int:
@@ -45,9 +49,9 @@ class EncodedRow:
         return len(self.input_ids)
 
     @property
-    def weight(self) -> int:
+    def weight(self) -> float:
         """The loss is a mean over targets."""
-        return self.target_count
+        return self.target_count if self.weights is None else float(self.weights[1:].sum())
 
 
 class RowEncoder:
@@ -60,6 +64,7 @@ class RowEncoder:
         max_length: int,
         on_long_rows: str = "truncate",
         assistant_only_loss: bool = True,
+        last_round_only: bool = False,
         system: str | None = None,
     ) -> None:
         """Args: see ``DataConfig``. Raises InvalidArgument if the tokenizer can't say where its tokens lie in the text."""
@@ -70,6 +75,7 @@ class RowEncoder:
         self._max_length = max_length
         self._on_long_rows = on_long_rows
         self._assistant_only_loss = assistant_only_loss
+        self._last_round_only = last_round_only
         self._system = system
         self._special_ids = frozenset(tokenizer.all_special_ids) | {
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
@@ -83,17 +89,19 @@ class RowEncoder:
         Raises:
             RowError: the template refuses or rewrites the row, or the row is too long.
         """
+        if self._last_round_only:
+            conversation = _last_round(conversation)
         if self._tokenizer.chat_template:
             text, spans = self._render(conversation)
-            ids, targets = self._tokenize(text, spans, add_special_tokens=False)
+            ids, weights = self._tokenize(text, spans, add_special_tokens=False)
         else:
             text, spans = self._plain(conversation, format_name)
-            ids, targets = self._tokenize(text, spans, add_special_tokens=True)
+            ids, weights = self._tokenize(text, spans, add_special_tokens=True)
         if conversation.trained[-1]:
-            ids, targets = self._with_end(ids, targets)
+            ids, weights = self._with_end(ids, weights)
         if not self._assistant_only_loss:
-            targets = np.ones_like(targets)
-        return self._fit(ids, targets)
+            weights = np.where(weights > 0, weights, np.float32(1))
+        return self._fit(ids, weights)
 
     def encode_prompt(self, conversation: Conversation) -> np.ndarray:
         """Tokens of a conversation that the model is to go on with. Shape (length,), int32.
@@ -142,17 +150,18 @@ class RowEncoder:
         pieces = [ids[start : start + self._max_length] for start in starts]
         return [EncodedRow(piece.copy(), np.ones(len(piece), dtype=bool)) for piece in pieces]
 
-    def _render(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
-        """The whole text, and the (start, end) of each trained turn in it."""
-        messages, trained = list(conversation.messages), list(conversation.trained)
+    def _render(self, conversation: Conversation) -> tuple[str, list[_Span]]:
+        """The whole text, and each trained turn in it."""
+        messages, weights = list(conversation.messages), _weights(conversation)
         if self._system is not None and messages[0]["role"] != "system":
-            messages, trained = [{"role": "system", "content": self._system}, *messages], [False, *trained]
+            messages, weights = [{"role": "system", "content": self._system}, *messages], [0.0, *weights]
         whole = self._apply(messages, conversation.tools)
         self._check_tools(conversation, whole)
         spans = []
         for index, message in enumerate(messages):
-            if trained[index]:
-                spans.append(self._span(messages, index, whole, conversation.tools, str(message["content"])))
+            if weights[index]:
+                start, end = self._span(messages, index, whole, conversation.tools, str(message["content"]))
+                spans.append((start, end, weights[index]))
         return whole, spans
 
     def _span(
@@ -210,17 +219,16 @@ class RowEncoder:
                     "the model's chat template doesn't render tools; choose a model whose template does, or remove them",
                 )
 
-    def _plain(self, conversation: Conversation, format_name: str) -> tuple[str, list[tuple[int, int]]]:
+    def _plain(self, conversation: Conversation, format_name: str) -> tuple[str, list[_Span]]:
         roles = [message["role"] for message in conversation.messages]
         if format_name != PLAIN_FORMAT or roles != ["user", "assistant"] or self._system is not None:
             advice = "choose an instruct model, or write rows with prompt and completion as text"
             raise RowError("", f"the base model has no chat template; {advice}")
         prompt, completion = (str(message["content"]) for message in conversation.messages)
-        return prompt + completion, [(len(prompt), len(prompt) + len(completion))]
+        return prompt + completion, [(len(prompt), len(prompt) + len(completion), 1.0)]
 
-    def _tokenize(
-        self, text: str, spans: Sequence[tuple[int, int]], add_special_tokens: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _tokenize(self, text: str, spans: Sequence[_Span], add_special_tokens: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids, and the weight of the loss at each place."""
         encoded = self._tokenizer(
             text,
             add_special_tokens=add_special_tokens,
@@ -230,12 +238,12 @@ class RowEncoder:
         )
         ids = np.asarray(encoded["input_ids"], dtype=np.int32)
         offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        targets = np.zeros(len(ids), dtype=bool)
-        for start, end in spans:
+        weights = np.zeros(len(ids), dtype=np.float32)
+        for start, end, weight in spans:
             inside = (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
             self._drop_blanks_behind_end(ids, inside, text, offsets)
-            targets |= inside
-        return ids, targets
+            weights[inside] = weight
+        return ids, weights
 
     def _drop_blanks_behind_end(self, ids: np.ndarray, inside: np.ndarray, text: str, offsets: np.ndarray) -> None:
         """Take blanks that follow a turn's closing special token out of the loss: generation has stopped by then."""
@@ -248,28 +256,51 @@ class RowEncoder:
         if cut and ids[places[cut - 1]] in self._special_ids:
             inside[places[cut:]] = False
 
-    def _with_end(self, ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _with_end(self, ids: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Make sure that the model learns to stop: the last trained token must be a special one."""
-        places = np.flatnonzero(targets)
+        places = np.flatnonzero(weights)
         eos: Any = self._tokenizer.eos_token_id
         if len(places) == 0 or ids[places[-1]] in self._special_ids or eos is None:
-            return ids, targets
+            return ids, weights
         self.rows_with_added_eos += 1
         end = places[-1] + 1
-        return np.append(ids[:end], np.int32(eos)), np.append(targets[:end], True)
+        return np.append(ids[:end], np.int32(eos)), np.append(weights[:end], weights[end - 1])
 
-    def _fit(self, ids: np.ndarray, targets: np.ndarray) -> EncodedRow:
+    def _fit(self, ids: np.ndarray, weights: np.ndarray) -> EncodedRow:
         length = len(ids)
         if length > self._max_length:
             if self._on_long_rows == "refuse":
                 advice = "shorten it, raise data.max_length, or set data.on_long_rows to truncate"
                 raise RowError("", f"has {length} tokens, more than data.max_length {self._max_length}; {advice}")
-            ids, targets = ids[: self._max_length], targets[: self._max_length]
-        places = np.flatnonzero(targets[1:])
+            ids, weights = ids[: self._max_length], weights[: self._max_length]
+        places = np.flatnonzero(weights[1:])
         if len(places) == 0:
             advice = "shorten what precedes them, or raise data.max_length"
             raise RowError(
                 "", f"all its trained tokens lie behind data.max_length {self._max_length} ({length} tokens); {advice}"
             )
         end = int(places[-1]) + 2  # nothing behind the last target takes part in the loss
-        return EncodedRow(ids[:end].copy(), targets[:end].copy(), truncated=length > self._max_length)
+        weights = weights[:end].copy()
+        plain = bool(np.isin(weights, (0, 1)).all())
+        return EncodedRow(ids[:end].copy(), weights > 0, length > self._max_length, None if plain else weights)
+
+
+def _weights(conversation: Conversation) -> list[float]:
+    """Weight of each message's loss, 0 where it has none."""
+    given = conversation.weights or (1.0,) * len(conversation.messages)
+    return [weight if trained else 0.0 for weight, trained in zip(given, conversation.trained, strict=True)]
+
+
+def _last_round(conversation: Conversation) -> Conversation:
+    """The conversation with loss on what follows the user's last turn, and on nothing else.
+
+    Raises:
+        RowError: the row itself takes the loss off that.
+    """
+    asked = max((index for index, message in enumerate(conversation.messages) if message["role"] == "user"), default=-1)
+    trained = tuple(index > asked and flag for index, flag in enumerate(conversation.trained))
+    if not any(trained):
+        raise RowError(
+            "messages", "has no loss in its last round, which data.last_round_only asks for; leave the row out"
+        )
+    return replace(conversation, trained=trained)

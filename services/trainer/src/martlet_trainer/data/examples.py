@@ -28,7 +28,7 @@ class Example(Protocol):
         ...
 
     @property
-    def weight(self) -> int:
+    def weight(self) -> float:
         """What it adds to the number that a step's loss is divided by."""
         ...
 

@@ -46,6 +46,7 @@ def measure(base_model: Path, datasets: dict[str, str], config: DataConfig, reci
         max_length=resolve_max_length(config.max_length, context_length(base_model, tokenizer)),
         on_long_rows=config.on_long_rows,
         assistant_only_loss=config.assistant_only_loss,
+        last_round_only=config.last_round_only,
         system=config.system,
     )
     kind = RECIPES[recipe].rows

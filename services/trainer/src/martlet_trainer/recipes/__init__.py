@@ -28,7 +28,7 @@ class RecipeInfo:
         rows: what its data sets are made of.
         learning_rates: default peak learning rate for LoRA (``adapter``) and for whole models (``full``), which take far smaller steps.
         packs: whether several rows may share a sequence.
-        chooses_targets: whether ``data.assistant_only_loss`` has a meaning.
+        chooses_targets: whether ``data.assistant_only_loss`` and ``last_round_only`` have a meaning.
         cuts: whether a row that is too long may be cut; where not, it is refused whatever ``data.on_long_rows`` says.
         generates: whether it trains on answers that the model makes meanwhile.
     """

@@ -41,7 +41,8 @@ def _check_reference(inputs: MethodInputs, options: RolloutOptions) -> None:
     if not options.beta:
         return
     tuner = inputs.config.tuner
-    if tuner.kind == "full" or tuner.starts_inside_base or inputs.continues_adapter:
+    no_reference = tuner.facts.whole_model or tuner.facts.virtual_tokens or tuner.starts_inside_base
+    if no_reference or inputs.continues_adapter:
         raise InvalidArgument.field(
             "spec.recipe_options.beta",
             "needs a new adapter that starts as the base model does, to measure from the model without it; set it to 0, tuner.kind to lora,"

@@ -19,8 +19,9 @@ import torch
 from martlet_core.errors import FailedPrecondition
 from martlet_core.recipe import OutputArtifact, RecipeResult, Report, ShouldStop, StopRequested
 from martlet_inputs.base_models.model_files import ModelFiles, files_in
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, PeftType
 
+from martlet_trainer.adapter_shape import require_mergeable
 from martlet_trainer.config import MergeConfig, parse_merge_config
 from martlet_trainer.quantized_bases import check_mergeable
 from martlet_trainer.training.models import dequantize, load_model, load_tokenizer
@@ -80,8 +81,8 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
         should_stop: ends the merge between its steps.
 
     Raises:
-        FailedPrecondition: the base is quantized in a way that can't be undone, or the merged model differs from the unmerged one by more
-            than the limit.
+        FailedPrecondition: the base is quantized in a way that can't be undone, no weights can hold an adapter of this kind, or the merged
+            model differs from the unmerged one by more than the limit.
         StopRequested: ``should_stop`` said so.
     """
     values = dict(config)
@@ -94,6 +95,7 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
     )
     files = files_in(base, "spec.adapter")
     check_mergeable(base_name, files)
+    require_mergeable(PeftType(PeftConfig.from_pretrained(str(adapter)).peft_type).value)
     dtype = _storage_type(settings, base)
     tokenizer = load_tokenizer(base)
     probes = _encode(tokenizer)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,13 +35,15 @@ from martlet_trainer.training.models import context_length, load_tokenizer
 from martlet_trainer.training.neftune import with_noise
 from martlet_trainer.training.plan import PlanSettings, StepPlan
 from martlet_trainer.training.processes import Processes
-from martlet_trainer.tuners.base import Tuner, TunerInputs
+from martlet_trainer.tuners.base import FirstBatch, Tuner, TunerInputs
 from martlet_trainer.tuners.build import build_tuner
 from martlet_trainer.tuners.continued import base_name_of, with_shape_of
 from martlet_trainer.tuners.fused_lora import fuse
 
 #: What several processes run.
 _BODY = "martlet_trainer.recipes.training:train"
+#: Steps whose batches a tuner may look at before it starts.
+_FIRST_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,8 @@ def train(
         )
     )
     plan = _plan(config, lesson.examples, processes.count)
+    if resume is None and adapter is None:
+        _meet_data(tuner, lesson, plan, placement, check_stop)
     inputs = LoopInputs(
         config,
         tuner,
@@ -286,6 +291,7 @@ def _load_data(
         max_length=max_length,
         on_long_rows=data.on_long_rows,
         assistant_only_loss=data.assistant_only_loss,
+        last_round_only=data.last_round_only,
         system=data.system,
     )
     encode, kind = method.encode(encoder), RECIPES[config.recipe].rows
@@ -331,10 +337,31 @@ def _plan(config: TrainingConfig, rows: Sequence[Any], process_count: int) -> St
     return StepPlan(settings, [row.token_count for row in rows], numbers.epoch_count, numbers.max_steps)
 
 
+def _meet_data(
+    tuner: Tuner, lesson: Lesson, plan: StepPlan, placement: Placement, check_stop: Callable[[], None]
+) -> None:
+    """Show a tuner the first batches, as the first process will compute them."""
+
+    def batches() -> Iterator[FirstBatch]:
+        for step in range(min(_FIRST_STEPS, plan.total_steps)):
+            for chosen in plan.rows_of(step, rank=0):
+                check_stop()
+                rows = [lesson.examples[i] for i in chosen]
+                batch = lesson.computation.collate(rows, placement.device)
+                mask = getattr(batch, "rows", batch).inputs.get("attention_mask")
+                yield FirstBatch(None if mask is None else mask.bool(), partial(_loss, tuner, lesson, batch, rows))
+
+    tuner.companion.meet_data(batches())
+
+
+def _loss(tuner: Tuner, lesson: Lesson, batch: Any, rows: Sequence[Any]) -> torch.Tensor:
+    return lesson.computation.objective(tuner.model, batch).total / sum(row.weight for row in rows)
+
+
 def _with_device_defaults(config: TrainingConfig, placement: Placement, tuner: Tuner) -> TrainingConfig:
     """Fill in what depends on the device, and switch gradient checkpointing on if it is wanted."""
     wanted = config.hyperparameters.gradient_checkpointing
-    possible = bool(tuner.model.supports_gradient_checkpointing)
+    possible = bool(tuner.model.supports_gradient_checkpointing) and config.tuner.kind != "prefix_tuning"
     if wanted is None:
         wanted = possible and placement.device.type == "cuda"
     if wanted and not possible:

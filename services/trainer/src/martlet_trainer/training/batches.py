@@ -23,6 +23,7 @@ class Batch:
         targets: token ids to predict there. Shape (targets,).
         row_of_target: which row each target is of, counted as the rows were given. Shape (targets,).
         lengths: tokens of the row that each input token is of; a prefix counts as part of the shortest row. Shape as ``input_ids``.
+        weights: of the targets' losses; None where all weigh 1. Shape (targets,), float32.
         row_count: rows in the batch.
         token_count: tokens of the rows, each counted once, padding left out.
     """
@@ -32,6 +33,7 @@ class Batch:
     targets: torch.Tensor
     row_of_target: torch.Tensor
     lengths: torch.Tensor
+    weights: torch.Tensor | None
     row_count: int
     token_count: int
 
@@ -72,8 +74,14 @@ def collate_rows(rows: Sequence[EncodedRow], device: torch.device, share_prefix:
     return _batch(inputs, positions, targets, by_token[None], rows, order, device)
 
 
-def collate_padded(rows: Sequence[EncodedRow], device: torch.device) -> Batch:
-    """Rows side by side, padded on the right, for models whose attention can't be replaced."""
+def collate_padded(rows: Sequence[EncodedRow], device: torch.device, virtual_tokens: int = 0) -> Batch:
+    """Rows side by side, padded on the right, for models whose attention can't be replaced.
+
+    Args:
+        rows: the batch.
+        device: where to.
+        virtual_tokens: outputs that the model puts in front of each row's.
+    """
     longest = max(len(row.input_ids) for row in rows) - 1
     ids = np.zeros((len(rows), longest), dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=np.int64)
@@ -85,7 +93,7 @@ def collate_padded(rows: Sequence[EncodedRow], device: torch.device) -> Batch:
         ids[index, :length] = row.input_ids[:-1]
         mask[index, :length] = 1
         predicted = np.flatnonzero(row.is_target[1:])
-        positions.append(predicted + index * longest)
+        positions.append(predicted + index * (virtual_tokens + longest) + virtual_tokens)
         targets.append(row.input_ids[predicted + 1])
     inputs = {"input_ids": _tensor(ids, device), "attention_mask": _tensor(mask, device), "use_cache": False}
     return _batch(inputs, positions, targets, by_token, rows, range(len(rows)), device)
@@ -106,9 +114,21 @@ def _batch(
         targets=_tensor(np.concatenate(targets), device),
         row_of_target=_tensor(np.repeat(np.asarray(order), [len(part) for part in targets]), device),
         lengths=_tensor(lengths, device),
+        weights=_weights(rows, device),
         row_count=len(rows),
         token_count=sum(len(row.input_ids) for row in rows),
     )
+
+
+def _weights(rows: Sequence[EncodedRow], device: torch.device) -> torch.Tensor | None:
+    """Weights of all targets, in the rows' order; None where every one is 1."""
+    if all(row.weights is None for row in rows):
+        return None
+    parts = [
+        np.ones(row.target_count, np.float32) if row.weights is None else row.weights[1:][row.is_target[1:]]
+        for row in rows
+    ]
+    return torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
 
 
 def _shared_prefix(rows: Sequence[EncodedRow]) -> int:

@@ -4,6 +4,7 @@ step-<n>/
     adapter_config.json, adapter_model.safetensors      or the files of a whole model: usable without the rest
     training_state/state.json                           progress, and the settings that the plan of steps depends on
     training_state/optimizer.{json,safetensors}         optimizer, schedule, loss scaler
+    training_state/tuner.{json,safetensors}             what the tuner keeps beside its weights, if anything
     training_state/objective.{json,safetensors}         what the objective was made of, where it can't be made again
     training_state/random-<rank>.{json,safetensors}     random states of each process, as they were before the next step
     training_state/history.jsonl                        metrics of all steps so far
@@ -98,6 +99,7 @@ def write_checkpoint(
     save_weights: Callable[[Path], None],
     optimizer: Mapping[str, Any],
     objective: Mapping[str, torch.Tensor],
+    tuner: Mapping[str, Any],
     random_by_rank: list[Any],
     best_weights: Path | None,
 ) -> Path:
@@ -109,6 +111,7 @@ def write_checkpoint(
         save_weights: writes the weights into a directory.
         optimizer: states of optimizer, schedule and scaler.
         objective: what the objective was made of, such as log-probabilities under the model that training started from.
+        tuner: what the tuner keeps beside its weights.
         random_by_rank: random states of each process.
         best_weights: directory of the best weights so far, linked into the checkpoint; None if they need not be kept.
     """
@@ -121,8 +124,9 @@ def write_checkpoint(
     inside.mkdir(parents=True)
     save_weights(temporary)
     save_tree(optimizer, inside / "optimizer")
-    if objective:
-        save_tree(dict(objective), inside / "objective")
+    for name, tree in (("objective", objective), ("tuner", tuner)):
+        if tree:
+            save_tree(dict(tree), inside / name)
     for rank, states in enumerate(random_by_rank):
         save_tree(states, inside / f"random-{rank}")
     _write_state(state, inside)
@@ -162,7 +166,15 @@ def read_optimizer(checkpoint: Path) -> Any:
 
 def read_objective(checkpoint: Path) -> dict[str, torch.Tensor]:
     """What the objective was made of; empty for those that keep nothing."""
-    path = checkpoint / STATE_DIR / "objective"
+    return _read_if_any(checkpoint / STATE_DIR / "objective")
+
+
+def read_tuner(checkpoint: Path) -> dict[str, Any]:
+    """What the tuner keeps beside its weights; empty for those that keep nothing."""
+    return _read_if_any(checkpoint / STATE_DIR / "tuner")
+
+
+def _read_if_any(path: Path) -> dict[str, Any]:
     return load_tree(path) if path.with_suffix(".json").is_file() else {}
 
 

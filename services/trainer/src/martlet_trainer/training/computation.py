@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from martlet_core.errors import FailedPrecondition
+from peft import PeftType
 from torch import nn
 from torch.nn import functional
 
@@ -40,6 +41,8 @@ _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 _EXACT = 5e-3
 #: In 8 bit a row's numbers depend on the batch, also with padding: this many times that difference is let pass.
 _NOISE_FACTOR = 3.0
+#: Why batches of models with virtual tokens are padded.
+_VIRTUAL = "virtual tokens stand in front of each row"
 #: What a model raises whose architecture doesn't fit the replaced attention.
 _MISFITS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, AssertionError)
 
@@ -82,6 +85,9 @@ def choose_computation(
     Raises:
         FailedPrecondition: packing is asked for, but the model's attention can't keep packed rows apart.
     """
+    if (virtual := _virtual_tokens(model)) is not None:
+        collate = partial(collate_padded, virtual_tokens=virtual)
+        return Computation(collate, plain_loss, plain_log_probs, isolates_rows=False, why_padded=_VIRTUAL)
     before = model.config._attn_implementation
     collate = partial(collate_rows, share_prefix=not (noisy or has_dropout(model)))
     model.eval()
@@ -100,6 +106,14 @@ def choose_computation(
         )
     padded = (collate_padded, plain_loss, plain_log_probs, plain_predictions)
     return Computation(*padded, isolates_rows=False, why_padded=reason)
+
+
+def _virtual_tokens(model: Any) -> int | None:
+    """Outputs in front of each row's, of models with virtual tokens: none where those are keys and values only. None for other models."""
+    config = getattr(model, "active_peft_config", None)
+    if config is None or not config.is_prompt_learning:
+        return None
+    return 0 if config.peft_type == PeftType.PREFIX_TUNING else config.num_virtual_tokens
 
 
 def has_dropout(model: Any) -> bool:

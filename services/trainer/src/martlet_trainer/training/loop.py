@@ -25,6 +25,7 @@ from martlet_trainer.training.checkpoint import (
     read_optimizer,
     read_random_states,
     read_state,
+    read_tuner,
     set_random_states,
     write_checkpoint,
 )
@@ -83,6 +84,8 @@ class TrainingLoop:
         optimizer = build_optimizer(inputs.tuner.model, self._numbers)
         self._optimizer = inputs.processes.prepare_optimizer(optimizer)
         self._schedule = build_schedule(optimizer, self._numbers, inputs.plan.total_steps)
+        self._companion = inputs.tuner.companion
+        self._companion.begin(inputs.plan.total_steps, optimizer)
         self._state = TrainingState(plan=asdict(inputs.plan.settings) | {"total_steps": inputs.plan.total_steps})
         self._random = random_states(inputs.placement.device)
         self._last_checkpoint = (0, time.monotonic())  # step, when
@@ -108,6 +111,7 @@ class TrainingLoop:
         self._in.processes.load_optimizer_state(self._optimizer, saved["optimizer"])
         self._schedule.load_state_dict(saved["schedule"])
         self._in.processes.load_scaler_state(saved["scaler"])
+        self._companion.restore(read_tuner(checkpoint))
         self._random = read_random_states(checkpoint, self._in.processes.rank)
         set_random_states(self._random, self._in.placement.device)
         self._state = state
@@ -147,6 +151,7 @@ class TrainingLoop:
         device = self._in.placement.device
         sums = Sums(self._in.computation.measures)
         tokens = rows = 0
+        self._companion.before_step(state.step)
         for index, chosen in enumerate(batches):
             self._stop_if_asked()
             # A rank without rows of its own still takes part in the exchange, with a row that weighs nothing.
@@ -154,7 +159,8 @@ class TrainingLoop:
             share = processes.count / weight if chosen else 0.0
             with processes.accumulate(self._model, is_last=index == len(batches) - 1):
                 loss = self._in.computation.objective(self._model, batch)
-                processes.backward(loss.total * share)
+                penalty = self._companion.penalty() if index == len(batches) - 1 else None
+                processes.backward(loss.total * share if penalty is None else loss.total * share + penalty)
             if chosen:
                 sums.add(loss)
                 tokens, rows = tokens + batch.token_count, rows + batch.row_count
@@ -168,6 +174,7 @@ class TrainingLoop:
                 f"training diverged: the loss is {means['loss']} at step {state.step + 1}; {advice}", reason="DIVERGED"
             )
         self._optimizer.step()
+        self._companion.after_step(state.step)
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
@@ -199,7 +206,7 @@ class TrainingLoop:
             state.step, self._in.plan.total_steps, values, sum(self._pace) / len(self._pace) * remaining
         )
 
-    def _weight_of(self, step: int) -> int:
+    def _weight_of(self, step: int) -> float:
         """Weight of a whole step's examples, over all processes: every process knows all of them, so nobody has to ask."""
         ranks = range(self._in.processes.count)
         rows = self._in.rows
@@ -284,6 +291,7 @@ class TrainingLoop:
                     optimizer=optimizer,
                     random_by_rank=states,
                     objective=self._in.objective_state,
+                    tuner=self._companion.state(),
                     best_weights=self._best if self._best is not None and self._best.is_dir() else None,
                 )
                 self._report.checkpoint(path, state.step, _numbers_of(state.history[-1]), is_best)

@@ -73,28 +73,29 @@ ACCURACY = "token_accuracy"
 
 
 class _SlicedCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies. Shapes: hidden (targets, size), weight (vocabulary, size), targets (targets,)."""
+    """Sum of cross-entropies. Shapes: hidden (targets, size), weight (vocabulary, size), targets and their own weights (targets,)."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         total = hidden.new_zeros((), dtype=torch.float32)
-        correct = torch.zeros((), dtype=torch.long, device=hidden.device)
+        correct = torch.zeros((), dtype=torch.long if weights is None else torch.float32, device=hidden.device)
         for start, stop in _slices(len(targets), weight.shape[0]):
             piece, wanted = hidden[start:stop], targets[start:stop].unsqueeze(1)
             logits = functional.linear(piece, weight).float()
-            correct += (logits.argmax(dim=1, keepdim=True) == wanted).sum()
+            scale = None if weights is None else weights[start:stop].unsqueeze(1)
+            correct += _weighted(logits.argmax(dim=1, keepdim=True) == wanted, scale).sum()
             normalizer = logits.logsumexp(dim=1, keepdim=True)
-            total += (normalizer - logits.gather(1, wanted)).sum()
+            total += _weighted(normalizer - logits.gather(1, wanted), scale).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
             gradient = logits.sub_(normalizer).exp_()
             gradient.scatter_add_(1, wanted, torch.full_like(gradient[:, :1], -1.0))
-            gradient = gradient.to(weight.dtype)
+            gradient = _weighted(gradient, scale).to(weight.dtype)
             if grad_hidden is not None:
                 torch.mm(gradient, weight, out=grad_hidden[start:stop])
             if grad_weight is not None:
@@ -104,12 +105,13 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         return total, correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grads[0]
         return (
             None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype),
             None if grad_weight is None else grad_weight * scale.to(grad_weight.dtype),
+            None,
             None,
         )
 
@@ -155,6 +157,10 @@ def by_slices(values: Callable[[int, int], torch.Tensor], count: int, vocabulary
     return torch.cat([checkpoint(values, *ends, use_reentrant=False) for ends in _slices(count, vocabulary)])
 
 
+def _weighted(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    return values if weights is None else values * weights
+
+
 def _slices(count: int, vocabulary: int) -> Iterator[tuple[int, int]]:
     """Begins and ends of slices whose logits take ``_SLICE_BYTES``."""
     rows = max(1, _SLICE_BYTES // (4 * vocabulary))
@@ -185,7 +191,7 @@ class LossHead:
         def forward(input: torch.Tensor) -> torch.Tensor:
             weight = self._head.weight
             outputs: Any = _SlicedCrossEntropy.apply(
-                input.reshape(-1, input.shape[-1]).to(weight.dtype), weight, batch.targets
+                input.reshape(-1, input.shape[-1]).to(weight.dtype), weight, batch.targets, batch.weights
             )
             right.append(outputs[1])
             return outputs[0].reshape(1, 1, 1).clone()
@@ -227,8 +233,9 @@ def plain_loss(model: nn.Module, batch: Batch) -> Loss:
     """The objective for any causal model: all logits, then cross-entropy at the targets."""
     logits = model(**batch.inputs).logits
     chosen = logits.reshape(-1, logits.shape[-1])[batch.positions].float()
-    total = functional.cross_entropy(chosen, batch.targets, reduction="sum")
-    return Loss(total, {ACCURACY: (chosen.detach().argmax(dim=1) == batch.targets).sum()})
+    total = _weighted(functional.cross_entropy(chosen, batch.targets, reduction="none"), batch.weights).sum()
+    correct = chosen.detach().argmax(dim=1) == batch.targets
+    return Loss(total, {ACCURACY: _weighted(correct, batch.weights).sum()})
 
 
 def plain_predictions(model: nn.Module, batch: Batch) -> Predictions:

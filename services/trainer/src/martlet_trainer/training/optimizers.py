@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from transformers import get_scheduler
 from transformers.optimization import Adafactor
 
 from martlet_trainer.config import Hyperparameters
+from martlet_trainer.training.low_rank_adamw import LowRankAdamW
 
 
 def build_optimizer(model: nn.Module, numbers: Hyperparameters) -> torch.optim.Optimizer:
@@ -30,8 +31,23 @@ def build_optimizer(model: nn.Module, numbers: Hyperparameters) -> torch.optim.O
         {"params": [parameter for parameter in others if parameter.ndim < 2], "weight_decay": 0.0},
         {"params": faster, "weight_decay": numbers.weight_decay, "lr": rate * ratio},
     ]
+    if numbers.optimizer in _SCALES:
+        groups = [*_projected(groups, model, numbers), *groups]
     groups = [group for group in groups if group["params"]]
     return _OPTIMIZERS[numbers.optimizer](groups, lr=numbers.learning_rate)
+
+
+def _projected(groups: list[dict[str, Any]], model: Any, numbers: Hyperparameters) -> Iterator[dict[str, Any]]:
+    """Take the matrices that are wider than the projection's rank out of groups, but for embeddings and head, as groups of their own."""
+    head = model.get_output_embeddings()
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
+    scale = numbers.projection_scale or _SCALES[numbers.optimizer]
+    for group in groups:
+        chosen = [p for p in group["params"] if id(p) in linear and min(p.shape) > numbers.projection_rank]
+        ids = {id(parameter) for parameter in chosen}
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]
+        space = {"rank": numbers.projection_rank, "interval": numbers.projection_interval, "scale": scale}
+        yield {**group, "params": chosen, **space}
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, numbers: Hyperparameters, total_steps: int) -> LRScheduler:
@@ -67,6 +83,12 @@ def _sgd(groups: Any, lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=lr)
 
 
+def _low_rank(method: Literal["galore", "apollo"]) -> Callable[..., torch.optim.Optimizer]:
+    return lambda groups, lr: LowRankAdamW(groups, lr, method)
+
+
+#: Factor on the updates of optimizers with states of low rank, by default.
+_SCALES: Mapping[str, float] = {"galore_adamw": 0.25, "apollo_adamw": 1.0}
 _OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw_torch": _adamw,
     "adamw_torch_fused": _adamw_fused,
@@ -75,4 +97,6 @@ _OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "paged_adamw_32bit": _bitsandbytes("PagedAdamW32bit"),
     "adafactor": _adafactor,
     "sgd": _sgd,
+    "galore_adamw": _low_rank("galore"),
+    "apollo_adamw": _low_rank("apollo"),
 }

@@ -48,7 +48,8 @@ def with_shape_of(config: TrainingConfig, adapter: Path) -> TrainingConfig:
     shape: dict[str, Any] = {
         "lora_rank": found.r,
         "lora_alpha": float(found.lora_alpha),
-        "target_modules": (targets,) if isinstance(targets, str) else tuple(sorted(targets or ())),
+        "target_modules": () if isinstance(targets, str) else tuple(sorted(targets or ())),
+        "target_regex": targets if isinstance(targets, str) else None,
         "modules_to_save": tuple(sorted(found.modules_to_save or ())),
         "use_rslora": bool(found.use_rslora),
         "use_dora": bool(found.use_dora),

@@ -1,4 +1,4 @@
-"""Full training: every weight moves."""
+"""Full training: every weight moves, or those that the options leave to be trained."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 
+from martlet_trainer.config import parse_tuner_options
 from martlet_trainer.training.models import load_model
-from martlet_trainer.tuners.base import TunerInputs
+from martlet_trainer.tuners.base import Companion, TunerInputs
+from martlet_trainer.tuners.freezing import choose_trained
+from martlet_trainer.tuners.options import FullOptions
 
 
 class FullTuner:
@@ -19,9 +22,19 @@ class FullTuner:
 
     def __init__(self, inputs: TunerInputs) -> None:
         self._inputs = inputs
-        self.model: Any = load_model(inputs.checkpoint or inputs.base_model, torch.float32, inputs.placement.device)
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
+        self.companion: Companion = Companion()
+        self._options = parse_tuner_options(inputs.config.tuner)
+        self.model: Any = self._load(inputs)
+        self._choose()
+
+    def _load(self, inputs: TunerInputs) -> Any:
+        """The model with 32-bit weights: the base model, or that of a checkpoint."""
+        return load_model(inputs.checkpoint or inputs.base_model, torch.float32, inputs.placement.device)
+
+    def _choose(self) -> None:
+        """Set which weights are trained."""
+        assert isinstance(self._options, FullOptions)
+        choose_trained(self.model, self._options)
 
     def save_weights(self, directory: Path) -> None:
         """Write a model directory with float32 weights."""
@@ -41,5 +54,10 @@ class FullTuner:
         self._inputs.tokenizer.save_pretrained(directory)
 
     def metadata(self) -> dict[str, Any]:
-        """Base model, for whoever asks where the weights came from."""
-        return {"base_model": self._inputs.base_name, "tuner": "full"}
+        """Base model, for whoever asks where the weights came from, and how they were trained."""
+        options = self._options.model_dump(exclude_defaults=True)
+        return {
+            "base_model": self._inputs.base_name,
+            "tuner": self._inputs.config.tuner.kind,
+            **({"options": options} if options else {}),
+        }

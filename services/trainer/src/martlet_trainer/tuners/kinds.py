@@ -1,123 +1,13 @@
-"""Kinds of tuners, and the options that only one of them knows (``tuner.options``). Imports no ML library.
-
-Those with a ``peft_config`` are peft's, and need nothing of ours but a line here.
-"""
+"""Kinds of tuners. Those with a ``peft_config`` are peft's: most need nothing of ours but a line here. Imports no ML library."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le
-from martlet_core.config import Config, Float, Int
-from pydantic import Field
+from martlet_core.config import Config
 
-_Rank = Annotated[Int, Ge(1), Le(4096)]
-_Count = Annotated[Int, Ge(1), Le(1 << 20)]
-_Scale = Annotated[Float, Gt(0), Le(65536)]
-_Dropout = Annotated[Float, Ge(0), Le(0.9)]
-
-
-class NoOptions(Config):
-    """None."""
-
-
-class LohaOptions(Config):
-    """``loha``."""
-
-    r: _Rank = Field(default=8, description="Rank of each factor.")
-    alpha: _Scale = Field(default=8, description="Updates are scaled by alpha / r.")
-    module_dropout: _Dropout = 0.0
-
-
-class LokrOptions(Config):
-    """``lokr``."""
-
-    r: _Rank = Field(default=8, description="Rank of the larger factor.")
-    alpha: _Scale = Field(default=8, description="Updates are scaled by alpha / r.")
-    decompose_both: bool = Field(default=False, description="Low rank for the smaller factor too.")
-    module_dropout: _Dropout = 0.0
-
-
-class BoftOptions(Config):
-    """``boft``."""
-
-    boft_block_size: _Count = Field(default=4, description="Size of the rotated blocks; divides every layer's inputs.")
-    boft_n_butterfly_factor: Annotated[Int, Ge(1), Le(8)] = Field(default=1, description="Rotations in a row.")
-
-
-class OftOptions(Config):
-    """``oft``."""
-
-    oft_block_size: _Count = Field(default=32, description="Size of the rotated blocks; divides every layer's inputs.")
-    module_dropout: _Dropout = 0.0
-
-
-class HraOptions(Config):
-    """``hra``."""
-
-    r: _Rank = Field(default=8, description="Reflections; an even number starts as the base model.")
-
-
-class VeraOptions(Config):
-    """``vera``."""
-
-    r: _Rank = Field(default=256, description="Rank of the random matrices that all layers share.")
-    d_initial: _Scale = 0.1
-    vera_dropout: _Dropout = 0.0
-
-
-class RandloraOptions(Config):
-    """``randlora``."""
-
-    r: _Rank = Field(default=32, description="Rank of the random matrices; less means more trained parameters.")
-    randlora_alpha: _Scale = 640
-    randlora_dropout: _Dropout = 0.0
-
-
-class VbloraOptions(Config):
-    """``vblora``."""
-
-    r: _Rank = 4
-    num_vectors: _Count = Field(default=256, description="Vectors in the bank that all layers share.")
-    vector_length: _Count = Field(default=64, description="Length of each; divides every layer's inputs and outputs.")
-    topk: _Count = 2
-
-
-class FourierftOptions(Config):
-    """``fourierft``."""
-
-    n_frequency: _Count = Field(default=1000, description="Trained coefficients of each layer.")
-    scaling: _Scale = 150.0
-
-
-class MissOptions(Config):
-    """``miss``."""
-
-    r: _Rank = Field(default=64, description="Rank.")
-
-
-class ShiraOptions(Config):
-    """``shira``."""
-
-    r: _Rank = Field(default=32, description="As many weights are trained as LoRA of that rank would.")
-    random_seed: Annotated[Int, Ge(0), Le(2**31 - 1)] = Field(default=42, description="Of the choice of weights.")
-
-
-class RoadOptions(Config):
-    """``road``."""
-
-    variant: Literal["road_1", "road_2", "road_4"] = "road_1"
-    group_size: _Count = 64
-
-
-class DeloraOptions(Config):
-    """``delora``."""
-
-    r: _Rank = 8
-    delora_lambda: _Scale = Field(default=15, description="Bound of the update's norm.")
-    module_dropout: _Dropout = 0.0
+from martlet_trainer.tuners import options
 
 
 @dataclass(frozen=True)
@@ -126,39 +16,73 @@ class TunerKind:
 
     Attributes:
         paper: where it was described.
-        peft_config: name of its config in peft; empty for those with a file of their own.
+        peft_config: name of its config in peft; empty for those that aren't peft's, and for LoRA, which has fields of its own.
         options: what ``tuner.options`` may hold, under peft's names.
-        rate_factor: default learning rate beside LoRA's: those with few parameters take larger steps.
+        rate_factor: default learning rate beside LoRA's, or beside full training's: those with few parameters take larger steps.
         chooses_targets: whether ``tuner.target_modules`` has a meaning; all linear layers by default.
         low_rank: it is LoRA, so that ``lora_*`` fields mean something and engines serve it as an adapter.
+        whole_model: the base model's own weights are trained, and the result is a whole model.
+        virtual_tokens: tokens in front of each row are trained; they can't be merged, and packed rows would have none.
     """
 
     paper: str
     peft_config: str = ""
-    options: type[Config] = NoOptions
+    options: type[Config] = options.NoOptions
     rate_factor: float = 1.0
     chooses_targets: bool = True
     low_rank: bool = False
+    whole_model: bool = False
+    virtual_tokens: bool = False
 
 
 #: Tuner by name.
 KINDS: Mapping[str, TunerKind] = {
     "lora": TunerKind("arXiv 2106.09685", low_rank=True),
     "qlora": TunerKind("arXiv 2305.14314", low_rank=True),
-    "full": TunerKind("", chooses_targets=False),
-    "loha": TunerKind("arXiv 2108.06098", "LoHaConfig", LohaOptions),
-    "lokr": TunerKind("arXiv 2309.14859", "LoKrConfig", LokrOptions),
-    "boft": TunerKind("arXiv 2311.06243", "BOFTConfig", BoftOptions),
-    "oft": TunerKind("arXiv 2306.07280", "OFTConfig", OftOptions),
-    "hra": TunerKind("arXiv 2405.17484", "HRAConfig", HraOptions),
-    "vera": TunerKind("arXiv 2310.11454", "VeraConfig", VeraOptions, rate_factor=20),
-    "randlora": TunerKind("arXiv 2502.00987", "RandLoraConfig", RandloraOptions),
-    "vblora": TunerKind("arXiv 2405.15179", "VBLoRAConfig", VbloraOptions, rate_factor=10),
-    "fourierft": TunerKind("arXiv 2405.03003", "FourierFTConfig", FourierftOptions, rate_factor=15),
-    "miss": TunerKind("arXiv 2409.15371", "MissConfig", MissOptions),
-    "shira": TunerKind("arXiv 2406.13175", "ShiraConfig", ShiraOptions),
-    "road": TunerKind("arXiv 2409.00119", "RoadConfig", RoadOptions, rate_factor=10),
-    "delora": TunerKind("arXiv 2503.18225", "DeloraConfig", DeloraOptions, rate_factor=5),
+    "full": TunerKind("", options=options.FullOptions, chooses_targets=False, whole_model=True),
+    "lisa": TunerKind("arXiv 2403.17919", options=options.LisaOptions, chooses_targets=False, whole_model=True),
+    "llamapro": TunerKind(
+        "arXiv 2401.02415", options=options.LlamaproOptions, chooses_targets=False, whole_model=True, rate_factor=20
+    ),
+    "badam": TunerKind("arXiv 2404.02827", options=options.BadamOptions, chooses_targets=False, whole_model=True),
+    "adalora": TunerKind("arXiv 2303.10512", "AdaLoraConfig", options.AdaloraOptions, rate_factor=5),
+    "loha": TunerKind("arXiv 2108.06098", "LoHaConfig", options.LohaOptions),
+    "lokr": TunerKind("arXiv 2309.14859", "LoKrConfig", options.LokrOptions),
+    "boft": TunerKind("arXiv 2311.06243", "BOFTConfig", options.BoftOptions),
+    "oft": TunerKind("arXiv 2306.07280", "OFTConfig", options.OftOptions),
+    "hra": TunerKind("arXiv 2405.17484", "HRAConfig", options.HraOptions),
+    "vera": TunerKind("arXiv 2310.11454", "VeraConfig", options.VeraOptions, rate_factor=20),
+    "randlora": TunerKind("arXiv 2502.00987", "RandLoraConfig", options.RandloraOptions),
+    "vblora": TunerKind("arXiv 2405.15179", "VBLoRAConfig", options.VbloraOptions, rate_factor=10),
+    "fourierft": TunerKind("arXiv 2405.03003", "FourierFTConfig", options.FourierftOptions, rate_factor=15),
+    "miss": TunerKind("arXiv 2409.15371", "MissConfig", options.MissOptions),
+    "shira": TunerKind("arXiv 2406.13175", "ShiraConfig", options.ShiraOptions),
+    "road": TunerKind("arXiv 2409.00119", "RoadConfig", options.RoadOptions, rate_factor=10),
+    "delora": TunerKind("arXiv 2503.18225", "DeloraConfig", options.DeloraOptions, rate_factor=5),
     "ia3": TunerKind("arXiv 2205.05638", "IA3Config", rate_factor=20),
     "ln_tuning": TunerKind("arXiv 2312.11420", "LNTuningConfig", rate_factor=5),
+    "prompt_tuning": TunerKind(
+        "arXiv 2104.08691",
+        "PromptTuningConfig",
+        options.PromptTuningOptions,
+        rate_factor=100,
+        chooses_targets=False,
+        virtual_tokens=True,
+    ),
+    "prefix_tuning": TunerKind(
+        "arXiv 2101.00190",
+        "PrefixTuningConfig",
+        options.PrefixTuningOptions,
+        rate_factor=50,
+        chooses_targets=False,
+        virtual_tokens=True,
+    ),
+    "p_tuning": TunerKind(
+        "arXiv 2103.10385",
+        "PromptEncoderConfig",
+        options.PTuningOptions,
+        rate_factor=5,
+        chooses_targets=False,
+        virtual_tokens=True,
+    ),
 }

@@ -15,6 +15,9 @@ from martlet_trainer.training.models import load_model
 from martlet_trainer.tuners.base import TunerInputs
 from martlet_trainer.tuners.peft_tuner import PeftTuner, target_modules
 
+#: Starts that peft makes by itself; all others begin as the default, and are made when there is something to make them of.
+_BY_PEFT = ("gaussian", "orthogonal", "pissa", "olora")
+
 
 class LoraTuner(PeftTuner):
     """Trains low-rank matrices."""
@@ -46,7 +49,7 @@ class LoraTuner(PeftTuner):
     def _start(self, inputs: TunerInputs) -> bool | str:
         """How peft sets the matrices at the start."""
         chosen = inputs.config.tuner.init_weights
-        return True if chosen == "default" else chosen
+        return chosen if chosen in _BY_PEFT else True
 
     def metadata(self) -> dict[str, Any]:
         """Base model, rank, scale and targets, for whoever serves the adapter."""

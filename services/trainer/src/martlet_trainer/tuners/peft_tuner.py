@@ -13,7 +13,7 @@ from martlet_core.errors import FailedPrecondition, InvalidArgument
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from martlet_trainer.tuners.base import TunerInputs
+from martlet_trainer.tuners.base import Companion, TunerInputs
 from martlet_trainer.tuners.continued import load_adapter
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -26,6 +26,7 @@ class PeftTuner(ABC):
 
     def __init__(self, inputs: TunerInputs) -> None:
         """Raises InvalidArgument if a target module doesn't exist, FailedPrecondition if the adapter to go on from doesn't fit."""
+        self.companion: Companion = Companion()
         self.model: Any = self._with_adapter(self._load_base(inputs), inputs)
         self._name = inputs.base_name
         self._config: Any = self.model.peft_config[self.model.active_adapter]
@@ -95,7 +96,7 @@ class PeftTuner(ABC):
         targets, experts = self._config.target_modules, getattr(self._config, "target_parameters", None)
         return {
             "base_model": self._name,
-            "target_modules": sorted(targets) if isinstance(targets, (set, list, tuple)) else [str(targets)],
+            **({"target_regex": targets} if isinstance(targets, str) else {"target_modules": sorted(targets or ())}),
             "modules_to_save": sorted(self._config.modules_to_save or ()),
             # Experts whose weights are one tensor (peft adapts them by default); not every engine takes such adapters.
             **({"target_parameters": sorted(experts)} if experts else {}),
@@ -110,7 +111,8 @@ def _cannot_be_adapted(base: Any, inputs: TunerInputs, error: ValueError) -> Inv
         {name.rsplit(".", 1)[-1] for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
     )
     description = f"can't be adapted: {error} Linear modules of this model: {', '.join(linear)}"
-    return InvalidArgument.field("spec.tuner.target_modules", description)
+    field = "target_modules" if inputs.config.tuner.target_regex is None else "target_regex"
+    return InvalidArgument.field(f"spec.tuner.{field}", description)
 
 
 def _apart(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -126,5 +128,8 @@ def _apart(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def target_modules(inputs: TunerInputs) -> str | list[str]:
     """As peft wants them."""
-    chosen = inputs.config.tuner.target_modules
+    tuner = inputs.config.tuner
+    if tuner.target_regex is not None:
+        return tuner.target_regex
+    chosen = tuner.target_modules
     return "all-linear" if chosen == ("all-linear",) else list(chosen)

@@ -1,4 +1,4 @@
-"""Starts of LoRA that take a part out of the base model: PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775).
+"""Starts of LoRA that take a part out of the base model: PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775); more are in ``data_starts``.
 
 Training goes on from ``W = (W - s B0 A0) + s B A`` with ``B A = B0 A0``. What is saved is a plain adapter of twice the rank for the untouched
 base model, ``[B, -B0] [A; A0]``: any engine serves it, and a training finds both halves in it again.
@@ -26,17 +26,26 @@ class ShiftedLoraTuner(LoraTuner):
     """Trains low-rank matrices that began as a part of the base model's weights."""
 
     def __init__(self, inputs: TunerInputs) -> None:
-        self._starts: dict[str, Start] = {}
+        self.starts: dict[str, Start] = {}
         super().__init__(inputs)
-        if not self._starts:
-            self._starts = starts(self.model, self.model.active_adapter)
+        if inputs.checkpoint is None:
+            self._make_starts(inputs)
 
     def _start(self, inputs: TunerInputs) -> bool | str:
         # From a checkpoint the starts are read, not made again: that would cost time and might round otherwise.
         return True if inputs.checkpoint is not None else super()._start(inputs)
 
+    def _make_starts(self, inputs: TunerInputs) -> None:
+        """Keep the factors of a fresh start."""
+        self.starts = starts(self.model, self.model.active_adapter)
+
+    def _find_starts(self, found: dict[str, Start]) -> None:
+        """Go on from the starts that a checkpoint has."""
+        take_out(self.model, self.model.active_adapter, found)
+        self.starts = found
+
     def _to_write(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return doubled(weights, self._starts)
+        return doubled(weights, self.starts)
 
     def _config_to_write(self) -> LoraConfig:
         config = self._config
@@ -45,9 +54,8 @@ class ShiftedLoraTuner(LoraTuner):
 
     def _as_trained(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         plain, found = halved(weights)
-        if not self._starts:
-            take_out(self.model, self.model.active_adapter, found)
-            self._starts = found
+        if not self.starts:
+            self._find_starts(found)
         return plain
 
 

@@ -105,7 +105,7 @@ class TrainingSpec(_message.Message):
     def __init__(self, base_model: _Optional[str] = ..., training_dataset: _Optional[str] = ..., validation_dataset: _Optional[str] = ..., recipe: _Optional[str] = ..., tuner: _Optional[_Union[TunerConfig, _Mapping]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., data: _Optional[_Union[DataConfig, _Mapping]] = ..., resources: _Optional[_Union[ResourceConfig, _Mapping]] = ..., checkpoints: _Optional[_Union[CheckpointConfig, _Mapping]] = ..., suffix: _Optional[str] = ..., recipe_options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class TunerConfig(_message.Message):
-    __slots__ = ("kind", "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "use_rslora", "use_dora", "quantization", "options", "init_weights")
+    __slots__ = ("kind", "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "use_rslora", "use_dora", "quantization", "options", "init_weights", "target_regex")
     KIND_FIELD_NUMBER: _ClassVar[int]
     LORA_RANK_FIELD_NUMBER: _ClassVar[int]
     LORA_ALPHA_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +117,7 @@ class TunerConfig(_message.Message):
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     INIT_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_REGEX_FIELD_NUMBER: _ClassVar[int]
     kind: str
     lora_rank: int
     lora_alpha: float
@@ -128,10 +129,11 @@ class TunerConfig(_message.Message):
     quantization: str
     options: _struct_pb2.Struct
     init_weights: str
-    def __init__(self, kind: _Optional[str] = ..., lora_rank: _Optional[int] = ..., lora_alpha: _Optional[float] = ..., lora_dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., modules_to_save: _Optional[_Iterable[str]] = ..., use_rslora: bool = ..., use_dora: bool = ..., quantization: _Optional[str] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., init_weights: _Optional[str] = ...) -> None: ...
+    target_regex: str
+    def __init__(self, kind: _Optional[str] = ..., lora_rank: _Optional[int] = ..., lora_alpha: _Optional[float] = ..., lora_dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., modules_to_save: _Optional[_Iterable[str]] = ..., use_rslora: bool = ..., use_dora: bool = ..., quantization: _Optional[str] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., init_weights: _Optional[str] = ..., target_regex: _Optional[str] = ...) -> None: ...
 
 class Hyperparameters(_message.Message):
-    __slots__ = ("epoch_count", "max_steps", "per_device_batch_size", "gradient_accumulation_steps", "learning_rate", "learning_rate_multiplier", "learning_rate_schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "eval_steps", "early_stopping_patience", "optimizer", "precision", "gradient_checkpointing", "lora_plus_ratio", "neftune_noise_alpha")
+    __slots__ = ("epoch_count", "max_steps", "per_device_batch_size", "gradient_accumulation_steps", "learning_rate", "learning_rate_multiplier", "learning_rate_schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "eval_steps", "early_stopping_patience", "optimizer", "precision", "gradient_checkpointing", "lora_plus_ratio", "neftune_noise_alpha", "projection_rank", "projection_interval", "projection_scale")
     EPOCH_COUNT_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     PER_DEVICE_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -149,6 +151,9 @@ class Hyperparameters(_message.Message):
     GRADIENT_CHECKPOINTING_FIELD_NUMBER: _ClassVar[int]
     LORA_PLUS_RATIO_FIELD_NUMBER: _ClassVar[int]
     NEFTUNE_NOISE_ALPHA_FIELD_NUMBER: _ClassVar[int]
+    PROJECTION_RANK_FIELD_NUMBER: _ClassVar[int]
+    PROJECTION_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    PROJECTION_SCALE_FIELD_NUMBER: _ClassVar[int]
     epoch_count: float
     max_steps: int
     per_device_batch_size: int
@@ -166,10 +171,13 @@ class Hyperparameters(_message.Message):
     gradient_checkpointing: bool
     lora_plus_ratio: float
     neftune_noise_alpha: float
-    def __init__(self, epoch_count: _Optional[float] = ..., max_steps: _Optional[int] = ..., per_device_batch_size: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., learning_rate_multiplier: _Optional[float] = ..., learning_rate_schedule: _Optional[str] = ..., warmup_ratio: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., eval_steps: _Optional[int] = ..., early_stopping_patience: _Optional[int] = ..., optimizer: _Optional[str] = ..., precision: _Optional[str] = ..., gradient_checkpointing: bool = ..., lora_plus_ratio: _Optional[float] = ..., neftune_noise_alpha: _Optional[float] = ...) -> None: ...
+    projection_rank: int
+    projection_interval: int
+    projection_scale: float
+    def __init__(self, epoch_count: _Optional[float] = ..., max_steps: _Optional[int] = ..., per_device_batch_size: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., learning_rate_multiplier: _Optional[float] = ..., learning_rate_schedule: _Optional[str] = ..., warmup_ratio: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., eval_steps: _Optional[int] = ..., early_stopping_patience: _Optional[int] = ..., optimizer: _Optional[str] = ..., precision: _Optional[str] = ..., gradient_checkpointing: bool = ..., lora_plus_ratio: _Optional[float] = ..., neftune_noise_alpha: _Optional[float] = ..., projection_rank: _Optional[int] = ..., projection_interval: _Optional[int] = ..., projection_scale: _Optional[float] = ...) -> None: ...
 
 class DataConfig(_message.Message):
-    __slots__ = ("max_length", "packing", "on_bad_rows", "on_long_rows", "validation_split", "assistant_only_loss", "system")
+    __slots__ = ("max_length", "packing", "on_bad_rows", "on_long_rows", "validation_split", "assistant_only_loss", "system", "last_round_only")
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
     PACKING_FIELD_NUMBER: _ClassVar[int]
     ON_BAD_ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -177,6 +185,7 @@ class DataConfig(_message.Message):
     VALIDATION_SPLIT_FIELD_NUMBER: _ClassVar[int]
     ASSISTANT_ONLY_LOSS_FIELD_NUMBER: _ClassVar[int]
     SYSTEM_FIELD_NUMBER: _ClassVar[int]
+    LAST_ROUND_ONLY_FIELD_NUMBER: _ClassVar[int]
     max_length: int
     packing: bool
     on_bad_rows: OnBadRows
@@ -184,7 +193,8 @@ class DataConfig(_message.Message):
     validation_split: float
     assistant_only_loss: bool
     system: str
-    def __init__(self, max_length: _Optional[int] = ..., packing: bool = ..., on_bad_rows: _Optional[_Union[OnBadRows, str]] = ..., on_long_rows: _Optional[_Union[OnLongRows, str]] = ..., validation_split: _Optional[float] = ..., assistant_only_loss: bool = ..., system: _Optional[str] = ...) -> None: ...
+    last_round_only: bool
+    def __init__(self, max_length: _Optional[int] = ..., packing: bool = ..., on_bad_rows: _Optional[_Union[OnBadRows, str]] = ..., on_long_rows: _Optional[_Union[OnLongRows, str]] = ..., validation_split: _Optional[float] = ..., assistant_only_loss: bool = ..., system: _Optional[str] = ..., last_round_only: bool = ...) -> None: ...
 
 class ResourceConfig(_message.Message):
     __slots__ = ("device", "device_count", "priority", "max_attempts", "sharding")
