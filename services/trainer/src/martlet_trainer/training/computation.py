@@ -43,6 +43,8 @@ _EXACT = 5e-3
 _NOISE_FACTOR = 3.0
 #: Why batches of models with virtual tokens are padded.
 _VIRTUAL = "virtual tokens stand in front of each row"
+#: Loss, log-probabilities and predictions of any causal model, by all of its logits.
+_PLAIN = (plain_loss, plain_log_probs, plain_predictions)
 #: What a model raises whose architecture doesn't fit the replaced attention.
 _MISFITS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, AssertionError)
 
@@ -87,14 +89,14 @@ def choose_computation(
     """
     if (virtual := _virtual_tokens(model)) is not None:
         collate = partial(collate_padded, virtual_tokens=virtual)
-        return Computation(collate, plain_loss, plain_log_probs, isolates_rows=False, why_padded=_VIRTUAL)
+        return Computation(collate, *_PLAIN, isolates_rows=False, why_padded=_VIRTUAL)
     before = model.config._attn_implementation
     collate = partial(collate_rows, share_prefix=not (noisy or has_dropout(model)))
     model.eval()
     try:
         head = _head_without_padding(model, rows, device, collate)
         if head is None:
-            return Computation(collate, plain_loss, plain_log_probs, plain_predictions, isolates_rows=True)
+            return Computation(collate, *_PLAIN, isolates_rows=True)
         return Computation(collate, head, head.log_probs, head.predict, isolates_rows=True)
     except _MISFITS as error:
         reason = str(error) or type(error).__name__
@@ -104,8 +106,7 @@ def choose_computation(
             f"this model's attention can't keep packed rows apart ({reason}); set data.packing to false",
             reason="PACKING_UNSUPPORTED",
         )
-    padded = (collate_padded, plain_loss, plain_log_probs, plain_predictions)
-    return Computation(*padded, isolates_rows=False, why_padded=reason)
+    return Computation(collate_padded, *_PLAIN, isolates_rows=False, why_padded=reason)
 
 
 def _virtual_tokens(model: Any) -> int | None:
