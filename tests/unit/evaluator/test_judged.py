@@ -154,6 +154,10 @@ def test_a_classifier_is_asked_on_its_route(server: Any, evaluate: Any) -> None:
     assert done.metrics["model"]["classification.accuracy"]["value"] == pytest.approx(2 / 3)
     assert done.metrics["model"]["classification.macro_f1"]["value"] == pytest.approx(2 / 3)
     assert done.json["details"]["classification"]["model"]["confusion"]["counts"] == [[1, 1], [0, 1]]
+    assert done.json["details"]["classification"]["model"]["notes"] == []
+    stranger = evaluate([{"text": "good", "label": "other"}], [suite], name="stranger")
+    assert stranger.metrics["model"]["classification.unreadable"]["value"] == 1
+    assert "no row expects" in stranger.json["details"]["classification"]["model"]["notes"][0]
     numbered = [{**row, "label": ("pos", "neg").index(row["label"])} for row in named]
     again = evaluate(numbered, [suite], name="numbered")
     assert again.metrics["model"]["classification.accuracy"]["value"] == pytest.approx(2 / 3)

@@ -69,8 +69,9 @@ class Classification(Suite):
             expected, probabilities = known[row.index].label, answer.data["probs"]
             said = str(int(np.argmax(probabilities))) if isinstance(expected, int) else answer.text.strip()
             details = {"label": said if said in labels else UNREADABLE, "labels": list(labels), "held_to_labels": True}
-            record = run.record(target, row, answer, {"accuracy": float(said == str(expected))}, details)
-            return replace(record, output=said, expected=str(expected), details={**details, "probs": probabilities})
+            right = str(expected).strip()
+            record = run.record(target, row, answer, {"accuracy": float(said == right)}, details)
+            return replace(record, output=said, expected=right, details={**details, "probs": probabilities})
 
         return await run.ask_rows(target, lambda row: asked.classify(known[row.index].text), score)
 
@@ -91,9 +92,12 @@ class Classification(Suite):
         if not records:
             return {}
         notes = []
-        if self.options.constrained and not all(record.details["held_to_labels"] for record in records):
+        unread = any(record.details["label"] == UNREADABLE for record in records)
+        if self.options.ask == "classify":
+            notes += ["Some answers are labels that no row expects."] if unread else []
+        elif self.options.constrained and not all(record.details["held_to_labels"] for record in records):
             notes.append("The endpoint doesn't take structured_outputs: its answers were free, and read as labels.")
-        elif self.options.constrained and any(record.details["label"] == UNREADABLE for record in records):
+        elif self.options.constrained and unread:
             notes.append(
                 "The endpoint took structured_outputs and still gave answers that are no label: it ignores them."
             )

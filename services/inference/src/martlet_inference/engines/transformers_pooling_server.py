@@ -71,7 +71,7 @@ class PoolingServer:
             return web.Response(body=json.dumps(body).encode(), content_type="application/json")
         except BadRequest as exc:
             return error_response(str(exc), param=exc.param, status=exc.status)
-        except RuntimeError as exc:  # torch: out of memory and the like
+        except (RuntimeError, IndexError) as exc:  # torch: out of memory, more positions than there are, and the like
             return error_response(f"{type(exc).__name__}: {exc}", status=500)
         finally:
             self._requests -= 1
