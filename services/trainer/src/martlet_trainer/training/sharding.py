@@ -7,6 +7,7 @@ in which every process has the whole model.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -61,6 +62,7 @@ def whole(model: nn.Module, *, is_first: bool, keep: bool = False) -> Iterator[N
         module.reshard()
     classes = {module: type(module) for module in sharded}
     places = _trained(model)
+    hooks = {module: module._load_state_dict_post_hooks for module, _, _ in places}
     gathered: dict[int, nn.Parameter] = {}
     for _, _, parameter in places:
         if id(parameter) not in gathered:
@@ -71,6 +73,8 @@ def whole(model: nn.Module, *, is_first: bool, keep: bool = False) -> Iterator[N
             module.__class__ = kind.__mro__[
                 2
             ]  # its own class: savers write its name, and nothing is to be sharded on the way
+        for module in hooks:  # they look for spread parameters after weights were loaded
+            module._load_state_dict_post_hooks = OrderedDict()
         for module, name, parameter in places:
             module._parameters[name] = gathered[id(parameter)]
     try:
@@ -79,6 +83,8 @@ def whole(model: nn.Module, *, is_first: bool, keep: bool = False) -> Iterator[N
         if is_first:
             for module, kind in classes.items():
                 module.__class__ = kind
+            for module, kept in hooks.items():
+                module._load_state_dict_post_hooks = kept
             for module, name, parameter in places:
                 module._parameters[name] = parameter
     if keep:
