@@ -32,6 +32,7 @@ TUNERS: Mapping[str, str] = {
     "lisa": "as it is",
     "badam": "as it is",
     "llamapro": "as it is",
+    "longlora": "as it is",
     "adalora": "merged",
     **dict.fromkeys(
         ("loha", "lokr", "boft", "oft", "hra", "vera", "randlora", "vblora", "fourierft", "miss", "shira", "road"),

@@ -110,6 +110,7 @@ ELSEWHERE: Mapping[str, str] = {
     "hyperparameters.learning_rate_schedule": "test_config_effects.py::test_schedules_differ",
     "hyperparameters.gradient_checkpointing": "test_config_effects.py::test_gradient_checkpointing_recomputes",
     "resources.device": "test_config_effects.py::test_device_decides_where_a_training_runs",
+    "resources.sharding": "test_sharding.py::test_spread_weights_train_as_whole_ones_and_go_on_bit_by_bit",
     "resources.device_count": "test_sft.py::test_two_processes_train_as_one_with_the_same_global_batch",
     "resources.priority": "test_jobs.py::test_priority_and_attempts_reach_the_job",
     "resources.max_attempts": "test_jobs.py::test_priority_and_attempts_reach_the_job",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from martlet_core.errors import InvalidArgument
+from martlet_inputs.rows.exchanges import EXCHANGES
 from martlet_inputs.rows.formats import RowError
 from martlet_inputs.rows.kinds import CONVERSATIONS
 from martlet_inputs.rows.preferences import FEEDBACK
@@ -154,6 +155,8 @@ def test_wrong_weights_are_refused(row: dict[str, Any], message: str) -> None:
 def test_recipes_of_whole_answers_refuse_weights() -> None:
     with pytest.raises(RowError, match="is for recipes that learn each token"):
         FEEDBACK.convert({**turns(2), "label": True}, "messages_label")
+    with pytest.raises(RowError, match="which distillation doesn't weigh by"):
+        EXCHANGES.convert(turns(2), "messages")
 
 
 @pytest.mark.parametrize(

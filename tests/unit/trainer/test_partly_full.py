@@ -148,3 +148,25 @@ def test_what_cannot_go_with_turns_is_refused_at_submission(kind: str) -> None:
         parse_training_config({**values, "tuner": {"kind": kind, "lora_rank": 4}})
     with pytest.raises(InvalidArgument, match=r"lora_plus_ratio: is LoRA's"):
         parse_training_config({**values, "tuner": {"kind": kind}, "hyperparameters": {"lora_plus_ratio": 4}})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tuner": {"kind": "adalora"}},
+        {"tuner": {"kind": "prompt_tuning"}},
+        {"tuner": {"kind": "longlora"}},
+        {"tuner": {"init_weights": "lora_ga"}},
+        {"tuner": {"kind": "full"}, "hyperparameters": {"optimizer": "galore_adamw"}},
+    ],
+)
+def test_what_needs_whole_weights_is_refused_with_sharding(changes: dict[str, Any]) -> None:
+    values = {
+        "base_model": "m",
+        "training_dataset": "artifacts/a",
+        "resources": {"device_count": 2, "sharding": "zero3"},
+    }
+    with pytest.raises(
+        InvalidArgument, match=r"resources\.sharding: (isn't there for|works with plain lora and full alone)"
+    ):
+        parse_training_config({**values, **changes})

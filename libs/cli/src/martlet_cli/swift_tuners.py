@@ -5,7 +5,22 @@ from __future__ import annotations
 from martlet_cli.swift_argument import Argument, boolean
 
 TUNERS = (
-    *("lora", "qlora", "full", "lisa", "llamapro", "badam", "adalora", "loha", "lokr", "boft", "oft", "hra", "vera"),
+    *(
+        "lora",
+        "qlora",
+        "full",
+        "lisa",
+        "llamapro",
+        "longlora",
+        "badam",
+        "adalora",
+        "loha",
+        "lokr",
+        "boft",
+        "oft",
+        "hra",
+        "vera",
+    ),
     *("randlora", "vblora"),
     *("fourierft", "miss", "shira", "road", "delora", "ia3", "ln_tuning", "prompt_tuning", "prefix_tuning"),
     "p_tuning",

@@ -31,7 +31,7 @@ from martlet_trainer.config_rules import combination_violations
 from martlet_trainer.recipes import RECIPES
 from martlet_trainer.recipes.options import RewardServiceOptions, RolloutOptions
 from martlet_trainer.tuners.kinds import KINDS, TunerKind
-from martlet_trainer.tuners.options import regular_expression
+from martlet_trainer.tuners.options import LongloraOptions, regular_expression
 
 #: Longest row in tokens where the request doesn't say; less where the model's context is shorter.
 DEFAULT_MAX_LENGTH = 2048
@@ -93,6 +93,12 @@ class TunerConfig(Config):
     def written_rank(self) -> int:
         """LoRA rank of the adapters that a training writes; 0 for other kinds."""
         return (2 if self.starts_inside_base else 1) * self.lora_rank if self.facts.low_rank else 0
+
+    @property
+    def context_factor(self) -> float:
+        """How much longer the model's context becomes."""
+        options = parse_tuner_options(self)
+        return options.factor if isinstance(options, LongloraOptions) else 1.0
 
     @model_validator(mode="before")
     @classmethod

@@ -145,6 +145,10 @@ def _sharding_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
         yield FieldViolation(
             field, "works with plain lora and full alone; set it to none, or tuner.kind to lora without options"
         )
+    if numbers.optimizer in _PROJECTING:
+        yield FieldViolation(
+            field, f"isn't there for {numbers.optimizer}, which projects whole matrices; set it to none"
+        )
     recipe = RECIPES.get(config.recipe)
     if recipe is not None and recipe.generates:
         yield FieldViolation(

@@ -64,6 +64,7 @@ class RowLengths:
         with tempfile.TemporaryDirectory(dir=self._scratch_dir) as directory:
             files = self._files(base, Path(directory) / "base_model")
             context = _context_length(base, files)
+            context = int(context * config.tuner.context_factor) if context else None
             # Where neither config nor catalogue says it, whoever loads the tokenizer finds it out.
             max_length = resolve_max_length(config.data.max_length, context) if context else 0
             refuses = config.data.on_long_rows == "refuse" or not RECIPES[config.recipe].cuts
@@ -102,7 +103,7 @@ class RowLengths:
                 laid_out[field] = str(directory / field)
                 self._artifacts.download(name.removeprefix("artifacts/"), directory / field)
         question = {"base_model": str(base_model), "datasets": laid_out, "data": config.data.model_dump(mode="json")}
-        question["recipe"] = config.recipe
+        question |= {"recipe": config.recipe, "context_factor": config.tuner.context_factor}
         answer = self._ask(question)
         if answer is not None and "error" in answer:
             raise error_from_dict(answer["error"])

@@ -44,6 +44,8 @@ def _read(values: Mapping[str, Any], name: str) -> Exchange:
     if name.endswith(_ASKS):
         return Exchange(PROMPTS.convert(values, name.removesuffix(_ASKS)).conversation, None)
     conversation = CONVERSATIONS.convert(values, name)
+    if conversation.weights:
+        raise RowError("messages", "has turns with a loss_scale, which distillation doesn't weigh by; leave it out")
     turns = [dict(message) for message in conversation.messages[:-1]]
     if not turns:
         raise RowError("messages", "begins with its last answer; a model must be asked something first")

@@ -28,7 +28,9 @@ from martlet_trainer.recipes.training import load_method
 from martlet_trainer.training.models import context_length, load_tokenizer
 
 
-def measure(base_model: Path, datasets: dict[str, str], config: DataConfig, recipe: str) -> None:
+def measure(
+    base_model: Path, datasets: dict[str, str], config: DataConfig, recipe: str, context_factor: float = 1.0
+) -> None:
     """Encode data sets and keep nothing.
 
     Args:
@@ -36,6 +38,7 @@ def measure(base_model: Path, datasets: dict[str, str], config: DataConfig, reci
         datasets: directory of each by the request's field that named it.
         config: how rows are read.
         recipe: whose rows they are.
+        context_factor: how much longer the training makes the model's context.
 
     Raises:
         InvalidArgument: as the recipe would; see ``require_usable``.
@@ -43,7 +46,7 @@ def measure(base_model: Path, datasets: dict[str, str], config: DataConfig, reci
     tokenizer = load_tokenizer(base_model)
     encoder = RowEncoder(
         tokenizer,
-        max_length=resolve_max_length(config.max_length, context_length(base_model, tokenizer)),
+        max_length=resolve_max_length(config.max_length, int(context_length(base_model, tokenizer) * context_factor)),
         on_long_rows=config.on_long_rows,
         assistant_only_loss=config.assistant_only_loss,
         last_round_only=config.last_round_only,
@@ -64,7 +67,13 @@ def main() -> int:
     question: dict[str, Any] = json.load(sys.stdin)
     answer: dict[str, Any] = {}
     try:
-        measure(Path(question["base_model"]), question["datasets"], DataConfig(**question["data"]), question["recipe"])
+        measure(
+            Path(question["base_model"]),
+            question["datasets"],
+            DataConfig(**question["data"]),
+            question["recipe"],
+            question["context_factor"],
+        )
     except MartletError as error:
         answer = {"error": error.to_dict()}
     print(json.dumps(answer))

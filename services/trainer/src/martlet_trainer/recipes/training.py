@@ -284,7 +284,9 @@ def _load_data(
 ) -> tuple[list[Any], list[Any], dict[str, DataReport], TrainingConfig]:
     """Training examples, validation examples, their reports, and the config with ``max_length`` filled in."""
     data = config.data
-    max_length = resolve_max_length(data.max_length, context_length(base_model, tokenizer))
+    max_length = resolve_max_length(
+        data.max_length, int(context_length(base_model, tokenizer) * config.tuner.context_factor)
+    )
     data = data.model_copy(update={"max_length": max_length})
     encoder = RowEncoder(
         tokenizer,

@@ -32,7 +32,12 @@ def load_tokenizer(directory: Path, field: str = _FIELD) -> PreTrainedTokenizerB
 
 
 def load_model(
-    directory: Path, dtype: torch.dtype, device: torch.device, quantization: Any = None, field: str = _FIELD
+    directory: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Any = None,
+    field: str = _FIELD,
+    config: Any = None,
 ) -> Any:
     """The causal language model of an ordinary Hugging Face directory, or of one that bitsandbytes quantized, which stays so.
 
@@ -42,13 +47,15 @@ def load_model(
         device: where they go.
         quantization: a transformers quantization config for ordinary weights; None leaves the weights as they are stored.
         field: of the request, named in errors.
+        config: the model's config with changes; None for the directory's own.
 
     Raises:
         InvalidArgument: the directory holds no causal language model that can be loaded.
         FailedPrecondition: its files lack weights.
     """
-    kwargs: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
-    if kwargs or files_in(directory).quantization is not None:
+    chosen = {"quantization_config": quantization, "config": config}
+    kwargs: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    if quantization is not None or files_in(directory).quantization is not None:
         kwargs["device_map"] = {"": str(device)}
     try:
         if _caps_scores(directory):

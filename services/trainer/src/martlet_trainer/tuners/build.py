@@ -11,6 +11,7 @@ from martlet_trainer.tuners.data_starts import EvaTuner, LoftqTuner, LoraGaTuner
 from martlet_trainer.tuners.full import FullTuner
 from martlet_trainer.tuners.kinds import KINDS
 from martlet_trainer.tuners.llamapro import LlamaproTuner
+from martlet_trainer.tuners.longlora import LongloraTuner
 from martlet_trainer.tuners.lora import LoraTuner
 from martlet_trainer.tuners.other_adapters import OtherAdapter
 from martlet_trainer.tuners.shifted_lora import ShiftedLoraTuner
@@ -23,6 +24,7 @@ _OWN: Mapping[str, Callable[[TunerInputs], Tuner]] = {
     "lisa": BlocksTuner,
     "badam": BlocksTuner,
     "llamapro": LlamaproTuner,
+    "longlora": LongloraTuner,
     "adalora": AdaloraTuner,
     **{name: VirtualTokensTuner for name, kind in KINDS.items() if kind.virtual_tokens},
 }

@@ -44,6 +44,9 @@ KINDS: Mapping[str, TunerKind] = {
     "llamapro": TunerKind(
         "arXiv 2401.02415", options=options.LlamaproOptions, chooses_targets=False, whole_model=True, rate_factor=20
     ),
+    "longlora": TunerKind(
+        "arXiv 2309.12307", options=options.LongloraOptions, chooses_targets=False, whole_model=True, rate_factor=20
+    ),
     "badam": TunerKind("arXiv 2404.02827", options=options.BadamOptions, chooses_targets=False, whole_model=True),
     "adalora": TunerKind("arXiv 2303.10512", "AdaLoraConfig", options.AdaloraOptions, rate_factor=5),
     "loha": TunerKind("arXiv 2108.06098", "LoHaConfig", options.LohaOptions),

@@ -216,3 +216,15 @@ class LlamaproOptions(Config):
     num_new_blocks: _Count = Field(
         default=4, description="Layers that are added, evenly spread; divides the number of the model's own."
     )
+
+
+class LongloraOptions(Config):
+    """``longlora``."""
+
+    factor: Annotated[Float, Gt(1), Le(1024)] = Field(default=4.0, description="How much longer the context becomes.")
+    rope_type: Literal["yarn", "linear"] = Field(
+        default="yarn",
+        description="How positions are stretched: YaRN (arXiv 2309.00071), or evenly (arXiv 2306.15595).",
+    )
+    r: _Rank = Field(default=16, description="Rank of the LoRA matrices on all linear layers.")
+    lora_alpha: _Scale = Field(default=32, description="Their updates are scaled by lora_alpha / r.")
