@@ -109,6 +109,7 @@ ELSEWHERE: Mapping[str, str] = {
     "suffix": "test_jobs.py::test_result_of_a_training",
     "hyperparameters.learning_rate_schedule": "test_config_effects.py::test_schedules_differ",
     "hyperparameters.gradient_checkpointing": "test_config_effects.py::test_gradient_checkpointing_recomputes",
+    "trackers": "test_jobs.py::test_trackers_are_kept_from_the_training_and_change_nothing_in_it",
     "resources.device": "test_config_effects.py::test_device_decides_where_a_training_runs",
     "resources.device_count": "test_sft.py::test_two_processes_train_as_one_with_the_same_global_batch",
     "resources.priority": "test_jobs.py::test_priority_and_attempts_reach_the_job",
