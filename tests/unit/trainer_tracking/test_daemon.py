@@ -14,8 +14,7 @@ from martlet_trainer.settings import TrainerSettings
 from martlet_trainer.tracking.daemon import Tracking
 from martlet_trainer.tracking.follower import FollowOptions
 from martlet_trainer.tracking.record import load_record
-
-from .conftest import Training, scalars
+from martlet_trainer.tracking.testing import Training, scalars
 
 FAST = FollowOptions(poll_seconds=0.05, first_pause_seconds=0.05)
 TENSORBOARD = {"kind": "tensorboard"}

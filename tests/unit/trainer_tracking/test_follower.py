@@ -16,8 +16,7 @@ from martlet_trainer.tracking.follower import Follower, FollowOptions
 from martlet_trainer.tracking.process import TrackerFailed
 from martlet_trainer.tracking.record import Record, load_record, store_record
 from martlet_trainer.tracking.run import Point, RunEnd, TrackedRun
-
-from .conftest import Training
+from martlet_trainer.tracking.testing import Training
 
 FAST = FollowOptions(poll_seconds=0.01, idle_seconds=30, first_pause_seconds=0.01, longest_pause_seconds=0.02)
 WANDB = {"kind": "wandb", "project": "birds", "tags": ["a"]}

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from martlet_trainer.tracking.process import TrackerFailed, TrackerProcess, redacted, tool_environment
 from martlet_trainer.tracking.run import Point
-
-from .conftest import scalars, tracked
+from martlet_trainer.tracking.testing import scalars, tracked
 
 POINT = Point(1, 3, 1000.0, {"loss": 0.5})
 Start = Callable[..., Awaitable[TrackerProcess]]

@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 from martlet_trainer.tracking.run import Point, RunEnd, flat
+from martlet_trainer.tracking.testing import scalars, tensorboard_events, texts, tracked
 from martlet_trainer.tracking.tools import tensorboard
-
-from .conftest import scalars, tensorboard_events, texts, tracked
 
 POINTS = [
     Point(1, 1, 1000.0, {"loss": 1.0}),
