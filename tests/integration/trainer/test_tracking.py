@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import pytest
 from martlet.common.v1 import job_pb2
 from martlet.trainer.v1 import training_job_pb2
 
@@ -54,7 +55,9 @@ def _scalar(event: bytes, name: str) -> list[tuple[int, float]]:
     return [(event[event.index(b"\x10", 9) + 1], value)]  # steps below 128 are one byte, behind the time
 
 
+@pytest.mark.slow
 def test_a_tracker_that_hangs_changes_nothing(trainer: Trainer, rows: str) -> None:
+    """Two trainings and a tracker, each with its own processes: the one place where all of them are real."""
     dataset = trainer.upload(rows)
     plain = trainer.create(trainer.spec(dataset)).name
     expected = numbers(trainer, plain)

@@ -70,6 +70,11 @@ def test_tools_have_no_secret_of_the_deployment() -> None:
 
 
 def test_no_secret_of_a_tool_is_in_what_is_logged() -> None:
-    environ = {"WANDB_API_KEY": "abcdef123", "MLFLOW_TRACKING_PASSWORD": "opensesame", "WANDB_PROJECT": "birds"}
-    text = "abcdef123 refused for birds at https://me:opensesame@host/api and http://u:other@host"
-    assert redacted(text, environ) == "*** refused for birds at https://***@host/api and http://***@host"
+    environ = {
+        "WANDB_API_KEY": "abcdef123",
+        "MLFLOW_TRACKING_PASSWORD": "opensesame",
+        "WANDB_PROJECT": "birds",
+        "AWS_SECRET_ACCESS_KEY": "seekrit",
+    }
+    text = "abcdef123 seekrit refused for birds at https://me:opensesame@host/api and http://u:other@host"
+    assert redacted(text, environ) == "*** *** refused for birds at https://***@host/api and http://***@host"

@@ -88,8 +88,10 @@ LOG = {"log": [asdict(point) for point in POINTS]}
 CLOSE = {"close": asdict(END)}
 
 
+@pytest.mark.slow
 def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a database of its own: one run, whatever was told twice, and by a process that didn't know the run's id."""
+    """In a database of its own: one run, whatever was told twice, and by a process that didn't know the run's id. MLflow makes
+    its tables by all its migrations, which takes seconds; only its databases know a metric told again."""
     address = f"sqlite:///{tmp_path}/mlflow.db"
     lines = [opening(tmp_path, tags=("a", "b")), LOG, {"leave": None}]
     first, _, _ = tell("mlflow", tmp_path, {"MLFLOW_TRACKING_URI": address}, lines)

@@ -118,6 +118,8 @@ class Follower:
                 return
             try:
                 async with self._slots:
+                    if self._stopped.is_set():
+                        return
                     record = await self._session(record, news)
                 pause = self._options.first_pause_seconds
             except TrackerFailed as error:

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 #: Longest answer, in bytes.
 _LONGEST_LINE = 1 << 20
 _READ_BYTES = 65536
-#: What a tool knows its deployment's secrets by.
-_SECRET = re.compile(r"(WANDB|MLFLOW)_.*(KEY|TOKEN|PASSWORD|SECRET)")
+#: What variables with secrets are called.
+_SECRET = re.compile(r".*(KEY|TOKEN|PASSWORD|SECRET).*")
 _SHORTEST_SECRET = 6
 
 
@@ -124,7 +124,7 @@ def tool_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def redacted(text: str, environ: Mapping[str, str]) -> str:
-    """The text without the tools' secrets, and without users and passwords in addresses."""
+    """The text without the values of variables that hold secrets, and without users and passwords in addresses."""
     for name, value in environ.items():
         if _SECRET.fullmatch(name) and len(value) >= _SHORTEST_SECRET:
             text = text.replace(value, "***")
