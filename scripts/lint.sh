@@ -70,7 +70,10 @@ check "format" ruff format --check --output-format concise .
 check "ruff" ruff check --output-format concise .
 check "types of inputs" types "$envs/trainer/bin/python" libs/inputs/src
 check "types of core, gateway and command" types "$envs/dev/bin/python" libs/core/src/martlet_core libs/cli/src services/gateway/src
-check "types of the trainer" types "$envs/trainer/bin/python" services/trainer/src
+# Its trackers have an environment of their own.
+# shellcheck disable=SC2046
+check "types of the trainer" types "$envs/trainer/bin/python" $(find services/trainer/src/martlet_trainer -mindepth 1 -maxdepth 1 -not -name tracking -not -name __pycache__)
+check "types of the trackers" types "$envs/trainer-tracking/bin/python" services/trainer/src/martlet_trainer/tracking
 check "types of the quantizer" types "$envs/quantizer-bnb/bin/python" services/quantizer/src
 check "types of the evaluator" types "$envs/evaluator-transformers/bin/python" services/evaluator/src
 check "types of inference" types "$envs/inference/bin/python" services/inference/src

@@ -11,6 +11,7 @@ export GRPC_VERBOSITY=ERROR
 
 dev=.martlet/envs/dev/bin/python
 trainer=.martlet/envs/trainer-test/bin/python
+tracking=.martlet/envs/trainer-tracking-test/bin/python
 evaluator=.martlet/envs/evaluator-test/bin/python
 begun=$SECONDS
 passed=0 failed=0 skipped=0
@@ -19,7 +20,7 @@ passed=0 failed=0 skipped=0
 families=${MARTLET_TEST_FAMILIES:-bnb llmcompressor gguf}
 
 # shellcheck disable=SC2086
-scripts/bootstrap.sh cli dev deploy gateway trainer trainer-test inference inference-transformers swap-example evaluator evaluator-test quantizer quantizer-bnb $(printf 'quantizer-%s-test ' $families)
+scripts/bootstrap.sh cli dev deploy gateway trainer trainer-test trainer-tracking trainer-tracking-test inference inference-transformers swap-example evaluator evaluator-test quantizer quantizer-bnb $(printf 'quantizer-%s-test ' $families)
 
 # run NAME PYTHON PATH... -- [PYTEST OPTION...]: one pytest; its counts are added up.
 run() {
@@ -80,6 +81,7 @@ trap 'if [ -n "${beside_pid:-}" ]; then kill -INT -- "-$beside_pid" 2>/dev/null;
 export OMP_NUM_THREADS=1
 computing_units() {
   run "unit, trainer" "$trainer" tests/unit/trainer -- "${arguments[@]}"
+  run "unit, trackers" "$tracking" tests/unit/trainer_tracking -- "${arguments[@]}"
   for family in $families; do
     run "unit, quantizer, $family" ".martlet/envs/quantizer-$family-test/bin/python" tests/unit/quantizer -- "${arguments[@]}"
   done

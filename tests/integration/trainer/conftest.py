@@ -40,6 +40,11 @@ def trainer_python() -> str:
     return os.environ.get("MARTLET_TRAINER_PYTHON") or str(ROOT / ".martlet/envs/trainer/bin/python")
 
 
+def tracking_python() -> str:
+    """The interpreter of the trackers' environment."""
+    return os.environ.get("MARTLET_TRACKING_PYTHON") or str(ROOT / ".martlet/envs/trainer-tracking/bin/python")
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of some thousand parameters, as an ordinary Hugging Face directory."""
@@ -74,6 +79,8 @@ class Trainer:
             "MARTLET_LEASE_SECONDS": "4",
             "MARTLET_RECONCILE_SECONDS": "1",
             "MARTLET_HOUSEKEEPING_HOURS": "0.001",
+            "MARTLET_TRACKERS": "tensorboard,mlflow",
+            "MARTLET_TENSORBOARD_DIR": str(tmp_path / "tensorboard"),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
         }
@@ -96,6 +103,15 @@ class Trainer:
     def start_worker(self) -> subprocess.Popen[bytes]:
         """Another worker process."""
         return self._start("work")
+
+    def start_tracker(self, **environ: str) -> subprocess.Popen[bytes]:
+        """The process that tells trackers."""
+        return self._start("track", python=tracking_python(), **environ)
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        """Where TensorBoard's files are."""
+        return Path(self._environ["MARTLET_TENSORBOARD_DIR"])
 
     def call(self, method: Callable[..., Any], request: Any, *, tenant: str = TENANT) -> Any:
         """A unary call on behalf of a tenant."""
@@ -180,11 +196,14 @@ class Trainer:
                 process.wait()
         self._valkey.kill()
 
-    def _start(self, command: str) -> subprocess.Popen[bytes]:
+    def _start(self, command: str, *, python: str = "", **environ: str) -> subprocess.Popen[bytes]:
         log = self._tmp_path / f"{command}-{len(self._processes)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [trainer_python(), "-m", "martlet_trainer", command], env=self._environ, stdout=output, stderr=output
+                [python or trainer_python(), "-m", "martlet_trainer", command],
+                env={**self._environ, **environ},
+                stdout=output,
+                stderr=output,
             )
         self._processes.append(process)
         return process

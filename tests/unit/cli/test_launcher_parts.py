@@ -107,6 +107,24 @@ def test_the_plan_of_a_platform(layout: Layout) -> None:
     assert not any(secret in word for spec in platform.specs for word in spec.argv), "command lines are for all to read"
 
 
+def test_trackers_have_a_process_and_it_alone_has_their_keys(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    parser = argparse.ArgumentParser()
+    add_up_arguments(parser)
+    options = up_options(parser.parse_args(["--trackers", "tensorboard,wandb"]))
+    assert "trainer-tracking" in options.services
+    platform = plan(layout, options, load_or_make(layout.secrets_file), choose_ports({"http": 0, "grpc": 0}, {}))
+    specs = {spec.name: spec for spec in platform.specs}
+    tracker = specs["trainer-tracker"]
+    assert tracker.argv == (str(layout.python("trainer-tracking")), "-m", "martlet_trainer", "track")
+    assert tracker.environ["MARTLET_TENSORBOARD_DIR"] == str(layout.home / "tensorboard")
+    offered = {name for name, spec in specs.items() if spec.environ.get("MARTLET_TRACKERS") == "tensorboard,wandb"}
+    assert offered == {"trainer", "trainer-tracker"}
+    assert [name for name, spec in specs.items() if "WANDB_API_KEY" in spec.environ] == ["trainer-tracker"]
+    with pytest.raises(InvalidArgument, match="'swanlab' isn't known"):
+        up_options(parser.parse_args(["--trackers", "swanlab"]))
+
+
 def test_a_model_of_the_hub_is_left_to_inference(layout: Layout) -> None:
     options = PlatformOptions(model="org/model@c1")
     options.check()

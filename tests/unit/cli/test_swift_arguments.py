@@ -169,6 +169,24 @@ def test_quantized_base(argv: list[str], tuner: dict[str, str]) -> None:
     assert request(*argv)["martlet"]["tuner"] == tuner
 
 
+@pytest.mark.parametrize(
+    ("argv", "trackers"),
+    [
+        (["tensorboard"], [{"kind": "tensorboard"}]),
+        (
+            ["wandb", "mlflow", "--project", "birds", "--run_name", "one"],
+            [{"kind": kind, "project": "birds", "run_name": "one"} for kind in ("wandb", "mlflow")],
+        ),
+    ],
+)
+def test_report_to_names_trackers(argv: list[str], trackers: list[dict[str, str]]) -> None:
+    assert request("--report_to", *argv)["martlet"] == {"trackers": trackers}
+
+
+def test_report_to_none_is_no_tracker() -> None:
+    assert request("--report_to", "none") == request()
+
+
 @pytest.mark.parametrize(("word", "value"), [("right", "TRUNCATE"), ("delete", "REFUSE")])
 def test_long_rows(word: str, value: str) -> None:
     assert request("--truncation_strategy", word)["martlet"] == {"data": {"on_long_rows": value}}
@@ -190,6 +208,7 @@ def test_booleans_stand_alone_or_with_a_value(argv: list[str], value: bool) -> N
         (["--tuner_type", "full", "--quant_bits", "4"], "can't be trained in full"),
         (["--val_dataset", "v", "--split_dataset_ratio", "0.1"], "leave one out"),
         (["--recipe", "sft", "--rlhf_type", "dpo"], "contradicts --recipe sft"),
+        (["--project", "birds"], "name one with --report_to"),
         (["--tuner_options", "r"], "isn't NAME=VALUE"),
         (["--reward_funcs", "format", "--reward_weights", "1", "2"], "has 2 values for 1"),
         (["--reward_funcs", "format", "--reward_length", "9"], "add it to --reward_funcs"),

@@ -276,8 +276,13 @@ def test_child_sees_no_credentials(listener: Listener, monkeypatch: pytest.Monke
     monkeypatch.setenv("MARTLET_S3_SECRET_KEY", "secret")
     monkeypatch.setenv("MARTLET_REDIS_URL", "redis://secret@host")
     monkeypatch.setenv("MARTLET_INTERNAL_TOKEN", "secret")
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
     monkeypatch.setenv("MARTLET_CACHE_DIR", "/kept")
-    exit_ = listener.run('return RecipeResult({k: v for k, v in os.environ.items() if k.startswith("MARTLET_")})')
+    exit_ = listener.run(
+        'names = ("MARTLET_", "WANDB_", "MLFLOW_")\n'
+        "return RecipeResult({k: v for k, v in os.environ.items() if k.startswith(names)})"
+    )
     assert exit_.final is not None
     assert exit_.final["values"] == {"MARTLET_CACHE_DIR": "/kept"}
 

@@ -284,6 +284,29 @@ async def test_idempotency_key_makes_one_job(gateway: Any, client: Any, tools: A
     assert made[0] == made[1]
 
 
+WANDB = {"type": "wandb", "wandb": {"project": "birds", "name": "first", "tags": ["a"]}}
+
+
+async def test_integrations_become_trackers_and_are_answered(gateway: Any, client: Any, tools: Any) -> None:
+    job = await client.fine_tuning.jobs.create(
+        model=tools.base,
+        training_file=await gateway.upload(),
+        integrations=[WANDB],
+        extra_body={"martlet": {"trackers": [{"kind": "tensorboard"}]}},
+    )
+    wandb, tensorboard = gateway.trainer.calls[-1].request.training_job.spec.trackers
+    assert (wandb.kind, wandb.project, wandb.run_name, wandb.entity, list(wandb.tags)) == (
+        "wandb",
+        "birds",
+        "first",
+        "",
+        ["a"],
+    )
+    assert (tensorboard.kind, tensorboard.project) == ("tensorboard", "")
+    [integration] = (await client.fine_tuning.jobs.retrieve(job.id)).integrations
+    assert integration.model_dump() == {**WANDB, "wandb": {**WANDB["wandb"], "entity": None}}
+
+
 async def test_dpo_goes_to_the_recipe_of_that_name(gateway: Any, client: Any, tools: Any) -> None:
     job = await client.fine_tuning.jobs.create(
         model=tools.base,
@@ -303,7 +326,9 @@ async def test_dpo_goes_to_the_recipe_of_that_name(gateway: Any, client: Any, to
     [
         ({"method": {"type": "reinforcement"}}, "method.reinforcement.grader"),
         ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo"),
-        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
+        ({"integrations": [{"type": "mlflow", "wandb": {"project": "p"}}]}, "integrations[0].type"),
+        ({"integrations": [{"type": "wandb", "wandb": {"name": "p"}}]}, "integrations[0].wandb.project"),
+        ({"extra_body": {"martlet": {"trackers": [{"name": "p"}]}}}, "martlet.trackers[0].name"),
         ({"suffix": "no spaces"}, "suffix"),
         ({"seed": -1}, "seed"),
         ({"metadata": {"k" * 65: "v"}}, "metadata"),
@@ -351,6 +376,13 @@ async def test_trainer_that_is_away_is_a_503(gateway: Any, client: Any) -> None:
             "martlet.hyperparameters.epoch_count",
         ),
         ("spec.suffix", {"suffix": "x"}, "suffix"),
+        ("spec.trackers.0.kind", {"integrations": [WANDB]}, "integrations[0].type"),
+        ("spec.trackers.0.run_name", {"integrations": [WANDB]}, "integrations[0].wandb.name"),
+        (
+            "spec.trackers.1.project",
+            {"integrations": [WANDB], "extra_body": {"martlet": {"trackers": [{"kind": "mlflow"}]}}},
+            "martlet.trackers[0].project",
+        ),
     ],
 )
 async def test_what_the_trainer_refuses_is_named_as_it_was_given(

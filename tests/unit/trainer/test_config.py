@@ -63,6 +63,10 @@ def test_a_config_survives_its_own_json() -> None:
     assert parse_training_config(config.model_dump(mode="json")) == config
 
 
+def with_tracker(*before: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {**BASE, "trackers": [*before, fields]}
+
+
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [
@@ -74,6 +78,14 @@ def test_a_config_survives_its_own_json() -> None:
         ({**BASE, "seed": -1}, "spec.seed", "must be >= 0 and <= 2147483647"),
         ({**BASE, "recipe_options": {"x": 1}}, "spec.recipe_options.x", "is not known"),
         ({**BASE, "tuner": 3}, "spec.tuner", "must be an object"),
+        (with_tracker(kind="swanlab"), "spec.trackers.0.kind", "must be one of: 'tensorboard', 'wandb', 'mlflow'"),
+        (with_tracker(kind="wandb", project="../up"), "spec.trackers.0.project", "is '../up'; use 1 to 128 letters"),
+        (with_tracker(kind="wandb", run_name="a/b"), "spec.trackers.0.run_name", "a letter or digit first"),
+        (with_tracker(kind="wandb", entity="a b"), "spec.trackers.0.entity", "use 1 to 64 letters"),
+        (with_tracker(kind="wandb", tags=["fine", "b\n"]), "spec.trackers.0.tags.1", "use 1 to 64 letters"),
+        (with_tracker(kind="wandb", tags=["a"] * 33), "spec.trackers.0.tags", "at most 32"),
+        (with_tracker(kind="mlflow", entity="me"), "spec.trackers.0.entity", "is wandb's, and the kind is mlflow"),
+        (with_tracker({"kind": "mlflow"}, kind="mlflow"), "spec.trackers.1.kind", "give each kind once"),
         (with_part("tuner", lora_rnk=4), "spec.tuner.lora_rnk", "did you mean lora_rank?"),
         (with_part("tuner", lora_rank=0), "spec.tuner.lora_rank", "is 0; must be >= 1 and <= 512"),
         (with_part("tuner", kind="lorra"), "spec.tuner.kind", "must be one of: lora, qlora, full, lisa"),

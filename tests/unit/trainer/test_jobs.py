@@ -54,6 +54,7 @@ class Kit:
             scratch_dir=tmp_path / "scratch",
             max_json_bytes=1000,
             allowed_services=[SERVICE],
+            trackers=("tensorboard",),
         )
         dirs = ModelDirs(tmp_path / "models", tmp_path / "hub", (self.root,))
         self.training = TrainingHandler(self.stores, dirs, [SERVICE])
@@ -213,6 +214,19 @@ def test_inputs_of_a_training_from_the_catalogue(kit: Kit) -> None:
     assert prepared.inputs == {"training_dataset": dataset, "validation_dataset": dataset}
     assert (prepared.config["base_model"]["kind"], prepared.config["base_model"]["value"]) == ("catalog", BASE)
     assert parse_training_config(prepared.config["spec"]).base_model == BASE
+
+
+async def test_a_tracker_that_is_not_offered_is_refused(kit: Kit) -> None:
+    await kit.check(trackers=[{"kind": "tensorboard"}])
+    with pytest.raises(
+        InvalidArgument, match=r"trackers\.1\.kind: is mlflow, .* \(offered are tensorboard\); leave it out"
+    ):
+        await kit.check(trackers=[{"kind": "tensorboard"}, {"kind": "mlflow"}])
+
+
+def test_trackers_are_kept_from_the_training_and_change_nothing_in_it(kit: Kit) -> None:
+    tracked = kit.training.prepare(kit.job(trackers=[{"kind": "wandb", "project": "birds"}]))
+    assert tracked == kit.training.prepare(kit.job())
 
 
 def test_inputs_of_a_training_from_an_artifact(kit: Kit) -> None:

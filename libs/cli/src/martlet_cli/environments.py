@@ -72,6 +72,11 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         ("libs/core", "libs/inputs", "services/trainer"),
         "trainer",
     ),
+    "trainer-tracking": Environment(
+        ("services/trainer/envs/tracking/requirements.cpu.txt",),  # it computes nothing: the same everywhere
+        ("libs/core", "libs/inputs", "services/trainer"),
+        "the trainer's trackers: TensorBoard, W&B, MLflow",
+    ),
     "inference": Environment(
         ("services/inference/requirements.{accelerator}.txt",),
         ("libs/core", "services/inference"),
@@ -116,6 +121,11 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         ("services/trainer/requirements.{accelerator}.txt", "requirements.test.txt"),
         ("libs/core", "libs/inputs", "services/trainer"),
         "the trainer's environment with pytest beside",
+    ),
+    "trainer-tracking-test": Environment(
+        ("services/trainer/envs/tracking/requirements.cpu.txt", "requirements.test.txt"),
+        ("libs/core", "libs/inputs", "services/trainer"),
+        "the trackers' environment with pytest beside",
     ),
     "evaluator-test": Environment(
         ("services/evaluator/requirements.cpu.txt", "requirements.test.txt"),

@@ -30,6 +30,8 @@ DEFAULT_STAGES = STAGES
 #: Families of quantization methods: each has an environment and a worker of its own.
 FAMILIES = ("bnb", "llmcompressor", "gguf", "awq", "gptqmodel")
 DEFAULT_FAMILIES = ("bnb", "llmcompressor", "gguf")
+#: Tools that jobs may have told of them. With any of them, the trainer gets a process for it, in an environment of its own.
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class PlatformOptions:
         ports: ports by name (see ``PORTS``); 0 asks for any free one.
         stages: job stages to start (see ``STAGES``).
         families: families of quantization methods that get a worker (see ``FAMILIES``).
+        trackers: tools that jobs may have told of them (see ``TRACKERS``).
     """
 
     engine: str = "vllm"
@@ -57,12 +60,14 @@ class PlatformOptions:
     ports: Mapping[str, int] = field(default_factory=dict)
     stages: tuple[str, ...] = DEFAULT_STAGES
     families: tuple[str, ...] = DEFAULT_FAMILIES
+    trackers: tuple[str, ...] = ()
 
     @property
     def services(self) -> tuple[str, ...]:
-        """What is started of ours, by the names of the environments: gateway, stages, families, inference."""
+        """What is started of ours, by the names of the environments: gateway, stages, families, trackers, inference."""
         families = [f"quantizer-{family}" for family in self.families] if "quantizer" in self.stages else []
-        return ("gateway", *self.stages, *families, "inference")
+        tracking = ("trainer-tracking",) if self.trackers else ()
+        return ("gateway", *self.stages, *families, *tracking, "inference")
 
     def environment(self, service: str) -> str:
         """Name of the environment that a service runs in."""
@@ -74,6 +79,7 @@ class PlatformOptions:
         for flag, named, known in (
             ("--stages", self.stages, STAGES),
             ("--quantizer-families", self.families, FAMILIES),
+            ("--trackers", self.trackers, TRACKERS),
         ):
             for name in named:
                 if name not in known:

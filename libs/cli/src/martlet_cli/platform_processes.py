@@ -18,6 +18,7 @@ from martlet_cli.processes import ProcessSpec
 BUCKET = "martlet"
 #: A worker that is told to stop may have to write a checkpoint first.
 WORKER_STOP_SECONDS = 60.0
+_TOOL_PREFIXES = ("WANDB_", "MLFLOW_")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _stages(builder: _Builder, ports: Mapping[str, int], needs: tuple[str, ...])
             builder.service(
                 stage,
                 (f"martlet_{stage}", "serve"),
-                {"MARTLET_GRPC_ADDRESS": address, **_gateway_url(stage, ports)},
+                {"MARTLET_GRPC_ADDRESS": address, **_gateway_url(stage, ports), **_trackers(builder, stage)},
                 needs=needs,
                 port=ports[stage],
                 ready=probes.grpc_health(address),
@@ -95,7 +96,33 @@ def _stages(builder: _Builder, ports: Mapping[str, int], needs: tuple[str, ...])
                     stop_seconds=WORKER_STOP_SECONDS,
                 )
             )
+    if builder.options.trackers:
+        specs.append(
+            builder.service(
+                "trainer-tracker",
+                ("martlet_trainer", "track"),
+                {
+                    **_trackers(builder, "trainer"),
+                    "MARTLET_TENSORBOARD_DIR": str(builder.layout.home / "tensorboard"),
+                    **_tool_variables(os.environ),
+                },
+                environment="trainer-tracking",
+                needs=needs,
+                settle_seconds=1.0,
+                stop_seconds=30.0,
+            )
+        )
     return specs
+
+
+def _trackers(builder: _Builder, stage: str) -> dict[str, str]:
+    """What jobs may have told of them."""
+    return {"MARTLET_TRACKERS": ",".join(builder.options.trackers)} if stage == "trainer" else {}
+
+
+def _tool_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The trackers' own variables, keys among them: for the process that speaks to them alone."""
+    return {name: value for name, value in environ.items() if name.startswith(_TOOL_PREFIXES)}
 
 
 def _gateway_url(stage: str, ports: Mapping[str, int]) -> dict[str, str]:
@@ -214,7 +241,7 @@ def _server(layout: Layout, name: str, command: ServerCommand, port: int, ready:
 
 def _clean(environ: Mapping[str, str]) -> dict[str, str]:
     """The launcher's variables without those that belong to its own Python. Bytecode is kept: without it, each start
-    compiles the ML libraries anew, and that costs more than the rest of the start.
+    compiles the ML libraries anew, and that costs more than the rest of the start. Nor do trackers' keys go to everyone.
     """
     dropped = (
         "PYTHONPATH",
@@ -224,4 +251,6 @@ def _clean(environ: Mapping[str, str]) -> dict[str, str]:
         "MARTLET_API_KEY",
         "MARTLET_BASE_URL",
     )
-    return {name: value for name, value in environ.items() if name not in dropped}
+    return {
+        name: value for name, value in environ.items() if name not in dropped and not name.startswith(_TOOL_PREFIXES)
+    }

@@ -24,6 +24,7 @@ PREFERENCES: Mapping[str, str] = {
     **{name: name for name in ("dpo", "orpo", "cpo", "simpo", "kto", "grpo", "rloo")},
     "gkd": "distill",
 }
+TRACKERS = ("tensorboard", "wandb", "mlflow", "none")
 REWARDS = ("accuracy", "format", "regex", "length")
 _NUMBERS = "hyperparameters"
 _OPTIONS = "recipe_options"
@@ -139,6 +140,18 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
             "--scale_rewards", f"{_OPTIONS}.scale_rewards", boolean, "divide by their spread, grpo (default true)"
         ),
     ),
+    "tracking": (
+        Argument(
+            "--report_to",
+            "",
+            str,
+            "tools that are told of the training (default none); those that the deployment offers",
+            many=True,
+            choices=TRACKERS,
+        ),
+        Argument("--project", "", str, "their project, experiment or folder (default martlet)"),
+        Argument("--run_name", "", str, "name of the run there (default: the job's id)"),
+    ),
     "job": (
         Argument("--recipe", "recipe", str, "algorithm (default sft); pretrain for plain texts"),
         Argument("--suffix", "", str, "part of the fine-tuned model's name, up to 64 of A-Z a-z 0-9 . _ -"),
@@ -157,7 +170,6 @@ NOT_NEEDED: Mapping[str, str] = {
     "--save_total_limit": "the last two checkpoints and the best are kept",
     "--resume_from_checkpoint": "a job resumes by itself, or with `martlet jobs resume ID`",
     "--logging_steps": "every step is reported",
-    "--report_to": "metrics are in `martlet jobs show ID` and in the job's metrics file",
     "--adapters": "give the fine-tuned model's name as --model",
     "--model_type": "it is read from the model's own config",
     "--template": "the model's own chat template is used",
@@ -203,6 +215,7 @@ def request(arguments: argparse.Namespace) -> dict[str, Any]:
     _put_preferences(extension, arguments)
     _put_rewards(extension, arguments)
     _put_galore(extension, arguments)
+    _put_trackers(extension, arguments)
     for option in arguments.tuner_options or ():
         _put_tuner_option(extension, option)
     if arguments.strict is not None:
@@ -288,6 +301,17 @@ def _put_galore(extension: dict[str, Any], arguments: argparse.Namespace) -> Non
     if arguments.optim not in (None, "galore_adamw"):
         raise InvalidArgument.field("--use_galore", f"contradicts --optim {arguments.optim}; give one of them")
     _put(extension, f"{_NUMBERS}.optimizer", "galore_adamw")
+
+
+def _put_trackers(extension: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """``--report_to`` names tools; what else is said of a run holds for each of them."""
+    kinds = [kind for kind in arguments.report_to or () if kind != "none"]
+    own = {"project": arguments.project, "run_name": arguments.run_name}
+    own = {name: value for name, value in own.items() if value is not None}
+    if own and not kinds:
+        raise InvalidArgument.field(f"--{next(iter(own))}", "is of a tracker; name one with --report_to")
+    if kinds:
+        _put(extension, "trackers", [{"kind": kind, **own} for kind in kinds])
 
 
 def _put_tuner_option(extension: dict[str, Any], text: str) -> None:

@@ -40,7 +40,10 @@ EXIT_ERROR = 2
 EXIT_STOPPED = 3
 
 #: Deployment secrets that a recipe has no business with: it runs user data and models. And what only a lease may say.
-_WITHHELD_PREFIXES = ("MARTLET_S3_", "MARTLET_REDIS_URL", "MARTLET_INTERNAL_TOKEN", MEMORY_SHARE)
+_WITHHELD_PREFIXES = (
+    *("MARTLET_S3_", "MARTLET_REDIS_URL", "MARTLET_INTERNAL_TOKEN", MEMORY_SHARE),
+    *("WANDB_", "MLFLOW_"),
+)
 
 
 def child_environment(

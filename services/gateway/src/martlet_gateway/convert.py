@@ -73,11 +73,28 @@ def to_job(job: training_job_pb2.TrainingJob, organization: str) -> dict[str, An
         "finished_at": job.end_time.seconds if final and job.HasField("end_time") else None,
         "trained_tokens": result.trained_tokens if succeeded else None,
         "estimated_finish": job.update_time.seconds + round(eta) if eta is not None else None,
-        "integrations": [],
+        "integrations": _integrations(spec),
         "metadata": dict(job.labels) or None,
         "user_provided_suffix": spec.suffix or None,
         "martlet": _extension(job),
     }
+
+
+def _integrations(spec: training_job_pb2.TrainingSpec) -> list[dict[str, Any]]:
+    """The trackers that OpenAI has a word for; ``martlet.trackers`` has all."""
+    return [
+        {
+            "type": "wandb",
+            "wandb": {
+                "project": tracker.project or "martlet",  # the contract's default; OpenAI's object is never without
+                "name": tracker.run_name or None,
+                "entity": tracker.entity or None,
+                "tags": list(tracker.tags),
+            },
+        }
+        for tracker in spec.trackers
+        if tracker.kind == "wandb"
+    ]
 
 
 def _extension(job: training_job_pb2.TrainingJob) -> dict[str, Any]:
@@ -92,6 +109,7 @@ def _extension(job: training_job_pb2.TrainingJob) -> dict[str, Any]:
         "attempt": job.attempt,
         "recipe": spec.recipe or "sft",
         "tuner": {"kind": "lora"} | {k: v for k, v in proto_json.to_json(spec.tuner).items() if v not in ("", [])},
+        "trackers": [proto_json.to_json(tracker) for tracker in spec.trackers],
         "progress": progress,
         "queue_position": job.progress.queue_position or None,
         "eta_seconds": progress.get("eta_seconds"),

@@ -23,7 +23,7 @@ from martlet_gateway.schemas import (
 )
 
 _GROUPS = ("tuner", "hyperparameters", "data", "resources", "checkpoints")
-_WHOLE_KEYS = (*_GROUPS, "recipe", "recipe_options", "display_name")
+_WHOLE_KEYS = (*_GROUPS, "recipe", "recipe_options", "trackers", "display_name")
 _OPENAI_KEYS = {
     "base_model": "model",
     "training_dataset": "training_file",
@@ -33,12 +33,13 @@ _OPENAI_KEYS = {
 }
 _SPEC: Any = training_job_pb2.TrainingSpec.DESCRIPTOR
 _LEAVES = {leaf.name: group for group in _GROUPS for leaf in _SPEC.fields_by_name[group].message_type.fields}
+_TRACKER_FIELDS = [field.name for field in _SPEC.fields_by_name["trackers"].message_type.fields]
 _LARGEST_DEVICE_BATCH = 8
 #: OpenAI's ``method.type`` -> the recipe that it means.
 _RECIPES = {"supervised": "sft", "dpo": "dpo", "reinforcement": "grpo"}
 
 #: A field of the trainer's request, as its messages name it.
-_FIELD = re.compile(r"\bspec\.[a-z_]+(?:\.[a-z_]+)*|^(?:base_model|training_dataset|validation_dataset)(?=:)")
+_FIELD = re.compile(r"\bspec\.[a-z_]+(?:\.(?:[a-z_]+|\d+))*|^(?:base_model|training_dataset|validation_dataset)(?=:)")
 #: Reasons for which OpenAI has one code: the rows can't be trained on.
 _BAD_DATA = frozenset({"BAD_ROWS", "EMPTY_DATASET"})
 
@@ -61,9 +62,10 @@ def build(body: CreateFineTuningJob, request_id: str) -> training_service_pb2.Cr
     if body.seed is not None:
         spec.seed = body.seed
     job.labels.update(body.metadata or {})
-    if body.integrations:
-        raise InvalidArgument.field(
-            "integrations", "is not supported; leave it out. Metrics are in the job's events and its result file."
+    for integration in body.integrations or ():
+        wandb = integration.wandb
+        spec.trackers.add(
+            kind=integration.type, project=wandb.project, run_name=wandb.name, entity=wandb.entity, tags=wandb.tags
         )
     job.display_name = _extend(spec, body.martlet or {})
     _method(spec, body)
@@ -209,6 +211,7 @@ def rest_names(body: CreateFineTuningJob) -> Iterator[None]:
         names["hyperparameters.learning_rate_multiplier"] = f"{numbers}.learning_rate_multiplier"
         names["hyperparameters.per_device_batch_size"] = f"{numbers}.batch_size"
         names["hyperparameters.gradient_accumulation_steps"] = f"{numbers}.batch_size"
+    names |= _tracker_names(body)
     for key in _chosen_keys(body.martlet or {}):  # what was given under `martlet` is called so
         if key not in _OPENAI_KEYS:
             names.pop(key, None)
@@ -216,6 +219,21 @@ def rest_names(body: CreateFineTuningJob) -> Iterator[None]:
         yield
     except MartletError as error:
         raise renamed(error, names) from error
+
+
+def _tracker_names(body: CreateFineTuningJob) -> dict[str, str]:
+    """Names of the trainer's trackers: those of ``integrations`` come first, then those of ``martlet.trackers``."""
+    names: dict[str, str] = {}
+    count = len(body.integrations or ())
+    for index in range(count):
+        here, there = f"trackers.{index}", f"integrations[{index}]"
+        names |= {f"{here}.kind": f"{there}.type", f"{here}.run_name": f"{there}.wandb.name"}
+        names |= {f"{here}.{field}": f"{there}.wandb.{field}" for field in ("project", "entity", "tags")}
+    more = (body.martlet or {}).get("trackers")
+    for index in range(len(more) if isinstance(more, list) else 0):
+        for field in _TRACKER_FIELDS:
+            names[f"trackers.{count + index}.{field}"] = f"martlet.trackers[{index}].{field}"
+    return names
 
 
 def _chosen_keys(extension: Mapping[str, Any]) -> Iterator[str]:

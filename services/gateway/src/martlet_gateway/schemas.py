@@ -139,6 +139,22 @@ class Method(Body):
     reinforcement: Reinforcement | None = None
 
 
+class WandbIntegration(Body):
+    """A run in Weights & Biases."""
+
+    project: str = Field(min_length=1)
+    name: str | None = None
+    entity: str | None = None
+    tags: list[str] | None = None
+
+
+class Integration(Body):
+    """A tool that is told of the training. OpenAI has one; others go by ``martlet.trackers``."""
+
+    type: Literal["wandb"]
+    wandb: WandbIntegration
+
+
 class CreateFineTuningJob(Body):
     """Body of POST /v1/fine_tuning/jobs."""
 
@@ -154,11 +170,11 @@ class CreateFineTuningJob(Body):
     )
     seed: Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)] | None = None
     metadata: Metadata = None
-    integrations: list[Any] | None = None
+    integrations: list[Integration] | None = None
     martlet: dict[str, Any] | None = Field(
         None,
         description="What OpenAI has no field for: `recipe`, `tuner`, `hyperparameters`, `data`, `resources`, "
-        "`checkpoints`, `recipe_options`, `display_name`, each as in martlet.trainer.v1.TrainingSpec; single settings "
+        "`checkpoints`, `recipe_options`, `trackers`, `display_name`, each as in martlet.trainer.v1.TrainingSpec; single settings "
         "may stand without their group (`lora_rank`).",
     )
 

@@ -30,6 +30,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from martlet_trainer.config_rules import combination_violations
 from martlet_trainer.recipes import RECIPES
 from martlet_trainer.recipes.options import RewardServiceOptions, RolloutOptions
+from martlet_trainer.trackers import TrackerConfig, tracker_violations
 from martlet_trainer.tuners.kinds import KINDS, TunerKind
 from martlet_trainer.tuners.options import LongloraOptions, regular_expression
 
@@ -199,6 +200,7 @@ class TrainingConfig(Config):
     suffix: str | None = None
     recipe_options: dict[str, Any] = Field(default_factory=dict)
     seed: Annotated[Int, Ge(0), Le(2**31 - 1)] = 42
+    trackers: tuple[TrackerConfig, ...] = ()
 
     def resolved(self) -> TrainingConfig:
         """The same config with the defaults filled in that follow from other fields; doing it twice changes nothing.
@@ -238,7 +240,7 @@ def parse_training_config(values: Mapping[str, Any], prefix: str = "spec") -> Tr
         InvalidArgument: with one violation for every field at fault.
     """
     config = parse_config(TrainingConfig, values, prefix)
-    refuse([*_name_violations(config), *combination_violations(config)], prefix)
+    refuse([*_name_violations(config), *combination_violations(config), *tracker_violations(config.trackers)], prefix)
     return config
 
 

@@ -54,8 +54,9 @@ class TrainingHandler:
                 inputs["teacher_adapter"] = teacher.adapter.artifact_id
             if teacher.reference.kind == "artifact":
                 inputs["teacher_model"] = teacher.reference.value
-        # Only what was set: a number that the user chose must be told from a default where an adapter has its own.
-        spec = {**config.model_dump(mode="json", exclude_unset=True), "recipe": config.recipe}
+        # Only what was set: a number that the user chose must be told from a default where an adapter has its own. Trackers
+        # are no business of the training's process.
+        spec = {**config.model_dump(mode="json", exclude_unset=True, exclude={"trackers"}), "recipe": config.recipe}
         if base.adapter is not None:
             spec["adapter_base_model"] = base.adapter.base_model
         models = {"base_model": base} | ({"teacher_model": teacher} if teacher is not None else {})

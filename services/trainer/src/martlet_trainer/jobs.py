@@ -28,6 +28,7 @@ from martlet_trainer.quantized_bases import check_mergeable, check_readable, che
 from martlet_trainer.recipes import RECIPES
 from martlet_trainer.recipes.options import DistillOptions
 from martlet_trainer.row_lengths import RowLengths
+from martlet_trainer.trackers import check_offered
 
 _CHECKS_AT_A_TIME = 4
 TEACHER_FIELD = "spec.recipe_options.teacher_model"
@@ -44,6 +45,7 @@ class Submissions:
         scratch_dir: where data sets are laid out to be read.
         max_json_bytes: largest .json data set, which is read as a whole.
         allowed_services: reward services that the operator allowed.
+        trackers: kinds of trackers that the deployment offers.
     """
 
     def __init__(
@@ -56,12 +58,14 @@ class Submissions:
         scratch_dir: Path,
         max_json_bytes: int = 256 * 1024 * 1024,
         allowed_services: Sequence[str] = (),
+        trackers: Sequence[str] = (),
     ) -> None:
         self._artifacts = artifacts
         self._models = models
         self._model_roots = model_roots
         self._allowed_services = allowed_services
         self._models_dir = models_dir
+        self._trackers = trackers
         self._datasets = DatasetChecker(artifacts, scratch_dir, max_json_bytes)
         self._lengths = RowLengths(artifacts, models_dir, scratch_dir)
         self._threads = ThreadPoolExecutor(_CHECKS_AT_A_TIME, thread_name_prefix="submission")
@@ -71,8 +75,8 @@ class Submissions:
 
         Raises:
             NotFound: the base model or a data set doesn't exist, with close matches where there are any.
-            InvalidArgument: a data set can't be trained on (field, line, remedy), rows are longer than the model takes, or a
-                reference is of the wrong kind.
+            InvalidArgument: a data set can't be trained on (field, line, remedy), rows are longer than the model takes, a
+                reference is of the wrong kind, or a tracker isn't offered.
             FailedPrecondition: the base model is quantized in a way that can't be trained on.
             PermissionDenied: a local path outside of what the operator allowed.
         """
@@ -83,6 +87,7 @@ class Submissions:
         await self._in_thread(lambda: self._check_merge(tenant, config))
 
     def _check_training(self, tenant: str, config: TrainingConfig) -> None:
+        check_offered(config.trackers, self._trackers)
         base = resolve_training_base(config, tenant, self._artifacts, self._models, self._model_roots)
         if base.adapter is not None:
             require_shape(config.tuner, config.base_model, adapter_shape(base.adapter, tenant, self._artifacts))

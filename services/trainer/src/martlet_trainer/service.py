@@ -26,6 +26,7 @@ def build_services(jobs: JobService, stores: Stores, settings: TrainerSettings) 
         scratch_dir=settings.work_dir / "trainer-serve",
         max_json_bytes=settings.max_json_bytes,
         allowed_services=settings.allowed_services,
+        trackers=settings.offered_trackers,
     )
     training = TrainingServicer(jobs, submissions, settings.queue)
     merge = MergeServicer(jobs, submissions, settings.queue)

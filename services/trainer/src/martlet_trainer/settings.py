@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from martlet_core.stage_settings import StageSettings
-from pydantic import Field
+from pydantic import Field, field_validator
+
+from martlet_trainer.trackers import parse_offered
 
 
 class TrainerSettings(StageSettings):
-    """Settings of ``serve`` and ``work``, from ``MARTLET_*`` variables."""
+    """Settings of ``serve``, ``work`` and ``track``, from ``MARTLET_*`` variables."""
 
     grpc_address: str = Field(
         "127.0.0.1:50052", description="Address this service listens on for gRPC; port 0 picks a free one."
@@ -17,6 +21,25 @@ class TrainerSettings(StageSettings):
         "",
         description="Reward services that jobs may name, as URL or host:port, separated by spaces; empty allows none.",
     )
+    trackers: str = Field(
+        "", description="Trackers that jobs may ask for, such as tensorboard,mlflow; the same for serve and track."
+    )
+    tensorboard_dir: Path = Field(
+        Path(".martlet/tensorboard"), description="Where track writes TensorBoard's files: TENANT/PROJECT/RUN."
+    )
+    tracker_processes: int = Field(
+        32, ge=1, description="Processes of trackers at a time, one a job and tracker; further ones wait."
+    )
+
+    @field_validator("tensorboard_dir")
+    @classmethod
+    def _whole(cls, path: Path) -> Path:
+        return path.resolve()  # a tracker's process has a directory of its own
+
+    @property
+    def offered_trackers(self) -> tuple[str, ...]:
+        """``trackers`` as kinds. InvalidArgument if one isn't known."""
+        return parse_offered(self.trackers)
 
     @property
     def allowed_services(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from martlet_cli.platform_options import (
     FAMILIES,
     PORTS,
     STAGES,
+    TRACKERS,
     PlatformOptions,
 )
 
@@ -82,6 +83,12 @@ def add_up_arguments(parser: argparse.ArgumentParser) -> None:
         f"(default {','.join(DEFAULT_FAMILIES)})",
     )
     parser.add_argument(
+        "--trackers",
+        default="",
+        metavar="NAME,…",
+        help=f"tools that jobs may have told of them (--report_to), of {', '.join(TRACKERS)} (default: none)",
+    )
+    parser.add_argument(
         "--environment",
         action="append",
         default=[],
@@ -108,6 +115,7 @@ def up_options(arguments: argparse.Namespace) -> PlatformOptions:
         ports={name: value for name in PORTS if (value := getattr(arguments, f"{name}_port")) is not None},
         stages=_names(arguments.stages),
         families=_names(arguments.quantizer_families),
+        trackers=_names(arguments.trackers),
     )
     options.check()
     return options
@@ -117,6 +125,7 @@ def up_arguments(arguments: argparse.Namespace) -> list[str]:
     """The arguments of ``up`` again as text, for a launcher in the background."""
     texts = ["--engine", arguments.engine, "--model", arguments.model, "--host", arguments.host]
     texts += ["--stages", arguments.stages, "--quantizer-families", arguments.quantizer_families]
+    texts += ["--trackers", arguments.trackers]
     for name in PORTS:
         value = getattr(arguments, f"{name}_port")
         texts += [] if value is None else [f"--{name}-port", str(value)]

@@ -77,7 +77,7 @@ class TrainingJob(_message.Message):
     def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., spec: _Optional[_Union[TrainingSpec, _Mapping]] = ..., state: _Optional[_Union[_job_pb2.JobState, str]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., attempt: _Optional[int] = ..., progress: _Optional[_Union[_job_pb2.JobProgress, _Mapping]] = ..., result: _Optional[_Union[TrainingResult, _Mapping]] = ...) -> None: ...
 
 class TrainingSpec(_message.Message):
-    __slots__ = ("base_model", "training_dataset", "validation_dataset", "recipe", "tuner", "hyperparameters", "data", "resources", "checkpoints", "suffix", "recipe_options", "seed")
+    __slots__ = ("base_model", "training_dataset", "validation_dataset", "recipe", "tuner", "hyperparameters", "data", "resources", "checkpoints", "suffix", "recipe_options", "seed", "trackers")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TRAINING_DATASET_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_DATASET_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,7 @@ class TrainingSpec(_message.Message):
     SUFFIX_FIELD_NUMBER: _ClassVar[int]
     RECIPE_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    TRACKERS_FIELD_NUMBER: _ClassVar[int]
     base_model: str
     training_dataset: str
     validation_dataset: str
@@ -102,7 +103,22 @@ class TrainingSpec(_message.Message):
     suffix: str
     recipe_options: _struct_pb2.Struct
     seed: int
-    def __init__(self, base_model: _Optional[str] = ..., training_dataset: _Optional[str] = ..., validation_dataset: _Optional[str] = ..., recipe: _Optional[str] = ..., tuner: _Optional[_Union[TunerConfig, _Mapping]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., data: _Optional[_Union[DataConfig, _Mapping]] = ..., resources: _Optional[_Union[ResourceConfig, _Mapping]] = ..., checkpoints: _Optional[_Union[CheckpointConfig, _Mapping]] = ..., suffix: _Optional[str] = ..., recipe_options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
+    trackers: _containers.RepeatedCompositeFieldContainer[TrackerConfig]
+    def __init__(self, base_model: _Optional[str] = ..., training_dataset: _Optional[str] = ..., validation_dataset: _Optional[str] = ..., recipe: _Optional[str] = ..., tuner: _Optional[_Union[TunerConfig, _Mapping]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., data: _Optional[_Union[DataConfig, _Mapping]] = ..., resources: _Optional[_Union[ResourceConfig, _Mapping]] = ..., checkpoints: _Optional[_Union[CheckpointConfig, _Mapping]] = ..., suffix: _Optional[str] = ..., recipe_options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., seed: _Optional[int] = ..., trackers: _Optional[_Iterable[_Union[TrackerConfig, _Mapping]]] = ...) -> None: ...
+
+class TrackerConfig(_message.Message):
+    __slots__ = ("kind", "project", "run_name", "entity", "tags")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    RUN_NAME_FIELD_NUMBER: _ClassVar[int]
+    ENTITY_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    project: str
+    run_name: str
+    entity: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, kind: _Optional[str] = ..., project: _Optional[str] = ..., run_name: _Optional[str] = ..., entity: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TunerConfig(_message.Message):
     __slots__ = ("kind", "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "use_rslora", "use_dora", "quantization", "options", "init_weights", "target_regex")
