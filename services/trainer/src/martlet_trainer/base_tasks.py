@@ -30,7 +30,7 @@ ENCODERS = frozenset(
 )
 #: Ends of ``architectures`` of models without a head that writes.
 _SILENT = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
-_REASON = "BASE_HAS_OTHER_HEAD"
+_OTHER_HEAD = "BASE_HAS_OTHER_HEAD"
 
 
 def is_encoder(config: object) -> bool:
@@ -50,7 +50,7 @@ def check_base_task(config: TrainingConfig, base: ModelFiles) -> None:
                 "spec.base_model",
                 f"is quantized by {base.quantization}, on which recipe {config.recipe} can't put a head; train"
                 f" {base.made_from or 'the model that it was made from'} with tuner.kind qlora",
-                reason=_REASON,
+                reason=_OTHER_HEAD,
             )
         return
     architecture = str((base.config.get("architectures") or [""])[0])
@@ -61,7 +61,7 @@ def check_base_task(config: TrainingConfig, base: ModelFiles) -> None:
             "spec.base_model",
             f"is a {what}, which writes no text, and recipe {config.recipe} trains models that do; choose one of the recipes"
             f" {', '.join(_headed())}, or a model that writes",
-            reason=_REASON,
+            reason=_OTHER_HEAD,
         )
 
 
@@ -81,7 +81,7 @@ def check_adapter_task(config: TrainingConfig, task: str | None) -> None:
         raise InvalidArgument.field(
             "spec.base_model",
             f"{what}, and recipe {config.recipe} trains other heads; go on with the same recipe, or train its base model",
-            reason=_REASON,
+            reason=_OTHER_HEAD,
         )
 
 
