@@ -11,7 +11,10 @@ from support_page import Footnotes
 DATA = ROOT / "docs" / "support" / "methods.json"
 PAGE = ROOT / "docs" / "support" / "methods.md"
 
-RECIPES = ("sft", "pretrain", "dpo", "orpo", "cpo", "simpo", "kto", "grpo", "rloo", "distill")
+RECIPES = (
+    *("sft", "pretrain", "dpo", "orpo", "cpo", "simpo", "kto", "grpo", "rloo", "distill"),
+    *("sequence_classification", "reward", "embedding", "reranker", "token_classification"),
+)
 #: Tuners, and variants of LoRA -> what becomes of their results.
 TUNERS: Mapping[str, str] = {
     "lora": "as it is",

@@ -1,11 +1,12 @@
-"""Does every recipe learn? SmolLM2-135M with LoRA on real data, measured on held-out rows before and after.
+"""Does every recipe learn? SmolLM2-135M, or MiniLM, with LoRA on real data, measured on held-out rows before and after.
 
     python benchmarks/recipes.py [--only RECIPE...]
     python benchmarks/recipes.py --tuners [TUNER...]     the recipe sft with every tuner of docs/support/methods.md, or with those
 
 The recipes are called as the worker calls them, as functions on a working directory, in the trainer's environment. Data
 (``recipe_data.py``): headlines and their labels for what learns from answers, preferences or verdicts; web texts for ``pretrain``; sums of
-reasoning-gym for what learns from rewards. "Before" is the same recipe's validation after one step with a learning rate of next to nothing.
+reasoning-gym for what learns from rewards; named entities, and instructions with their answers, for what ends in a head (``head_data.py``),
+which MiniLM learns. "Before" is the same recipe's validation after one step with a learning rate of next to nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from environment import ROOT, machine, versions_in, write
+from head_data import (
+    ENCODER,
+    ENCODER_DIRECTORY,
+    instruction_lists,
+    instruction_pairs,
+    labelled_headlines,
+    prepare_encoder,
+    tagged_sentences,
+)
 from headlines import MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model
 from methods_page import NUMBERS, TUNERS, VARIANTS
 from recipe_data import Parts, demonstrations, headline_pairs, headline_verdicts, headlines, sums
@@ -40,6 +51,7 @@ class Case:
         batch: rows a step.
         held_out: held-out rows that are looked at.
         options: the recipe's.
+        encoder: MiniLM is trained, not SmolLM2.
     """
 
     rows: Callable[[], Parts]
@@ -49,6 +61,7 @@ class Case:
     batch: int = 8
     held_out: int = 128
     options: Mapping[str, Any] = field(default_factory=dict)
+    encoder: bool = False
 
 
 _PAIRS = {"valid_reward_margin": True, "valid_reward_accuracy": True}
@@ -67,6 +80,15 @@ CASES = {
     "simpo": Case(headline_pairs, _PAIRS, 1e-4),
     "kto": Case(headline_verdicts, {"valid_good_reward": True, "valid_bad_reward": False}, 1e-4),
     "grpo": Case(sums, {"valid_reward": True}, 1e-4, steps=40, batch=4, held_out=32, options=_ANSWERS),
+    "sequence_classification": Case(
+        labelled_headlines, {"valid_accuracy": True, "valid_macro_f1": True}, 1e-3, steps=80, encoder=True
+    ),
+    "token_classification": Case(tagged_sentences, {"valid_f1": True}, 1e-3, steps=80, encoder=True),
+    "embedding": Case(
+        instruction_pairs, {"valid_recall_at_1": True, "valid_mrr": True}, 3e-4, batch=16, held_out=240, encoder=True
+    ),
+    "reranker": Case(instruction_lists, {"valid_accuracy": True, "valid_mrr": True}, 1e-3, encoder=True),
+    "reward": Case(headline_pairs, _PAIRS, 1e-4),
     "rloo": Case(sums, {"valid_reward": True}, 1e-4, steps=40, batch=4, held_out=32, options=_ANSWERS),
 }
 
@@ -86,7 +108,10 @@ def main() -> None:
     if arguments.train:
         print(json.dumps(train(json.loads(arguments.train))))
         return
-    prepare_model()
+    if not all(CASES[recipe].encoder for recipe in arguments.only):
+        prepare_model()
+    if any(CASES[recipe].encoder for recipe in arguments.only):
+        prepare_encoder()
     record: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"recipes": {}}
     before = machine()
     todo = [("recipes", name) for name in arguments.only]
@@ -96,7 +121,6 @@ def main() -> None:
         found = measure(name) if part == "recipes" else measure("sft", name)
         record.setdefault(part, {})[name] = found
         record |= {
-            "model": MODEL,
             "machine": before,
             "versions": versions_in(TRAINER_PYTHON, ["torch", "transformers", "peft"]),
         }
@@ -122,11 +146,11 @@ def measure(recipe: str, tuner: str = "") -> dict[str, Any]:
             ("after", {"max_steps": case.steps, **own, **NUMBERS.get(tuner, {})}),
         ):
             workdir = Path(scratch) / side
-            lay_out(workdir, rows, held_out)
+            lay_out(workdir, rows, held_out, ENCODER_DIRECTORY if case.encoder else MODEL_DIRECTORY)
             spec = {
                 "recipe": recipe,
                 "recipe_options": dict(case.options),
-                "base_model": MODEL,
+                "base_model": ENCODER if case.encoder else MODEL,
                 "training_dataset": "artifacts/rows",
                 "validation_dataset": "artifacts/heldout",
                 "tuner": {"options": _OPTIONS.get(tuner, {}), **kind},
@@ -138,6 +162,7 @@ def measure(recipe: str, tuner: str = "") -> dict[str, Any]:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             sides[side] = json.loads(done.stdout.splitlines()[-1])
     found = {
+        "model": ENCODER if case.encoder else MODEL,
         "rows": len(rows),
         "held_out_rows": len(held_out),
         "steps": case.steps,
@@ -152,18 +177,21 @@ def measure(recipe: str, tuner: str = "") -> dict[str, Any]:
             for name, more in case.measures.items()
         },
     }
+    if recipe == "sequence_classification":
+        counts = Counter(row["label"] for row in held_out)
+        found["majority_accuracy"] = round(max(counts.values()) / len(held_out), 4)
     told = ", ".join(f"{name} {row['before']:.3f} -> {row['after']:.3f}" for name, row in found["measures"].items())
     print(f"{tuner or recipe:9} {told} ({found['seconds']:.0f} s)", flush=True)
     return found
 
 
-def lay_out(workdir: Path, rows: list[Any], held_out: list[Any]) -> None:
+def lay_out(workdir: Path, rows: list[Any], held_out: list[Any], base_model: Path) -> None:
     """A working directory as the worker makes it."""
     for name, part in (("training_dataset", rows), ("validation_dataset", held_out)):
         directory = workdir / "inputs" / name
         directory.mkdir(parents=True)
         (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    (workdir / "inputs" / "base_model").symlink_to(MODEL_DIRECTORY)
+    (workdir / "inputs" / "base_model").symlink_to(base_model)
 
 
 def train(question: Mapping[str, Any]) -> dict[str, Any]:

@@ -168,23 +168,29 @@ def read_back(recipe: str, tuner: str, base: Path, scratch: Path) -> str:
     """By peft or transformers; it must say something else than the base model."""
     import torch
 
-    bare, tuned = _logits(base, None), _logits(base, scratch / "whole/output/model", whole_model=_whole_model(tuner))
+    result = scratch / "whole/output/model"
+    bare, tuned = _said(base, result, tuned=False), _said(base, result, tuned=True, whole_model=_whole_model(tuner))
     if not torch.isfinite(tuned).all():
-        return "its logits aren't finite"
+        return "its outputs aren't finite"
     tuned = tuned[:, -bare.shape[1] :]  # behind virtual tokens
     return "yes" if (tuned - bare).norm() > 1e-3 * bare.norm() else "it changes nothing"
 
 
-def _logits(base: Path, result: Path | None, *, whole_model: bool = False) -> Any:
+def _said(base: Path, result: Path, *, tuned: bool, whole_model: bool = False) -> Any:
+    """Logits, or states, of the base model with a head like the result's, or of the result."""
     import torch
+    from martlet_trainer.training.heads import head_in
     from martlet_trainer.training.models import load_model
     from peft import PeftModel
 
-    model = load_model(result if whole_model and result else base, torch.float32, torch.device("cpu"))
-    if result is not None and not whole_model:
+    head = head_in(result)
+    torch.manual_seed(0)  # of a head that the base model lacks
+    model = load_model(result if tuned and whole_model else base, torch.float32, torch.device("cpu"), head=head)
+    if tuned and not whole_model:
         model = PeftModel.from_pretrained(model, result)
     with torch.no_grad():
-        return model.eval()(torch.tensor([[1, 9, 40, 41, 42, 43, 2, 1, 10, 44, 45]])).logits
+        found = model.eval()(torch.tensor([[1, 9, 40, 41, 42, 43, 2, 1, 10, 44, 45]]))
+    return found.last_hidden_state if head.task == "embedding" else found.logits
 
 
 def merge(recipe: str, tuner: str, base: Path, scratch: Path) -> str:

@@ -242,6 +242,32 @@ def test_every_kind_of_recipe_is_a_job_like_the_others(trainer: Trainer, recipe:
     assert trainer.stores.models.get(done.result.fine_tuned_model, tenant=TENANT).kind == "adapter"
 
 
+def test_a_classifier_and_what_it_is_merged_into_say_what_they_are_for(trainer: Trainer) -> None:
+    rows = [{"text": tree, "label": label} for tree, label in (("An oak.", "tree"), ("A goose.", "bird"))] * 4
+    dataset = trainer.upload("".join(json.dumps(row) + "\n" for row in rows))
+    spec = trainer.spec(dataset, steps=2, recipe="sequence_classification")
+    spec.recipe_options.update({"labels": ["bird", "tree"], "num_labels": 2})
+    job = trainer.create(spec)
+    trainer.watch(job.name)
+    done = trainer.get(job.name)
+    assert done.state == job_pb2.JOB_STATE_SUCCEEDED, f"{done.error}{trainer.logs()}"
+    assert "train_accuracy" in done.result.metrics
+    refused = refusal(lambda: trainer.create(trainer.spec(dataset, base_model=done.result.fine_tuned_model)))
+    assert refused.reason == "BASE_HAS_OTHER_HEAD"
+    merge = merge_job_pb2.MergeJob(spec=merge_job_pb2.MergeSpec(adapter=done.result.fine_tuned_model))
+    created = trainer.call(trainer.merging.CreateMergeJob, merge_service_pb2.CreateMergeJobRequest(merge_job=merge))
+    stream = trainer.merging.WatchMergeJob(
+        merge_service_pb2.WatchMergeJobRequest(name=created.name), timeout=200, metadata=call_metadata(tenant=TENANT)
+    )
+    assert list(stream)[-1].state_change.to_state == job_pb2.JOB_STATE_SUCCEEDED, trainer.logs()
+    merged = trainer.call(trainer.merging.GetMergeJob, merge_service_pb2.GetMergeJobRequest(name=created.name)).result
+    for name in (done.result.fine_tuned_model, merged.merged_model):
+        assert trainer.stores.models.get(name, tenant=TENANT).metadata["task"] == "sequence_classification"
+    config = json.loads((trainer.download(merged.model_artifact) / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert config["id2label"] == {"0": "bird", "1": "tree"}
+
+
 def test_an_adapter_of_another_kind_is_known_as_one_that_must_be_merged(trainer: Trainer, finished: Finished) -> None:
     spec = trainer.spec(finished.dataset, steps=2)
     spec.tuner.Clear()

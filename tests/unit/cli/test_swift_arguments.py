@@ -74,6 +74,15 @@ def test_a_swift_command_line() -> None:
         ),
         (["--rlhf_type", "kto", "--desirable_weight", "2"], "kto", {"desirable_weight": 2.0}),
         (["--rlhf_type", "orpo", "--recipe", "orpo"], "orpo", None),
+        (["--rlhf_type", "rm", "--center_rewards_coefficient", "0.01"], "reward", {"center_rewards_coefficient": 0.01}),
+        (["--task_type", "seq_cls", "--num_labels", "3"], "sequence_classification", {"num_labels": 3}),
+        (
+            ["--task_type", "seq_cls", "--problem_type", "multi_label_classification", "--labels", "a", "b"],
+            "sequence_classification",
+            {"problem_type": "multi_label_classification", "labels": ["a", "b"]},
+        ),
+        (["--task_type", "embedding", "--loss_type", "cosine_similarity"], "embedding", {"loss": "cosine_similarity"}),
+        (["--task_type", "reranker", "--loss_type", "listwise_reranker"], "reranker", {"loss": "listwise"}),
         (
             ["--rlhf_type", "gkd", "--teacher_model", "t", "--lmbda", "1", "--seq_kd", "--beta", "0.9"],
             "distill",
@@ -209,6 +218,7 @@ def test_booleans_stand_alone_or_with_a_value(argv: list[str], value: bool) -> N
         (["--val_dataset", "v", "--split_dataset_ratio", "0.1"], "leave one out"),
         (["--recipe", "sft", "--rlhf_type", "dpo"], "contradicts --recipe sft"),
         (["--project", "birds"], "name one with --report_to"),
+        (["--rlhf_type", "dpo", "--task_type", "seq_cls"], "contradicts --rlhf_type dpo"),
         (["--tuner_options", "r"], "isn't NAME=VALUE"),
         (["--reward_funcs", "format", "--reward_weights", "1", "2"], "has 2 values for 1"),
         (["--reward_funcs", "format", "--reward_length", "9"], "add it to --reward_funcs"),

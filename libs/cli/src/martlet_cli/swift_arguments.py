@@ -23,11 +23,25 @@ LONG_ROWS = {"right": "TRUNCATE", "delete": "REFUSE"}
 PREFERENCES: Mapping[str, str] = {
     **{name: name for name in ("dpo", "orpo", "cpo", "simpo", "kto", "grpo", "rloo")},
     "gkd": "distill",
+    "rm": "reward",
 }
 TRACKERS = ("tensorboard", "wandb", "mlflow", "none")
 REWARDS = ("accuracy", "format", "regex", "length")
+#: SWIFT's word for what a model ends in -> the recipe.
+TASKS = {"causal_lm": None, "seq_cls": "sequence_classification", "embedding": "embedding", "reranker": "reranker"}
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
+LOSSES = (
+    *("sigmoid", "hinge", "ipo"),
+    *("infonce", "cosine_similarity", "contrastive"),
+    *("pointwise", "listwise"),
+)
 _NUMBERS = "hyperparameters"
 _OPTIONS = "recipe_options"
+
+
+def loss_type(text: str) -> str:
+    """A loss by SWIFT's name, which says of rerankers' losses whose they are."""
+    return text.removesuffix("_reranker")
 
 
 GROUPS: Mapping[str, tuple[Argument, ...]] = {
@@ -91,7 +105,7 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
             "--rlhf_type",
             "",
             str,
-            "learn from pairs of answers, from verdicts (kto), from rewards (grpo, rloo), or from a teacher (gkd)",
+            "learn from pairs of answers, from verdicts (kto), from rewards (grpo, rloo), or from a teacher (gkd); rm: a reward model, from pairs",
             choices=tuple(PREFERENCES),
         ),
         Argument(
@@ -101,7 +115,11 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
             "width of the loss's slope (default 0.1; simpo 2.0; grpo, rloo: 0, no divergence); gkd: 0 forward KL to 1 reverse (0.5)",
         ),
         Argument(
-            "--loss_type", f"{_OPTIONS}.loss", str, "of dpo (default sigmoid)", choices=("sigmoid", "hinge", "ipo")
+            "--loss_type",
+            f"{_OPTIONS}.loss",
+            loss_type,
+            "of dpo (default sigmoid), embedding (default infonce) or reranker (default pointwise)",
+            choices=LOSSES,
         ),
         Argument(
             "--label_smoothing",
@@ -135,7 +153,7 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
         Argument(
             "--max_completion_length", f"{_OPTIONS}.max_completion_length", int, "tokens of an answer (default 256)"
         ),
-        Argument("--temperature", f"{_OPTIONS}.temperature", float, "of sampling answers (default 0.9)"),
+        Argument("--temperature", f"{_OPTIONS}.temperature", float, "of answers (default 0.9), or of infonce (0.05)"),
         Argument(
             "--scale_rewards", f"{_OPTIONS}.scale_rewards", boolean, "divide by their spread, grpo (default true)"
         ),
@@ -151,6 +169,27 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
         ),
         Argument("--project", "", str, "their project, experiment or folder (default martlet)"),
         Argument("--run_name", "", str, "name of the run there (default: the job's id)"),
+    ),
+    "heads": (
+        Argument("--task_type", "", str, "what the model ends in (default causal_lm)", choices=tuple(TASKS)),
+        Argument(
+            "--problem_type", f"{_OPTIONS}.problem_type", str, "of seq_cls (default: one class)", choices=PROBLEMS
+        ),
+        Argument("--num_labels", f"{_OPTIONS}.num_labels", int, "classes, or numbers (default: as the rows have)"),
+        Argument("--labels", f"{_OPTIONS}.labels", str, "names of the classes, in order", many=True),
+        Argument(
+            "--center_rewards_coefficient",
+            f"{_OPTIONS}.center_rewards_coefficient",
+            float,
+            "of rm: keeps rewards near 0 (default 0)",
+        ),
+        Argument(
+            "--pooling",
+            f"{_OPTIONS}.pooling",
+            str,
+            "of embedding: which tokens' states (default: the model's own)",
+            choices=("auto", "mean", "last", "cls"),
+        ),
     ),
     "job": (
         Argument("--recipe", "recipe", str, "algorithm (default sft); pretrain for plain texts"),
@@ -212,6 +251,7 @@ def request(arguments: argparse.Namespace) -> dict[str, Any]:
         if argument.target and value is not None:
             _put(extension, argument.target, value)
     _put_quantization(extension, arguments)
+    _put_recipe(extension, arguments)
     _put_preferences(extension, arguments)
     _put_rewards(extension, arguments)
     _put_galore(extension, arguments)
@@ -261,13 +301,21 @@ def _put_quantization(extension: dict[str, Any], arguments: argparse.Namespace) 
     _put(extension, "tuner.quantization", "nf4" if bits == 4 else "int8")
 
 
-def _put_preferences(extension: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """``--rlhf_type`` is SWIFT's word for the recipe, and ``--cpo_alpha`` one for a weight that has two there."""
-    if arguments.rlhf_type is not None:
-        recipe = PREFERENCES[arguments.rlhf_type]
-        if arguments.recipe not in (None, recipe):
-            raise InvalidArgument.field("--rlhf_type", f"contradicts --recipe {arguments.recipe}; give one of them")
+def _put_recipe(extension: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """``--rlhf_type`` and ``--task_type`` are SWIFT's words for the recipe."""
+    words = {"--rlhf_type": PREFERENCES.get(arguments.rlhf_type), "--task_type": TASKS.get(arguments.task_type)}
+    chosen = {"--recipe": arguments.recipe} | words
+    given = {flag: recipe for flag, recipe in chosen.items() if recipe is not None}
+    (first, recipe), *others = given.items() or [("", None)]
+    for flag, other in others:
+        if other != recipe:
+            raise InvalidArgument.field(flag, f"contradicts {first} {getattr(arguments, first[2:])}; give one of them")
+    if recipe is not None:
         _put(extension, "recipe", recipe)
+
+
+def _put_preferences(extension: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """``--cpo_alpha`` is one word for a weight that has two in SWIFT."""
     if arguments.cpo_alpha is not None:
         if arguments.rpo_alpha is not None:
             raise InvalidArgument.field("--cpo_alpha", "can't be used together with --rpo_alpha; give the recipe's own")

@@ -26,7 +26,7 @@ class DatasetChecker:
         self._artifacts = artifacts
         self._scratch_dir = scratch_dir
         self._max_json_bytes = max_json_bytes
-        self._reports: OrderedDict[tuple[str, str], DataReport] = OrderedDict()
+        self._reports: OrderedDict[tuple[str, RowKind[Any]], DataReport] = OrderedDict()
         self._lock = threading.Lock()
 
     def check(
@@ -46,7 +46,7 @@ class DatasetChecker:
         return report
 
     def _report(self, artifact: Artifact, field: str, kind: RowKind[Any]) -> DataReport:
-        key = (artifact.id, kind.name)
+        key = (artifact.id, kind)
         with self._lock:
             if key in self._reports:
                 self._reports.move_to_end(key)

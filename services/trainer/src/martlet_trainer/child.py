@@ -56,7 +56,7 @@ def run_merge(
     link_base_model(config["base_model"], workdir, report, should_stop)
     from martlet_trainer.recipes.merge import run
 
-    values = {**config["spec"], "base_model": config["base_model_name"]}
+    values = {**config["spec"], "base_model": config["base_model_name"], "task": config["task"]}
     return run(values, workdir, report, should_stop)
 
 

@@ -25,6 +25,7 @@ from martlet_core.config import (
     suffix_violations,
 )
 from martlet_core.errors import FieldViolation, InvalidArgument, PermissionDenied
+from martlet_inputs.rows.kinds import RowKind
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from martlet_trainer.config_rules import combination_violations
@@ -301,6 +302,11 @@ def require_allowed(services: Sequence[RewardServiceOptions], allowed: Sequence[
                 " (MARTLET_ALLOWED_REWARD_SERVICES)",
                 reason="REWARD_SERVICE_NOT_ALLOWED",
             )
+
+
+def row_kind(config: TrainingConfig) -> RowKind[Any]:
+    """What the config's data sets are made of."""
+    return RECIPES[config.recipe].row_kind(parse_recipe_options(config))
 
 
 def parse_tuner_options(tuner: TunerConfig) -> Config:

@@ -19,6 +19,8 @@ _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_do
 _BY_TURNS = ("lisa", "badam")
 #: Optimizers with states of low rank.
 _PROJECTING = ("galore_adamw", "apollo_adamw")
+#: Tuners and starts that recipes with a head don't go with.
+_WITHOUT_HEADS = ("lisa", "badam", "llamapro", "longlora", "eva", "lora_ga", "loftq")
 #: Fields that choose modules.
 _TARGET_FIELDS = ("target_modules", "target_regex", "modules_to_save")
 
@@ -33,7 +35,21 @@ def combination_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
         *_number_violations(config),
         *_data_violations(config),
         *_sharding_violations(config),
+        *_head_violations(config),
     ]
+
+
+def _head_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
+    """Tuners and starts that stand on next tokens, on a model's layers alone, or haven't been shown to train a new head."""
+    recipe, tuner = RECIPES.get(config.recipe), config.tuner
+    if recipe is None or recipe.task == "causal_lm":
+        return
+    if tuner.facts.virtual_tokens or tuner.kind in _WITHOUT_HEADS:
+        text = f"is {tuner.kind}, which doesn't train what recipe {config.recipe} ends in; set it to lora or full"
+        yield FieldViolation("tuner.kind", text)
+    if tuner.init_weights in _WITHOUT_HEADS:
+        text = f"is {tuner.init_weights}, which is for models that write text; leave it out with recipe {config.recipe}"
+        yield FieldViolation("tuner.init_weights", text)
 
 
 def _tuner_violations(config: TrainingConfig) -> Iterator[FieldViolation]:

@@ -19,6 +19,7 @@ from martlet_inputs.base_models.resolve import resolve_adapter, resolve_base_mod
 from martlet_trainer.config import parse_merge_config, parse_training_config
 from martlet_trainer.jobs import adapter_shape, resolve_teacher, resolve_training_base
 from martlet_trainer.naming import MERGE, TRAINING, checkpoint_model_name
+from martlet_trainer.recipes import RECIPES
 
 
 class TrainingHandler:
@@ -93,6 +94,7 @@ class TrainingHandler:
             **config.tuner.model_dump(mode="json"),
             "lora_rank": config.tuner.written_rank,
             "tuner": "lora" if config.tuner.facts.low_rank else config.tuner.kind,
+            **({} if RECIPES[config.recipe].task == "causal_lm" else {"task": config.recipe}),
         }
         try:
             base = resolve_training_base(
@@ -104,6 +106,7 @@ class TrainingHandler:
             facts = {
                 "base_model": base.adapter.base_model,
                 "lora_rank": base.adapter.lora_rank,
+                **base.adapter.metadata,
                 **adapter_shape(base.adapter, job.tenant, self._stores.artifacts),
             }
         return _adapter_model(job, name, checkpoint["artifact_id"], facts)
@@ -113,7 +116,7 @@ class TrainingHandler:
         name = published_name(config.base_model, job.tenant, config.suffix, job.id)
         if artifact.kind == "adapter":
             return _adapter_model(job, name, artifact.id, artifact.metadata)
-        return _whole_model(job, name, artifact.id)
+        return _whole_model(job, name, artifact)
 
 
 class MergeHandler:
@@ -145,6 +148,7 @@ class MergeHandler:
             "spec": config.model_dump(mode="json"),
             "base_model": self._dirs.describe(reference),
             "base_model_name": adapter.base_model,
+            "task": adapter.metadata.get("task"),
         }
         return PreparedJob(values, inputs)
 
@@ -154,12 +158,12 @@ class MergeHandler:
         config = parse_merge_config(job.spec)
         name = published_name(str(artifact.metadata.get("base_model", "merged")), job.tenant, config.suffix, job.id)
         result = {**values, "merged_model": name, "model_artifact": ARTIFACT_PREFIX + artifact.id}
-        return FinishedJob(result, _whole_model(job, name, artifact.id))
+        return FinishedJob(result, _whole_model(job, name, artifact))
 
     def published_model(self, job: Job) -> PublishedModel | None:
         """See ``JobHandler.published_model``."""
         artifact_id = str(job.result["model_artifact"]).removeprefix(ARTIFACT_PREFIX)
-        return _whole_model(job, str(job.result["merged_model"]), artifact_id)
+        return _whole_model(job, str(job.result["merged_model"]), self._stores.artifacts.get(artifact_id))
 
     def checkpoint_model(self, job: Job, checkpoint: Mapping[str, Any]) -> PublishedModel | None:
         """Merges have no checkpoints."""
@@ -176,10 +180,11 @@ def _adapter_model(job: Job, name: str, artifact_id: str, facts: Mapping[str, An
         lora_rank=int(facts.get("lora_rank", 0)),
         source_job=job.id,
         # What an engine must know before it tries to load the adapter.
-        metadata={key: facts[key] for key in ("use_dora", "modules_to_save") if facts.get(key)}
+        metadata={key: facts[key] for key in ("use_dora", "modules_to_save", "task") if facts.get(key)}
         | ({"tuner": facts["tuner"]} if facts.get("tuner", "lora") != "lora" else {}),
     )
 
 
-def _whole_model(job: Job, name: str, artifact_id: str) -> PublishedModel:
-    return PublishedModel(name, "whole", job.tenant, artifact_id, source_job=job.id)
+def _whole_model(job: Job, name: str, artifact: Artifact) -> PublishedModel:
+    task = {"task": artifact.metadata["task"]} if "task" in artifact.metadata else {}
+    return PublishedModel(name, "whole", job.tenant, artifact.id, source_job=job.id, metadata=task)

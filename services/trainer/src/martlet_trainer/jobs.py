@@ -23,9 +23,17 @@ from martlet_inputs.base_models.vocabulary import TOKENIZER, read_vocabulary, re
 from martlet_inputs.datasets import DatasetChecker
 
 from martlet_trainer.adapter_shape import SHAPE_FIELDS, require_mergeable, require_shape
-from martlet_trainer.config import MergeConfig, TrainingConfig, parse_recipe_options, require_allowed, reward_services
+from martlet_trainer.base_tasks import check_adapter_task, check_base_task
+from martlet_trainer.config import (
+    MergeConfig,
+    TrainingConfig,
+    parse_recipe_options,
+    require_allowed,
+    reward_services,
+    row_kind,
+)
+from martlet_trainer.labels import label_names
 from martlet_trainer.quantized_bases import check_mergeable, check_readable, check_trainable
-from martlet_trainer.recipes import RECIPES
 from martlet_trainer.recipes.options import DistillOptions
 from martlet_trainer.row_lengths import RowLengths
 from martlet_trainer.trackers import check_offered
@@ -91,17 +99,22 @@ class Submissions:
         base = resolve_training_base(config, tenant, self._artifacts, self._models, self._model_roots)
         if base.adapter is not None:
             require_shape(config.tuner, config.base_model, adapter_shape(base.adapter, tenant, self._artifacts))
+            check_adapter_task(config, base.adapter.metadata.get("task"))
         files = files_at_hand(base.reference, self._artifacts, self._models_dir)
         if files is not None:
+            check_base_task(config, files)
             check_trainable(config.tuner, config.base_model, files, underneath=base.underneath)
         self._check_teacher(tenant, config, base)
         require_allowed(reward_services(config), self._allowed_services)
         names = {"spec.training_dataset": config.training_dataset, "spec.validation_dataset": config.validation_dataset}
-        longest = 0
-        for field, name in names.items():
-            if name:
-                report = self._datasets.check(name, tenant, config.data.on_bad_rows, field, RECIPES[config.recipe].rows)
-                longest = max(longest, report.longest_row_bytes)
+        kind = row_kind(config)
+        reports = {
+            field: self._datasets.check(name, tenant, config.data.on_bad_rows, field, kind)
+            for field, name in names.items()
+            if name
+        }
+        label_names(config, reports)
+        longest = max(report.longest_row_bytes for report in reports.values())
         self._lengths.check(config, base.reference, longest)
 
     def _check_teacher(self, tenant: str, config: TrainingConfig, student: TrainingBase) -> None:

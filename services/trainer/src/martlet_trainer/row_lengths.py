@@ -103,7 +103,8 @@ class RowLengths:
                 laid_out[field] = str(directory / field)
                 self._artifacts.download(name.removeprefix("artifacts/"), directory / field)
         question = {"base_model": str(base_model), "datasets": laid_out, "data": config.data.model_dump(mode="json")}
-        question |= {"recipe": config.recipe, "context_factor": config.tuner.context_factor}
+        question |= {"recipe": config.recipe, "recipe_options": config.recipe_options}
+        question |= {"context_factor": config.tuner.context_factor}
         answer = self._ask(question)
         if answer is not None and "error" in answer:
             raise error_from_dict(answer["error"])

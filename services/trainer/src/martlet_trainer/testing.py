@@ -81,6 +81,26 @@ def byte_tokenizer() -> Any:
     return fast
 
 
+def encoder_tokenizer() -> Any:
+    """Bytes as tokens, with BERT's marks around a text and between two."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate([*names, *alphabet])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    keys = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=128,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **dict(zip(keys, names, strict=True)),
+    )
+
+
 def save_random_model(directory: Path, config: Any, dtype: str = "float32", std: float | None = None) -> Path:
     """Write a model of a config with random weights, the same ones each time, and the byte tokenizer.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from martlet_trainer.testing import byte_tokenizer, chat_rows, save_random_model
+from martlet_trainer.testing import byte_tokenizer, chat_rows, encoder_tokenizer, save_random_model
 
 #: Options of tuners whose defaults are made for wider models than ours.
 SMALL_OPTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -39,6 +39,8 @@ SMALL_RATES: Mapping[str, float] = {
     "prompt_tuning": 1e-1,
     "prefix_tuning": 1e-1,
 }
+#: Recipes whose models end in a head, with rows of their own here.
+HEADED = ("sequence_classification", "embedding", "reranker", "token_classification")
 #: Recipes that answer questions themselves, with a reward that a random model can find: a letter of the first half of the alphabet.
 ROLLOUT_OPTIONS: Mapping[str, Any] = {
     "rewards": [{"name": "regex", "pattern": "[a-m]"}],
@@ -80,11 +82,42 @@ def save_tiny_teacher(directory: Path) -> Path:
     return save_tiny_llama(directory, hidden_size=96)
 
 
+def save_tiny_encoder(directory: Path, model_type: str = "bert", **changes: Any) -> Path:
+    """Write a two-layer encoder with random weights, without a head, and the byte tokenizer with the marks that encoders have."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if model_type == "distilbert":
+        sizes = {"dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4}
+    tokenizer = encoder_tokenizer()
+    values = {"vocab_size": len(tokenizer), "max_position_embeddings": 130, "pad_token_id": 0, **sizes, **changes}
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.for_model(model_type, **values)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
 def recipe_rows(recipe: str, count: int, start: int = 0) -> list[dict[str, Any]]:
     """Rows of a recipe, of sums: a number is the good answer, and a word before it makes it the bad one."""
     if recipe in ("sft", "distill"):
         return chat_rows(count, start)
-    return [_row(recipe, i) for i in range(start, start + count)]
+    make = _head_row if recipe in HEADED else _row
+    return [make(recipe, i) for i in range(start, start + count)]
+
+
+def _head_row(recipe: str, i: int) -> dict[str, Any]:
+    """Of a recipe whose models end in a head: a letter of a row says its class, its neighbour, or its tag."""
+    letter, filler = "abc"[i % 3], "xyz"[i % 2 :] * (1 + i % 2)
+    if recipe == "sequence_classification":
+        return {"text": f"{filler} {letter}", "label": letter}
+    if recipe == "embedding":
+        letter = "abcdef"[i % 6]
+        return {"anchor": f"{filler} {letter}", "positive": f"{letter}{letter} {filler}"}
+    if recipe == "reranker":
+        others = [f"{other}{other}" for other in "abc" if other != letter]
+        return {"query": f"{filler} {letter}", "positive": letter * 2, "negative": others}
+    return {"tokens": [filler, letter, "and", "c"], "tags": ["O", f"B-{letter}", "O", "B-c"]}
 
 
 def _row(recipe: str, i: int) -> dict[str, Any]:

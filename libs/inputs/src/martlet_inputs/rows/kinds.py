@@ -50,6 +50,7 @@ class RowKind(Generic[T]):
         convert: reads a row of a format. Raises RowError.
         known_fields: fields that a format reads; None where whoever trains is given all of them.
         texts: the texts of a row, of which tokens are made.
+        labels: classes that a row names; of rows with numbers, how many it has.
     """
 
     name: str
@@ -58,6 +59,7 @@ class RowKind(Generic[T]):
     convert: Callable[[Mapping[str, Any], str], T]
     known_fields: Callable[[str], Iterable[str]] | None
     texts: Callable[[T], Iterable[str]]
+    labels: Callable[[T], Iterable[str | int]] = lambda content: ()
 
     def read(self, values: Mapping[str, Any], report: DataReport) -> T:
         """Read a row; its format, and fields that nobody reads, are noted in the report.

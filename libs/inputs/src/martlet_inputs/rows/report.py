@@ -9,6 +9,11 @@ from typing import Any
 MAX_ISSUES = 100
 
 
+def describe_place(line: int, file: str) -> str:
+    """Where a row is, for people; ``file`` is empty in a data set of one file."""
+    return f"{file} line {line}" if file else f"line {line}"
+
+
 @dataclass(frozen=True)
 class RowIssue:
     """Something about one row.
@@ -34,7 +39,7 @@ class RowIssue:
 
     def describe(self) -> str:
         """One line for people."""
-        place = f"{self.file} line {self.line}" if self.file else f"line {self.line}"
+        place = describe_place(self.line, self.file)
         return f"{place}: {self.field}: {self.message}" if self.field else f"{place}: {self.message}"
 
 
@@ -50,6 +55,7 @@ class DataReport:
         ignored_fields: fields that no part of training looks at, in order of appearance.
         longest_row_bytes: bytes of text in the longest row that is used; a row has fewer tokens, but for what the chat
             template adds.
+        labels: classes that the rows name, each with the place of the first row that does; of rows with numbers, how many they have.
     """
 
     rows_read: int = 0
@@ -62,6 +68,7 @@ class DataReport:
     format: str = ""
     ignored_fields: list[str] = field(default_factory=list)
     longest_row_bytes: int = 0
+    labels: dict[str | int, str] = field(default_factory=dict)
 
     def add_used(self) -> None:
         """Count a row that is trained on."""
@@ -82,6 +89,6 @@ class DataReport:
     def to_dict(self) -> dict[str, Any]:
         """The fields of the proto's ``DataReport``, JSON-ready."""
         values = asdict(self)
-        del values["ignored_fields"], values["longest_row_bytes"]
+        del values["ignored_fields"], values["longest_row_bytes"], values["labels"]
         values["issues"] = [issue.to_dict() for issue in self.issues]
         return values

@@ -51,14 +51,25 @@ def check_prompt(messages: list[dict[str, Any]], field: str, values: Mapping[str
     Raises:
         RowError: naming the first thing at fault.
     """
-    tools = _check_tools(values.get("tools"))
-    checked = [_check_turn(turn, f"{field}[{index}]") for index, turn in enumerate(messages)]
-    last = len(checked) - 1
-    if checked[last]["role"] not in ("user", "tool"):
+    conversation = check_turns(messages, field, values)
+    last = len(conversation.messages) - 1
+    role = conversation.messages[last]["role"]
+    if role not in ("user", "tool"):
         raise RowError(
             f"{field}[{last}].role",
-            f"is {checked[last]['role']!r}; the model answers the last turn, which must be the user's: put a known answer into `solution`",
+            f"is {role!r}; the model answers the last turn, which must be the user's: put a known answer into `solution`",
         )
+    return conversation
+
+
+def check_turns(messages: list[dict[str, Any]], field: str, values: Mapping[str, Any]) -> Conversation:
+    """Check turns, none of which is trained, whoever has the last word.
+
+    Raises:
+        RowError: naming the first thing at fault.
+    """
+    tools = _check_tools(values.get("tools"))
+    checked = [_check_turn(turn, f"{field}[{index}]") for index, turn in enumerate(messages)]
     if any(message["role"] == "system" for message in checked[1:]):
         raise RowError(field, "has a system turn that isn't the first; only the first turn may be")
     return Conversation(tuple(checked), (False,) * len(checked), tools)

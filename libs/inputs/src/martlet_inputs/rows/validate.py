@@ -12,7 +12,7 @@ from martlet_core.errors import FieldViolation, InvalidArgument
 from martlet_inputs.rows.formats import Conversation, RowError
 from martlet_inputs.rows.kinds import CONVERSATIONS, RowKind
 from martlet_inputs.rows.read import read_rows
-from martlet_inputs.rows.report import DataReport, RowIssue
+from martlet_inputs.rows.report import DataReport, RowIssue, describe_place
 
 #: Violations an error carries; its message counts the rest.
 _MAX_VIOLATIONS = 20
@@ -49,6 +49,8 @@ def valid_rows(
         except RowError as error:
             report.add_refused(RowIssue(row.line, error.field, error.message, file=row.file))
             continue
+        for label in kind.labels(content):
+            report.labels.setdefault(label, describe_place(row.line, row.file))
         yield ValidRow(row.line, content, row.file)
 
 

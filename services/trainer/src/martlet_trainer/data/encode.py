@@ -54,6 +54,28 @@ class EncodedRow:
         return self.target_count if self.weights is None else float(self.weights[1:].sum())
 
 
+@dataclass(frozen=True)
+class EncodedInput:
+    """A text as tokens, for a model that reads it as a whole.
+
+    Attributes:
+        input_ids: token ids. Shape (length,), int32.
+        type_ids: which of two texts each token is of, for models that want to know; else None. Shape (length,), int32.
+        offsets: begin and end of each token in its text, both 0 for tokens that are of none. Shape (length, 2).
+        truncated: it was cut at the longest length.
+    """
+
+    input_ids: np.ndarray
+    type_ids: np.ndarray | None
+    offsets: np.ndarray
+    truncated: bool
+
+    @property
+    def token_count(self) -> int:
+        """All its tokens."""
+        return len(self.input_ids)
+
+
 class RowEncoder:
     """Encodes conversations for one model and one data config."""
 
@@ -127,6 +149,68 @@ class RowEncoder:
                 "", f"has {len(ids)} tokens, more than data.max_length {self._max_length}; shorten it, or raise that"
             )
         return ids
+
+    def encode_whole(self, conversation: Conversation) -> EncodedInput:
+        """Tokens of a conversation that a model is to judge, by the chat template. Without one, a question alone is a text, and a
+        question with its answer two texts.
+
+        Raises:
+            RowError: the template refuses the row, or it is too long.
+        """
+        messages = list(conversation.messages)
+        if self._tokenizer.chat_template:
+            if self._system is not None and messages[0]["role"] != "system":
+                messages = [{"role": "system", "content": self._system}, *messages]
+            text = self._apply(messages, conversation.tools)
+            self._check_tools(conversation, text)
+            return self._input(text, add_special_tokens=False)
+        if [message["role"] for message in messages] not in (
+            ["user"],
+            ["user", "assistant"],
+        ) or self._system is not None:
+            advice = "choose an instruct model, or write rows of a question, or of a question and its answer, without a system message"
+            raise RowError("", f"the base model has no chat template; {advice}")
+        return self.encode_input(*(str(message["content"]) for message in messages))
+
+    def encode_input(self, text: str, second: str | None = None) -> EncodedInput:
+        """Tokens of a text, or of two beside one another, as the tokenizer does it by itself. Raises RowError if it is too long."""
+        return self._input(text, second)
+
+    def encode_words(self, words: Sequence[str]) -> tuple[EncodedInput, np.ndarray]:
+        """Tokens of words with a blank between them, as whoever asks the model will write them, and which word each token is of: -1 for
+        none. Shape (length,).
+
+        Raises:
+            RowError: they are too long.
+        """
+        found = self._input(" ".join(words))
+        word_of = np.concatenate([[index] * len(word) + [-1] for index, word in enumerate(words)])
+        last = found.offsets[:, 1] - 1  # a token may begin with the blank before its word
+        of_text = found.offsets[:, 1] > found.offsets[:, 0]
+        return found, np.where(of_text, word_of[last], -1)
+
+    def _input(self, *texts: str | None, **options: Any) -> EncodedInput:
+        tokenize: Any = self._tokenizer
+        options |= {"return_attention_mask": False, "return_offsets_mapping": True, "verbose": False}
+        encoded = tokenize(*texts, **options)
+        length = len(encoded["input_ids"])
+        if length > self._max_length:
+            self._refuse_long(length)
+            encoded = tokenize(*texts, truncation=True, max_length=self._max_length, **options)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
+        pad: Any = self._tokenizer.pad_token_id
+        end = len(ids)
+        while end and ids[end - 1] == pad:  # classifiers of transformers take the last token that isn't padding
+            end -= 1
+        if not end:
+            raise RowError("", "has no tokens but padding; every row needs text")
+        types = encoded.get("token_type_ids")
+        return EncodedInput(
+            ids[:end],
+            None if types is None else np.asarray(types, dtype=np.int32)[:end],
+            np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)[:end],
+            truncated=length > self._max_length,
+        )
 
     def encode_text(self, text: str) -> list[EncodedRow]:
         """Tokens of a plain text and of its end, every one a target, in pieces that overlap by a token: each is predicted once.
@@ -269,9 +353,7 @@ class RowEncoder:
     def _fit(self, ids: np.ndarray, weights: np.ndarray) -> EncodedRow:
         length = len(ids)
         if length > self._max_length:
-            if self._on_long_rows == "refuse":
-                advice = "shorten it, raise data.max_length, or set data.on_long_rows to truncate"
-                raise RowError("", f"has {length} tokens, more than data.max_length {self._max_length}; {advice}")
+            self._refuse_long(length)
             ids, weights = ids[: self._max_length], weights[: self._max_length]
         places = np.flatnonzero(weights[1:])
         if len(places) == 0:
@@ -283,6 +365,11 @@ class RowEncoder:
         weights = weights[:end].copy()
         plain = bool(np.isin(weights, (0, 1)).all())
         return EncodedRow(ids[:end].copy(), weights > 0, length > self._max_length, None if plain else weights)
+
+    def _refuse_long(self, length: int) -> None:
+        if self._on_long_rows == "refuse":
+            advice = "shorten it, raise data.max_length, or set data.on_long_rows to truncate"
+            raise RowError("", f"has {length} tokens, more than data.max_length {self._max_length}; {advice}")
 
 
 def _weights(conversation: Conversation) -> list[float]:

@@ -1,8 +1,8 @@
 """Counts the tokens of rows with the model's own tokenizer, in a process of its own: the service that checks submissions
 imports no ML library.
 
-    python -m martlet_trainer.data.measure     reads a question (``{base_model, datasets, data, recipe}``, as ``measure`` takes
-                                               them) from stdin, answers in one JSON line
+    python -m martlet_trainer.data.measure     reads a question (``{base_model, datasets, data, recipe, recipe_options}``, as
+                                               ``measure`` takes them) from stdin, answers in one JSON line
 
 The answer is ``{}``, or ``{"error": ...}`` as ``MartletError.to_dict`` gives it. The rows go through the same code that the
 recipe reads them with, so both judge alike. No device is touched.
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from martlet_core.config import parse_config
 from martlet_core.errors import MartletError
 from martlet_inputs.rows.report import DataReport
 from martlet_inputs.rows.validate import require_usable
@@ -29,7 +30,12 @@ from martlet_trainer.training.models import context_length, load_tokenizer
 
 
 def measure(
-    base_model: Path, datasets: dict[str, str], config: DataConfig, recipe: str, context_factor: float = 1.0
+    base_model: Path,
+    datasets: dict[str, str],
+    config: DataConfig,
+    recipe: str,
+    options: dict[str, Any],
+    context_factor: float,
 ) -> None:
     """Encode data sets and keep nothing.
 
@@ -38,6 +44,7 @@ def measure(
         datasets: directory of each by the request's field that named it.
         config: how rows are read.
         recipe: whose rows they are.
+        options: its ``recipe_options``.
         context_factor: how much longer the training makes the model's context.
 
     Raises:
@@ -52,7 +59,7 @@ def measure(
         last_round_only=config.last_round_only,
         system=config.system,
     )
-    kind = RECIPES[recipe].rows
+    kind = RECIPES[recipe].row_kind(parse_config(RECIPES[recipe].options, options))
     encode = load_method(recipe).encode(encoder)
     for field, directory in datasets.items():
         report = DataReport()
@@ -72,6 +79,7 @@ def main() -> int:
             question["datasets"],
             DataConfig(**question["data"]),
             question["recipe"],
+            question["recipe_options"],
             question["context_factor"],
         )
     except MartletError as error:

@@ -1,8 +1,9 @@
 """Merge: fold an adapter into its base model, and prove that the result answers like the two together.
 
 The weights are added in 32 bit, stored in the asked-for type, and read back from disk; then the log-probabilities that both give to the next
-token are compared on a few probe texts. What is compared is what is published. Storage in 16 bit rounds the sum of base and
-adapter, so small differences are natural; large ones mean a merge that went wrong, and nothing is published.
+token are compared on a few probe texts; of models that end in a head, what the head says (``merge_probes``). What is compared is what is
+published. Storage in 16 bit rounds the sum of base and adapter, so small differences are natural; large ones mean a merge that went wrong,
+and nothing is published.
 
 An adapter that was trained on a base quantized by bitsandbytes is merged into what those weights stand for, made ordinary again:
 that is the model it was trained on. The unquantized parent is another model, which the adapter has never seen.
@@ -10,7 +11,7 @@ that is the model it was trained on. The unquantized parent is another model, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from martlet_core.errors import FailedPrecondition
 from martlet_core.recipe import OutputArtifact, RecipeResult, Report, ShouldStop, StopRequested
 from martlet_inputs.base_models.model_files import ModelFiles, files_in
 from peft import PeftConfig, PeftModel, PeftType
+from peft.utils import ModulesToSaveWrapper
 
 from martlet_trainer.adapter_shape import require_mergeable
 from martlet_trainer.config import MergeConfig, parse_merge_config
 from martlet_trainer.quantized_bases import check_mergeable
+from martlet_trainer.recipes.merge_probes import Probe, encode_probes, probe
+from martlet_trainer.training.heads import Head, head_in, with_padding, write_head
 from martlet_trainer.training.models import dequantize, load_model, load_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,29 +35,16 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _DEFAULT_LIMITS = {4: 0.02, 2: 0.15}
 _CPU = torch.device("cpu")
 
-#: Texts of several kinds; each is probed plain and as a user's message in the model's chat template.
-PROBES = (
-    "The harbour was quiet that morning, and the boats moved only when the tide told them to.",
-    "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen.",
-    "def median(values):\n    ordered = sorted(values)\n    return ordered[len(ordered) // 2]",
-    "What is the capital of Portugal? The capital of Portugal is Lisbon.",
-    "Seven times eight is fifty-six, and fifty-six minus nine is forty-seven.",
-    'Answer in JSON: {"name": "Ada", "born": 1815, "fields": ["mathematics", "computing"]}',
-    "Dear Ms Okafor, thank you for your letter of 3 May; we will send the parts next week.",
-    "Le chat dort sur la chaise pendant que la pluie tombe sur le jardin.",
-    "First, heat the oil. Then add the onions and stir until they are soft and golden.",
-    "Is this a question? Yes. Is this an answer? Also yes, though a short one.",
-)
-
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two models are apart on the probe texts; log-probabilities in nats, of the token that really follows.
+    """How far two models are apart on the probe texts; log-probabilities in nats, of the token that really follows. Of models that end in
+    a head: the head's outputs, or of embeddings the cosines between the texts.
 
     Attributes:
         mean_logprob_difference: mean absolute difference.
         max_logprob_difference: largest absolute difference.
-        top1_agreement: share of positions with the same most likely token, 0.0 to 1.0.
+        top1_agreement: share of positions with the same most likely token, class, place among the texts, or nearest text; 0.0 to 1.0.
         positions: positions compared.
     """
 
@@ -63,19 +54,12 @@ class Difference:
     positions: int
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """A model's view of the probe texts: log-probability of each next token, and each most likely token."""
-
-    logprobs: torch.Tensor
-    top1: torch.Tensor
-
-
 def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
     """Merge ``inputs/adapter`` into ``inputs/base_model``.
 
     Args:
-        config: the fields of ``MergeSpec``, and ``base_model``, the name of the model underneath.
+        config: the fields of ``MergeSpec``, and ``base_model``, the name of the model underneath; ``task``, the recipe that made the
+            adapter, where its models end in a head.
         workdir: see ``martlet_core.recipe``.
         report: how to speak.
         should_stop: ends the merge between its steps.
@@ -86,7 +70,7 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
         StopRequested: ``should_stop`` said so.
     """
     values = dict(config)
-    base_name = str(values.pop("base_model"))
+    base_name, task = str(values.pop("base_model")), values.pop("task", None)
     settings = parse_merge_config(values)
     base, adapter, output = (
         workdir / "inputs" / "base_model",
@@ -97,8 +81,10 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
     check_mergeable(base_name, files)
     require_mergeable(PeftType(PeftConfig.from_pretrained(str(adapter)).peft_type).value)
     dtype = _storage_type(settings, base)
-    tokenizer = load_tokenizer(base)
-    probes = _encode(tokenizer)
+    head, tokenizer = head_in(adapter), load_tokenizer(base)
+    if head.task != "causal_lm":
+        with_padding(tokenizer)
+    probes = encode_probes(tokenizer)
 
     def step(name: str) -> None:
         if should_stop():
@@ -106,23 +92,25 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
         report.phase(name)
 
     step("loading")
-    model = PeftModel.from_pretrained(_load_base(base, files, dtype, report.log), adapter)
+    model = PeftModel.from_pretrained(_load_base(base, files, dtype, head, report.log), adapter)
     step("probing the unmerged model")
-    before = _probe(model, probes)
+    before = probe(model, probes, head)
     step("merging")
-    merged = model.merge_and_unload(safe_merge=True)
+    merged = _unwrapped(model.merge_and_unload(safe_merge=True))
     merged.to(dtype).save_pretrained(output)
+    write_head(head, merged, output)
     tokenizer.save_pretrained(output)
     del model, merged
     step("probing the merged model")
-    difference = _compare(before, _probe(load_model(output, dtype, _CPU).float(), probes))
+    difference = _compare(before, probe(load_model(output, dtype, _CPU, head=head).float(), probes, head))
     _judge(difference, settings, dtype, report.log)
     metadata = {"base_model": base_name, "precision": _name(dtype), **asdict(difference)}
+    metadata |= {"task": task} if task else {}
     return RecipeResult(asdict(difference), {"model": OutputArtifact(output, "merged_model", metadata)})
 
 
-def _load_base(directory: Path, files: ModelFiles, dtype: torch.dtype, log: Callable[[str], None]) -> Any:
-    model = load_model(directory, torch.float32, _CPU)
+def _load_base(directory: Path, files: ModelFiles, dtype: torch.dtype, head: Head, log: Callable[[str], None]) -> Any:
+    model = load_model(directory, torch.float32, _CPU, head=head)
     if files.quantization is None:
         return model
     log(
@@ -130,6 +118,16 @@ def _load_base(directory: Path, files: ModelFiles, dtype: torch.dtype, log: Call
         f" is stored unquantized, in {_name(dtype)}."
     )
     return dequantize(model)
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model with modules that were trained whole in their places, where peft 0.21 left both (``ln_tuning``)."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, child = name.rpartition(".")
+            trained = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+            setattr(model.get_submodule(parent), child, trained)
+    return model
 
 
 def _storage_type(settings: MergeConfig, base: Path) -> torch.dtype:
@@ -146,29 +144,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _encode(tokenizer: Any) -> list[list[int]]:
-    texts = [tokenizer(text)["input_ids"] for text in PROBES]
-    if tokenizer.chat_template:
-        for text in PROBES:
-            rendered = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False)
-            texts.append(tokenizer(rendered, add_special_tokens=False)["input_ids"])
-    return [ids for ids in texts if len(ids) > 1]
-
-
-@torch.no_grad()
-def _probe(model: Any, texts: Sequence[Sequence[int]]) -> _Probe:
-    model.eval()
-    logprobs, top1 = [], []
-    for ids in texts:
-        tokens = torch.tensor([list(ids)])
-        scores = model(input_ids=tokens).logits[0, :-1].float().log_softmax(-1)
-        logprobs.append(scores.gather(-1, tokens[0, 1:, None])[:, 0])
-        top1.append(scores.argmax(-1))
-    return _Probe(torch.cat(logprobs), torch.cat(top1))
-
-
-def _compare(before: _Probe, after: _Probe) -> Difference:
-    apart = (before.logprobs - after.logprobs).abs()
+def _compare(before: Probe, after: Probe) -> Difference:
+    apart = (before.values - after.values).abs()
     return Difference(
         mean_logprob_difference=apart.mean().item(),
         max_logprob_difference=apart.max().item(),

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le
 from martlet_core.config import MODEL_FORMS, MODEL_PATTERN, Config, Float, Int
 from martlet_core.graders import whole_numbers
 from martlet_core.reward_graders import reward_grader_violations
+from martlet_inputs.rows.labelled import MAX_CLASSES
 from pydantic import AfterValidator, Field, model_validator
 
 #: Width of the loss's slope, or weight of what it adds.
@@ -210,3 +211,75 @@ class DistillOptions(Config):
     def draws_all(self) -> bool:
         """Whether the rows' own answers are never trained on."""
         return self.seq_kd or self.lmbda == 1.0
+
+
+class LabelOptions(Config):
+    """What recipes share whose models name classes."""
+
+    labels: tuple[str, ...] = Field(
+        default=(), description="Names of the classes, in order; rows may name them by their place, counted from 0."
+    )
+    num_labels: Annotated[Int, Ge(1), Le(MAX_CLASSES)] | None = Field(
+        default=None, description="How many there are, or numbers in a regression. Default: as many as the rows have."
+    )
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> LabelOptions:
+        if len(set(self.labels)) < len(self.labels) or not all(self.labels):
+            raise ValueError("labels: each must be a name of its own")
+        if self.labels and self.num_labels not in (None, len(self.labels)):
+            raise ValueError(f"num_labels: is {self.num_labels}, but labels has {len(self.labels)}; leave one out")
+        return self
+
+
+class SequenceClassificationOptions(LabelOptions):
+    """``sequence_classification``."""
+
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = Field(
+        default="single_label_classification", description="One class a row, several, or numbers; transformers' names."
+    )
+
+    @model_validator(mode="after")
+    def _numbers_have_no_names(self) -> SequenceClassificationOptions:
+        if self.problem_type == "regression" and self.labels:
+            raise ValueError("labels: a regression has none; leave them out")
+        return self
+
+
+class TokenClassificationOptions(LabelOptions):
+    """``token_classification``."""
+
+
+class RewardModelOptions(Config):
+    """``reward`` (the reward model of arXiv 2203.02155)."""
+
+    center_rewards_coefficient: _Weight = Field(
+        default=0.0,
+        description="Weight of the squared sum of a pair's rewards, which keeps them near 0 (arXiv 2312.09244).",
+    )
+
+
+class EmbeddingOptions(Config):
+    """``embedding``."""
+
+    loss: Literal["infonce", "cosine_similarity", "contrastive"] = Field(
+        default="infonce",
+        description="infonce (arXiv 1807.03748; the batch's other texts are negatives), cosine_similarity (squared error), or contrastive"
+        " (Hadsell et al. 2006).",
+    )
+    pooling: Literal["auto", "mean", "last", "cls"] = Field(
+        default="auto", description="auto: the base model's own, else mean for encoders and last for decoders."
+    )
+    temperature: Annotated[Float, Gt(0), Le(10)] = Field(default=0.05, description="Of infonce.")
+    margin: Annotated[Float, Gt(0), Le(2)] = Field(
+        default=0.5, description="Of contrastive: cosine distance from which texts are far enough apart."
+    )
+
+
+class RerankerOptions(Config):
+    """``reranker``."""
+
+    loss: Literal["pointwise", "listwise"] = Field(
+        default="pointwise",
+        description="pointwise: each document is relevant or not; listwise: the relevant one among the row's others.",
+    )

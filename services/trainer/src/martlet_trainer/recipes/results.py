@@ -11,6 +11,7 @@ from martlet_core.recipe import OutputArtifact, RecipeResult
 from martlet_inputs.rows.report import DataReport
 
 from martlet_trainer.config import TrainingConfig
+from martlet_trainer.recipes import RECIPES
 from martlet_trainer.training.checkpoint import TrainingState
 from martlet_trainer.training.devices import Placement, describe, peak_memory_bytes
 from martlet_trainer.training.loop import count_parameters
@@ -66,6 +67,8 @@ def write_result(
         "device": describe(placement, config.resources.device_count),
     }
     facts = {**tuner.metadata(), "recipe": config.recipe, "steps": state.step}
+    if RECIPES[config.recipe].task != "causal_lm":
+        facts["task"] = config.recipe
     return RecipeResult(
         values,
         {

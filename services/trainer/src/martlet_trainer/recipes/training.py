@@ -5,33 +5,36 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from martlet_core.errors import FailedPrecondition, InvalidArgument
+from martlet_core.errors import InvalidArgument
 from martlet_core.recipe import RecipeResult, Report, ShouldStop, StopRequested
 from martlet_inputs.base_models.model_files import files_in
 from martlet_inputs.rows.report import DataReport
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from martlet_trainer.config import TrainingConfig, parse_training_config, resolve_max_length
+from martlet_trainer.base_tasks import check_base_task
+from martlet_trainer.config import TrainingConfig, parse_training_config
 from martlet_trainer.data.encode import EncodedRow, RowEncoder
 from martlet_trainer.data.examples import Encode
-from martlet_trainer.data.load import load_rows, split_rows
+from martlet_trainer.labels import label_names
 from martlet_trainer.quantized_bases import check_trainable
 from martlet_trainer.recipes import RECIPES
+from martlet_trainer.recipes.reading import read_data, required_input, row_encoder, with_max_length
 from martlet_trainer.recipes.results import shown, write_result
 from martlet_trainer.rewards import Rewards
 from martlet_trainer.training import launch
 from martlet_trainer.training.computation import Computation, choose_computation
 from martlet_trainer.training.devices import Placement, describe, place, set_threads
+from martlet_trainer.training.heads import CAUSAL_LM, Head, with_padding
 from martlet_trainer.training.loop import LoopInputs, TrainingLoop, count_parameters
-from martlet_trainer.training.models import context_length, load_tokenizer
+from martlet_trainer.training.models import load_tokenizer
 from martlet_trainer.training.neftune import with_noise
 from martlet_trainer.training.plan import PlanSettings, StepPlan
 from martlet_trainer.training.processes import Processes
@@ -62,6 +65,7 @@ class MethodInputs:
         continues_adapter: whether the training goes on with an adapter that was trained before.
         resume: the checkpoint that the training goes on from; None for a fresh start.
         rewards: those that were made outside, by name.
+        head: what the model ends in.
         report: told about phases.
         check_stop: called now and then; raises StopRequested.
     """
@@ -77,6 +81,7 @@ class MethodInputs:
     continues_adapter: bool
     resume: Path | None
     rewards: Mapping[str, Rewards]
+    head: Head
     report: Report
     check_stop: Callable[[], None]
 
@@ -99,16 +104,33 @@ class Lesson:
 
 
 @dataclass(frozen=True)
+class HeadInputs:
+    """What a method chooses a head by.
+
+    Attributes:
+        config: the config, with ``max_length`` filled in.
+        base_model: directory of the base model.
+        labels: names of the classes, of recipes that have any.
+    """
+
+    config: TrainingConfig
+    base_model: Path
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Method:
     """What tells one recipe from another.
 
     Attributes:
         encode: makes examples of rows, given a row encoder.
         prepare: chooses the computation.
+        head: chooses what the model ends in.
     """
 
     encode: Callable[[RowEncoder], Encode]
     prepare: Callable[[MethodInputs], Lesson]
+    head: Callable[[HeadInputs], Head] = lambda inputs: CAUSAL_LM
 
 
 def computation_on_rows(inputs: MethodInputs, rows: Sequence[EncodedRow], *, packing: bool = False) -> Computation:
@@ -178,22 +200,29 @@ def train(
     set_threads(config.resources.device_count)
     placement = place(config, launch.local_rank())
     report.partial_result({"device": describe(placement, config.resources.device_count)})
-    base_model = _required(workdir / "inputs" / "base_model")
+    base_model = required_input(workdir / "inputs" / "base_model")
     report.phase("reading data")
     tokenizer = load_tokenizer(base_model)
+    if RECIPES[config.recipe].task != "causal_lm":
+        with_padding(tokenizer)
 
     def check_stop() -> None:
         if should_stop():
             raise StopRequested
 
-    examples, validation, reports, config = _load_data(
-        method, config, workdir, tokenizer, base_model, report, check_stop
-    )
+    config = with_max_length(config, base_model, tokenizer)
+    encoder = row_encoder(config, tokenizer)
+    examples, validation, reports = read_data(config, method.encode(encoder), workdir / "inputs", report, check_stop)
+    if encoder.rows_with_added_eos:
+        report.log(
+            f"the chat template doesn't end a turn; the end-of-sequence token was added to {encoder.rows_with_added_eos} rows"
+        )
+    head = _choose_head(method, config, base_model, tokenizer, reports)
     report.phase("loading model")
     torch.manual_seed(config.seed)
     resume = _existing(workdir / "resume")
     base_name = adapter_base or (base_name_of(adapter) if adapter is not None else "") or config.base_model
-    tuner = build_tuner(TunerInputs(config, placement, base_model, base_name, tokenizer, adapter, resume))
+    tuner = build_tuner(TunerInputs(config, placement, base_model, base_name, tokenizer, adapter, resume, head))
     check_stop()
     config = _with_device_defaults(config, placement, tuner)
     report.partial_result({"resolved_config": shown(config)})
@@ -211,6 +240,7 @@ def train(
             continues_adapter=adapter is not None,
             resume=resume,
             rewards=rewards,
+            head=head,
             report=report,
             check_stop=check_stop,
         )
@@ -252,8 +282,9 @@ def parse_values(values: Mapping[str, Any]) -> tuple[TrainingConfig, str]:
 
 
 def _check_base(config: TrainingConfig, adapter_base: str, workdir: Path, report: Report) -> None:
-    """Refuse a quantized base model that can't be trained on: one from the hub is seen here for the first time."""
-    files = files_in(_required(workdir / "inputs" / "base_model"))
+    """Refuse a base model that can't be trained on: one from the hub is seen here for the first time."""
+    files = files_in(required_input(workdir / "inputs" / "base_model"))
+    check_base_task(config, files)
     check_trainable(config.tuner, config.base_model, files, underneath=adapter_base)
     if files.quantization is not None:
         report.log(f"the base model is quantized by {files.quantization}, and stays so")
@@ -261,69 +292,32 @@ def _check_base(config: TrainingConfig, adapter_base: str, workdir: Path, report
 
 def _as_stored(config: TrainingConfig, workdir: Path) -> TrainingConfig:
     """The config with the storage of a base that was quantized beforehand, where it would show a default."""
-    found = files_in(_required(workdir / "inputs" / "base_model")).quantization
+    found = files_in(required_input(workdir / "inputs" / "base_model")).quantization
     if found is None or config.tuner.kind != "qlora":
         return config
     return config.model_copy(update={"tuner": config.tuner.model_copy(update={"quantization": found.scheme})})
+
+
+def _choose_head(
+    method: Method,
+    config: TrainingConfig,
+    base_model: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    reports: Mapping[str, DataReport],
+) -> Head:
+    """What the model is to end in."""
+    labels = label_names(
+        config, {f"spec.{name.replace('_data', '_dataset')}": found for name, found in reports.items()}
+    )
+    head = method.head(HeadInputs(config, base_model, labels))
+    pad: Any = tokenizer.pad_token_id
+    return replace(head, pad_token_id=pad) if head.labels else head
 
 
 def _quiet_libraries() -> None:
     """Keep progress bars and a line for every matrix product out of the job's log."""
     transformers_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-
-
-def _load_data(
-    method: Method,
-    config: TrainingConfig,
-    workdir: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    base_model: Path,
-    report: Report,
-    check_stop: Callable[[], None],
-) -> tuple[list[Any], list[Any], dict[str, DataReport], TrainingConfig]:
-    """Training examples, validation examples, their reports, and the config with ``max_length`` filled in."""
-    data = config.data
-    max_length = resolve_max_length(
-        data.max_length, int(context_length(base_model, tokenizer) * config.tuner.context_factor)
-    )
-    data = data.model_copy(update={"max_length": max_length})
-    encoder = RowEncoder(
-        tokenizer,
-        max_length=max_length,
-        on_long_rows=data.on_long_rows,
-        assistant_only_loss=data.assistant_only_loss,
-        last_round_only=data.last_round_only,
-        system=data.system,
-    )
-    encode, kind = method.encode(encoder), RECIPES[config.recipe].rows
-
-    def load(name: str) -> tuple[list[Any], DataReport]:
-        source = _required(workdir / "inputs" / name)
-        return load_rows(source, encode, kind, data.on_bad_rows, f"spec.{name}", check_stop)
-
-    rows, training = load("training_dataset")
-    reports, validation_rows = {"training_data": training}, list[Any]()
-    if config.validation_dataset:
-        validation_rows, reports["validation_data"] = load("validation_dataset")
-    elif data.validation_split > 0:
-        rows, validation_rows = _split(rows, data.validation_split, config.seed)
-    for name, found in reports.items():
-        _say_data(report, name, found)
-    if encoder.rows_with_added_eos:
-        report.log(
-            f"the chat template doesn't end a turn; the end-of-sequence token was added to {encoder.rows_with_added_eos} rows"
-        )
-    report.partial_result({name: found.to_dict() for name, found in reports.items()})
-    return rows, validation_rows, reports, config.model_copy(update={"data": data})
-
-
-def _split(rows: Sequence[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
-    if len(rows) < 2:
-        raise InvalidArgument.field(
-            "spec.data.validation_split", "needs at least two usable rows; set it to 0, or bring more rows"
-        )
-    return split_rows(rows, share, seed)
 
 
 def _plan(config: TrainingConfig, rows: Sequence[Any], process_count: int) -> StepPlan:
@@ -377,19 +371,6 @@ def _with_device_defaults(config: TrainingConfig, placement: Placement, tuner: T
     return config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update=filled)})
 
 
-def _say_data(report: Report, name: str, found: DataReport) -> None:
-    counts = f"{found.rows_read} rows read, {found.rows_used} used, {found.rows_truncated} truncated, {found.rows_refused} refused"
-    report.log(
-        f"{name.replace('_', ' ')}: {counts} (format {found.format}; {found.tokens} tokens, {found.loss_tokens} with loss)"
-    )
-    if found.ignored_fields:
-        report.log(
-            f"{name.replace('_', ' ')}: fields that training doesn't use: {', '.join(found.ignored_fields)}", "warn"
-        )
-    for issue in found.issues[:5]:
-        report.log(f"{name.replace('_', ' ')}: {issue.describe()}", "warn")
-
-
 def _say_start(
     report: Report, tuner: Tuner, plan: StepPlan, placement: Placement, resume: Path | None, computation: Computation
 ) -> None:
@@ -400,12 +381,6 @@ def _say_start(
     )
     if computation.why_padded:
         report.log(f"batches are padded, which costs time and nothing else: {computation.why_padded}")
-
-
-def _required(path: Path) -> Path:
-    if not path.exists():
-        raise FailedPrecondition(f"the job's input {path.name} is missing", reason="MISSING_INPUT")
-    return path
 
 
 def _existing(path: Path) -> Path | None:

@@ -6,7 +6,7 @@ position biases) it refuses when a model asks for it; everything else is found b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -61,15 +61,17 @@ class Computation:
         isolates_rows: rows may share a sequence.
         why_padded: why batches are padded; empty where they aren't.
         measures: names of what the objective measures beside the loss.
+        score: numbers of a validation, given the records of all its examples (``Loss.records``); None where sums say it all.
     """
 
     collate: Callable[[Sequence[Any], torch.device], Any]
     objective: Objective
-    log_probs: TokenLogProbs
-    predict: Predict
-    isolates_rows: bool
+    log_probs: TokenLogProbs = plain_log_probs
+    predict: Predict = plain_predictions
+    isolates_rows: bool = False
     why_padded: str = ""
     measures: Sequence[str] = (ACCURACY,)
+    score: Callable[[Sequence[Any]], Mapping[str, float]] | None = None
 
 
 def choose_computation(

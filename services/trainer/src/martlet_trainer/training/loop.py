@@ -247,7 +247,7 @@ class TrainingLoop:
         rows, processes, device = self._in.validation_rows, self._in.processes, self._in.placement.device
         size = self._numbers.per_device_batch_size
         starts = range(0, len(rows), size * processes.count)
-        sums, weight = Sums(self._in.computation.measures), 0
+        sums, weight, records = Sums(self._in.computation.measures), 0, list[Any]()
         self._in.tuner.model.eval()
         try:
             for start in starts:
@@ -260,10 +260,19 @@ class TrainingLoop:
                     loss = self._in.computation.objective(self._in.tuner.model, batch)
                 if mine:
                     sums.add(loss)
+                    records += loss.records()
                     weight += sum(row.weight for row in mine)
         finally:
             self._in.tuner.model.train()
-        return sums.means(processes, processes.sum([weight])[0])
+        return {**sums.means(processes, processes.sum([weight])[0]), **self._scored(records)}
+
+    def _scored(self, records: list[Any]) -> Mapping[str, float]:
+        """What is measured over all examples of a validation, in the first process."""
+        score = self._in.computation.score
+        if score is None:
+            return {}
+        everyone = self._in.processes.gather(records)
+        return score([record for part in everyone for record in part]) if self._in.processes.is_first else {}
 
     def _stop_if_asked(self) -> None:
         if self._in.processes.any(self._should_stop()):

@@ -7,7 +7,7 @@ no logits are kept for the backward pass and none are computed twice.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,10 +31,12 @@ class Loss:
     Attributes:
         total: sum over the batch's examples, each with its weight (with gradient).
         sums: what else was measured, by name, summed alike; the training reports each divided by the examples' weight.
+        records: what a validation keeps of each example, as plain values; called in validations only.
     """
 
     total: torch.Tensor
     sums: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    records: Callable[[], Sequence[Any]] = tuple
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from martlet_core.errors import InvalidArgument
 from martlet_core.loading_info import check_loading_info
 from martlet_inputs.base_models.model_files import files_in
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.integrations.bitsandbytes import Bnb4bitDeserialize, Bnb8bitDeserialize
+
+from martlet_trainer.base_tasks import ENCODERS
+from martlet_trainer.training.heads import AUTO_CLASSES, CAUSAL_LM, NAMES, Head, head_in, head_modules
 
 #: Field of the request that most models are named by.
 _FIELD = "spec.base_model"
@@ -37,9 +41,10 @@ def load_model(
     device: torch.device,
     quantization: Any = None,
     field: str = _FIELD,
+    head: Head = CAUSAL_LM,
     config: Any = None,
 ) -> Any:
-    """The causal language model of an ordinary Hugging Face directory, or of one that bitsandbytes quantized, which stays so.
+    """The model of an ordinary Hugging Face directory, or of one that bitsandbytes quantized, which stays so.
 
     Args:
         directory: config and safetensors weights; pickled weights and code are refused.
@@ -47,10 +52,11 @@ def load_model(
         device: where they go.
         quantization: a transformers quantization config for ordinary weights; None leaves the weights as they are stored.
         field: of the request, named in errors.
+        head: what it is to end in; a head that the directory lacks begins with random weights.
         config: the model's config with changes; None for the directory's own.
 
     Raises:
-        InvalidArgument: the directory holds no causal language model that can be loaded.
+        InvalidArgument: the directory holds no model that can be loaded so, or one whose head names other classes.
         FailedPrecondition: its files lack weights.
     """
     chosen = {"quantization_config": quantization, "config": config}
@@ -60,7 +66,7 @@ def load_model(
     try:
         if _caps_scores(directory):
             kwargs["attn_implementation"] = "eager"
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AUTO_CLASSES[head.task].from_pretrained(
             directory,
             dtype=dtype,
             trust_remote_code=False,
@@ -68,15 +74,51 @@ def load_model(
             use_safetensors=True,
             output_loading_info=True,
             **kwargs,
+            **_head_options(directory, head),
         )
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidArgument.field(field, f"can't be loaded as a causal language model: {error}") from error
+        raise InvalidArgument.field(field, f"can't be loaded as {NAMES[head.task]}: {error}") from error
     model, info = loaded
-    check_loading_info(info, f"{field}: its files")
+    check_loading_info(_of_the_backbone(info, model, head), f"{field}: its files")
+    if head.task == "embedding" and isinstance(getattr(model, "pooler", None), nn.Module):
+        model.pooler = None  # the embedding is pooled from the last layer; nothing would train this one
     if "device_map" not in kwargs:
         return nn.Module.to(model, device)
     _compute_in(model, dtype)
     return model
+
+
+def _head_options(directory: Path, head: Head) -> dict[str, Any]:
+    """What ``from_pretrained`` must know of a head.
+
+    Raises:
+        InvalidArgument: the directory has such a head, for other classes.
+    """
+    options = head.config()
+    if not options:
+        return {}
+    own = head_in(directory)
+    if own.task == head.task and own.labels != head.labels:
+        shown = [", ".join(labels[:8]) for labels in (own.labels, head.labels)]
+        raise InvalidArgument.field(
+            "spec.base_model",
+            f"has a head for the classes {shown[0]}, and this training's are {shown[1]}; name the same in recipe_options.labels, in the"
+            " same order, or train the model that it was made from",
+        )
+    return {**options, "ignore_mismatched_sizes": True}
+
+
+def _of_the_backbone(info: Mapping[str, Any], model: Any, head: Head) -> Mapping[str, Any]:
+    """What transformers said of weights that aren't of the head: those of a new head are random, and are trained."""
+    modules = head_modules(model, head.task)
+    if head.task == "embedding":
+        modules = ["pooler"]
+
+    def rest(keys: Any) -> list[Any]:
+        names = [(key if isinstance(key, str) else str(key[0]), key) for key in keys or ()]
+        return [key for name, key in names if not name.startswith(tuple(f"{module}." for module in modules))]
+
+    return {name: rest(info.get(name)) for name in ("missing_keys", "mismatched_keys")}
 
 
 def _compute_in(model: nn.Module, dtype: torch.dtype) -> None:
@@ -116,7 +158,8 @@ def _caps_scores(directory: Path) -> bool:
 
 
 def context_length(directory: Path, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Longest input in tokens, by the model's config, else by the tokenizer.
+    """Longest input in tokens, by the model's config, else by the tokenizer; of encoders, whichever says less: some have places that no
+    token takes.
 
     Raises:
         InvalidArgument: the directory's config is not one that transformers knows.
@@ -125,4 +168,7 @@ def context_length(directory: Path, tokenizer: PreTrainedTokenizerBase) -> int:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise InvalidArgument.field("spec.base_model", f"its config can't be loaded: {error}") from error
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length)
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if stated and config.model_type in ENCODERS:
+        return int(min(stated, tokenizer.model_max_length))
+    return int(stated or tokenizer.model_max_length)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from martlet_trainer.config import TrainingConfig
 from martlet_trainer.training.devices import Placement
+from martlet_trainer.training.heads import CAUSAL_LM, Head
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class TunerInputs:
         tokenizer: the base model's.
         adapter: adapter to go on from; None to start a new one.
         checkpoint: checkpoint to go on from; None for a fresh start.
+        head: what the model is to end in.
     """
 
     config: TrainingConfig
@@ -35,6 +37,7 @@ class TunerInputs:
     tokenizer: PreTrainedTokenizerBase
     adapter: Path | None = None
     checkpoint: Path | None = None
+    head: Head = CAUSAL_LM
 
 
 @dataclass(frozen=True)

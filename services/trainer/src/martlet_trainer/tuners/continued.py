@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from martlet_core.errors import FailedPrecondition
+from martlet_core.errors import FailedPrecondition, InvalidArgument
 from peft import LoraConfig, PeftConfig, PeftModel
 
 from martlet_trainer.adapter_shape import require_shape
 from martlet_trainer.config import TrainingConfig
+from martlet_trainer.training.heads import NAMES, Head, head_in
 
 
 def read_adapter_config(directory: Path) -> LoraConfig:
@@ -63,6 +64,25 @@ def with_shape_of(config: TrainingConfig, adapter: Path) -> TrainingConfig:
 def base_name_of(adapter: Path) -> str:
     """The base model's name as the adapter itself records it; empty if it doesn't."""
     return str(read_adapter_config(adapter).base_model_name_or_path or "")
+
+
+def require_head(adapter: Path, head: Head) -> None:
+    """Refuse to go on with an adapter whose head says other classes.
+
+    Raises:
+        InvalidArgument: with what to do instead.
+    """
+    own = head_in(adapter)
+    if (own.task, own.labels, own.pooling) != (head.task, head.labels, head.pooling):
+        raise InvalidArgument.field(
+            "spec.base_model",
+            f"its adapter ends in {_described(own)}, and this training in {_described(head)}; name the same under recipe_options, or train"
+            " the model underneath",
+        )
+
+
+def _described(head: Head) -> str:
+    return ", ".join(filter(None, (NAMES[head.task], " and ".join(head.labels[:8]), head.pooling)))
 
 
 def load_adapter(base: Any, directory: Path, dropout: float) -> PeftModel:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from martlet_trainer.config import parse_tuner_options
+from martlet_trainer.training.heads import write_head
 from martlet_trainer.training.models import load_model
 from martlet_trainer.tuners.base import Companion, TunerInputs
 from martlet_trainer.tuners.freezing import choose_trained
@@ -29,7 +30,8 @@ class FullTuner:
 
     def _load(self, inputs: TunerInputs) -> Any:
         """The model with 32-bit weights: the base model, or that of a checkpoint."""
-        return load_model(inputs.checkpoint or inputs.base_model, torch.float32, inputs.placement.device)
+        start = inputs.checkpoint or inputs.base_model
+        return load_model(start, torch.float32, inputs.placement.device, head=inputs.head)
 
     def _choose(self) -> None:
         """Set which weights are trained."""
@@ -39,10 +41,11 @@ class FullTuner:
     def save_weights(self, directory: Path) -> None:
         """Write a model directory with float32 weights."""
         self.model.save_pretrained(directory)
+        write_head(self._inputs.head, self.model, directory)
 
     def load_weights(self, directory: Path) -> None:
         """Read a model directory."""
-        loaded = load_model(directory, torch.float32, torch.device("cpu"))
+        loaded = load_model(directory, torch.float32, torch.device("cpu"), head=self._inputs.head)
         self.model.load_state_dict(loaded.state_dict())
 
     def save_result(self, directory: Path) -> None:
@@ -50,7 +53,7 @@ class FullTuner:
         config = json.loads((self._inputs.base_model / "config.json").read_text(encoding="utf-8"))
         stored = config.get("dtype") or config.get("torch_dtype") or "float32"
         self.model.to(getattr(torch, str(stored), torch.float32))
-        self.model.save_pretrained(directory)
+        self.save_weights(directory)
         self._inputs.tokenizer.save_pretrained(directory)
 
     def metadata(self) -> dict[str, Any]:

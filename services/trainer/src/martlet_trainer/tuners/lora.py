@@ -11,6 +11,7 @@ from peft.utils.other import prepare_model_for_kbit_training
 from transformers import BitsAndBytesConfig
 
 from martlet_trainer.config import TunerConfig
+from martlet_trainer.training.heads import UNQUANTIZED
 from martlet_trainer.training.models import load_model
 from martlet_trainer.tuners.base import TunerInputs
 from martlet_trainer.tuners.peft_tuner import PeftTuner, target_modules
@@ -26,7 +27,9 @@ class LoraTuner(PeftTuner):
         tuner, stored = inputs.config.tuner, files_in(inputs.base_model).quantization
         quantizes = tuner.kind == "qlora" and stored is None
         quantization = _quantization(tuner, inputs.placement.dtype) if quantizes else None
-        base = load_model(inputs.base_model, inputs.placement.dtype, inputs.placement.device, quantization)
+        base = load_model(
+            inputs.base_model, inputs.placement.dtype, inputs.placement.device, quantization, head=inputs.head
+        )
         if quantizes or stored is not None:
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         return base
@@ -35,7 +38,6 @@ class LoraTuner(PeftTuner):
         tuner = inputs.config.tuner
         alpha = tuner.lora_alpha if tuner.lora_alpha is not None else 2.0 * tuner.lora_rank
         return LoraConfig(
-            task_type="CAUSAL_LM",
             r=tuner.lora_rank,
             lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # type: ignore[arg-type]  fractions work; peft's annotation is too narrow
             lora_dropout=tuner.lora_dropout,
@@ -66,7 +68,11 @@ class LoraTuner(PeftTuner):
 
 def _quantization(tuner: TunerConfig, dtype: torch.dtype) -> BitsAndBytesConfig:
     if tuner.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(UNQUANTIZED))
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(UNQUANTIZED),  # its name notwithstanding, it counts for 4 bits too
     )

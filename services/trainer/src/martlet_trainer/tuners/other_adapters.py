@@ -25,12 +25,11 @@ class OtherAdapter(PeftTuner):
         super().__init__(inputs)
 
     def _load_base(self, inputs: TunerInputs) -> Any:
-        return load_model(inputs.base_model, inputs.placement.dtype, inputs.placement.device)
+        return load_model(inputs.base_model, inputs.placement.dtype, inputs.placement.device, head=inputs.head)
 
     def _adapter_config(self, inputs: TunerInputs) -> PeftConfig:
         tuner, targets = inputs.config.tuner, target_modules(inputs)
         return getattr(peft, tuner.facts.peft_config)(
-            task_type="CAUSAL_LM",
             target_modules=None if self._kind in _PLACED_BY_PEFT and targets == "all-linear" else targets,
             modules_to_save=list(tuner.modules_to_save) or None,
             **self._options,

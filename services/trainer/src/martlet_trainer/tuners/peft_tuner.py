@@ -12,10 +12,14 @@ import torch
 from martlet_core.errors import FailedPrecondition, InvalidArgument
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D
 
+from martlet_trainer.training.heads import PEFT_TASKS, head_modules, write_head
 from martlet_trainer.tuners.base import Companion, TunerInputs
-from martlet_trainer.tuners.continued import load_adapter
+from martlet_trainer.tuners.continued import load_adapter, require_head
 
+#: Modules of heads that peft trains and saves by itself.
+_PEFTS_OWN = ("classifier", "score")
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
@@ -27,6 +31,7 @@ class PeftTuner(ABC):
     def __init__(self, inputs: TunerInputs) -> None:
         """Raises InvalidArgument if a target module doesn't exist, FailedPrecondition if the adapter to go on from doesn't fit."""
         self.companion: Companion = Companion()
+        self._head = inputs.head
         self.model: Any = self._with_adapter(self._load_base(inputs), inputs)
         self._name = inputs.base_name
         self._config: Any = self.model.peft_config[self.model.active_adapter]
@@ -39,23 +44,32 @@ class PeftTuner(ABC):
 
     @abstractmethod
     def _adapter_config(self, inputs: TunerInputs) -> PeftConfig:
-        """Config of a new adapter."""
+        """Config of a new adapter, but for what the model's head asks for."""
 
     def _with_adapter(self, base: Any, inputs: TunerInputs) -> Any:
         if inputs.adapter is not None:
+            require_head(inputs.adapter, inputs.head)
             return load_adapter(base, inputs.adapter, inputs.config.tuner.lora_dropout)
+        config: Any = self._adapter_config(inputs)
+        config.task_type = PEFT_TASKS[inputs.head.task]
+        if new := head_modules(base, inputs.head.task):
+            own = [name for name in new if name not in _PEFTS_OWN]
+            config.modules_to_save = [*(config.modules_to_save or ()), *own] or None
+            if config.target_modules == "all-linear":  # peft would adapt some heads beside training them
+                config.target_modules = _linear_outside(base, new)
         try:
-            return get_peft_model(base, self._adapter_config(inputs))
+            return get_peft_model(base, config)
         except ValueError as error:
             raise _cannot_be_adapted(base, inputs, error) from error
 
     def save_weights(self, directory: Path) -> None:
-        """Write a peft directory: adapter_config.json and the weights as they are."""
+        """Write a peft directory: adapter_config.json and the weights as they are, and what the model ends in."""
         directory.mkdir(parents=True, exist_ok=True)
         weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         save_file(_apart(self._to_write(weights)), directory / WEIGHTS_FILE, {"format": "pt"})
         written = replace(self._config_to_write(), base_model_name_or_path=self._name, inference_mode=True)
         written.save_pretrained(str(directory))
+        write_head(self._head, self.model.get_base_model(), directory)
 
     def _to_write(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """An adapter's weights as they are written."""
@@ -113,6 +127,16 @@ def _cannot_be_adapted(base: Any, inputs: TunerInputs, error: ValueError) -> Inv
     description = f"can't be adapted: {error} Linear modules of this model: {', '.join(linear)}"
     field = "target_modules" if inputs.config.tuner.target_regex is None else "target_regex"
     return InvalidArgument.field(f"spec.tuner.{field}", description)
+
+
+def _linear_outside(base: Any, modules: list[str]) -> set[str]:
+    """Names of the linear modules of a model that are in none of the modules."""
+    outside = tuple(f"{name}." for name in modules)
+    return {
+        name
+        for name, module in base.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and not f"{name}.".startswith(outside)
+    }
 
 
 def _apart(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
