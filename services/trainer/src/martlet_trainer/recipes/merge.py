@@ -19,11 +19,11 @@ import torch
 from martlet_core.errors import FailedPrecondition
 from martlet_core.recipe import OutputArtifact, RecipeResult, Report, ShouldStop, StopRequested
 from martlet_inputs.base_models.model_files import ModelFiles, files_in
-from peft import PeftModel
 
 from martlet_trainer.config import MergeConfig, parse_merge_config
 from martlet_trainer.quantized_bases import check_mergeable
-from martlet_trainer.training.models import dequantize, load_model, load_tokenizer
+from martlet_trainer.training.models import dequantize, load_model, load_tokenizer, save_model
+from martlet_trainer.tuners.continued import attach
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Mean difference in nats that rounding explains, by bytes a stored weight.
@@ -104,12 +104,12 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
         report.phase(name)
 
     step("loading")
-    model = PeftModel.from_pretrained(_load_base(base, files, dtype, report.log), adapter)
+    model = attach(_load_base(base, files, dtype, report.log), adapter, "spec.adapter")
     step("probing the unmerged model")
     before = _probe(model, probes)
     step("merging")
     merged = model.merge_and_unload(safe_merge=True)
-    merged.to(dtype).save_pretrained(output)
+    save_model(merged.to(dtype), output, base)
     tokenizer.save_pretrained(output)
     del model, merged
     step("probing the merged model")
@@ -159,7 +159,7 @@ def _probe(model: Any, texts: Sequence[Sequence[int]]) -> _Probe:
     logprobs, top1 = [], []
     for ids in texts:
         tokens = torch.tensor([list(ids)])
-        scores = model(input_ids=tokens).logits[0, :-1].float().log_softmax(-1)
+        scores = model(input_ids=tokens, use_cache=False).logits[0, :-1].float().log_softmax(-1)
         logprobs.append(scores.gather(-1, tokens[0, 1:, None])[:, 0])
         top1.append(scores.argmax(-1))
     return _Probe(torch.cat(logprobs), torch.cat(top1))

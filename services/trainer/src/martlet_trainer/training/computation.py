@@ -28,6 +28,8 @@ from martlet_trainer.training.loss import (
     keeps_chosen_logits,
     plain_log_probs,
     plain_loss,
+    single_log_probs,
+    single_loss,
 )
 
 #: Tokens of the short row, and tokens in common with the long one, with which the computation without padding is checked.
@@ -36,6 +38,8 @@ _CHECK_TOKENS, _CHECK_PREFIX = 64, 8
 _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 #: The same where nothing but a neighbour changes, or logits become a loss: next to nothing is left to rounding.
 _EXACT = 5e-3
+#: Where nothing changes but what a causal model must take no notice of, 32 bit leaves this much to rounding.
+_UNNOTICED = {**_ROUNDING, torch.float32: 1e-4}
 #: In 8 bit a row's numbers depend on the batch, also with padding: this many times that difference is let pass.
 _NOISE_FACTOR = 3.0
 #: What a model raises whose architecture doesn't fit the replaced attention.
@@ -76,7 +80,8 @@ def choose_computation(
         noisy: whether something random is done to each row's tokens, so that a common beginning must not be computed once.
 
     Raises:
-        FailedPrecondition: packing is asked for, but the model's attention can't keep packed rows apart.
+        FailedPrecondition: packing is asked for, but the model's attention can't keep packed rows apart; or the model sees tokens that it is to
+            predict.
     """
     before = model.config._attn_implementation
     collate = partial(collate_rows, share_prefix=not (noisy or has_dropout(model)))
@@ -92,6 +97,10 @@ def choose_computation(
             f"this model's attention can't keep packed rows apart ({reason}); set data.packing to false",
             reason="PACKING_UNSUPPORTED",
         )
+    _require_causal(model, rows[0], device)
+    if _padding_changes(model, rows, device):
+        reason += "; each row is computed alone, since padding changes this model's numbers"
+        return Computation(collate_padded, single_loss, single_log_probs, isolates_rows=False, why_padded=reason)
     return Computation(collate_padded, plain_loss, plain_log_probs, isolates_rows=False, why_padded=reason)
 
 
@@ -129,6 +138,28 @@ def _head_without_padding(
     return head if abs(head(model, batch).total.item() - loss) <= _EXACT * max(1.0, loss) else None
 
 
+@torch.no_grad()
+def _require_causal(model: Any, row: EncodedRow, device: torch.device) -> None:
+    """What a model says of a token must not depend on those behind it: an encoder would learn to copy what it is to predict.
+
+    Raises:
+        FailedPrecondition: it does.
+    """
+    if _is_8_bit(model):
+        return  # there, a row's numbers depend on its neighbours anyway
+    ids = row.input_ids[:_CHECK_TOKENS]
+    every = np.ones(len(ids), dtype=bool)
+    other = ids.copy()
+    other[-2] = ids[0] if ids[-2] != ids[0] else ids[1]  # the last token that the model is given
+    plain, changed = (_logits(model, collate_padded([EncodedRow(each, every)], device))[:-1] for each in (ids, other))
+    if len(plain) and _difference(changed, plain) > _unnoticed(model):
+        raise FailedPrecondition(
+            "this model's predictions depend on the tokens behind them, so that it would learn to copy; choose a causal model (of an encoder, "
+            "is_decoder in its config)",
+            reason="MODEL_NOT_CAUSAL",
+        )
+
+
 @dataclass(frozen=True)
 class _Limits:
     """Differences that are let pass: between two ways to compute a row, and between two neighbours of it."""
@@ -145,10 +176,28 @@ def _limits(model: Any, noise: float) -> _Limits:
 
 def _noise(model: Any, checked: Sequence[EncodedRow], wanted: Sequence[torch.Tensor], device: torch.device) -> float:
     """How much a row's logits depend on the batch it is in, by the model's own computation: much in 8 bit, 0 for all others."""
-    quantization = getattr(model.config, "quantization_config", None)
-    if not getattr(quantization, "load_in_8bit", False):
+    if not _is_8_bit(model):
         return 0.0
     return _NOISE_FACTOR * _difference(_logits(model, collate_padded(checked, device)), torch.cat(list(wanted)))
+
+
+@torch.no_grad()
+def _padding_changes(model: Any, rows: Sequence[EncodedRow], device: torch.device) -> bool:
+    """Whether a row's numbers depend on the padding behind it: some models take no notice of the attention mask."""
+    if _is_8_bit(model):
+        return False
+    checked = _check_rows(rows)
+    alone = torch.cat([_logits(model, collate_padded([row], device)) for row in checked])
+    together = _logits(model, collate_padded(checked, device))
+    return _difference(together, alone) > _unnoticed(model)
+
+
+def _unnoticed(model: Any) -> float:
+    return _UNNOTICED.get(next(model.parameters()).dtype, max(_UNNOTICED.values()))
+
+
+def _is_8_bit(model: Any) -> bool:
+    return bool(getattr(getattr(model.config, "quantization_config", None), "load_in_8bit", False))
 
 
 def _require_isolation(model: Any, row: EncodedRow, device: torch.device, limit: float) -> tuple[Batch, torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from martlet_trainer.training.models import load_model
+from martlet_trainer.training.models import load_model, save_model
 from martlet_trainer.tuners.base import TunerInputs
 
 
@@ -25,7 +25,7 @@ class FullTuner:
 
     def save_weights(self, directory: Path) -> None:
         """Write a model directory with float32 weights."""
-        self.model.save_pretrained(directory)
+        save_model(self.model, directory, self._inputs.base_model)
 
     def load_weights(self, directory: Path) -> None:
         """Read a model directory."""
@@ -37,7 +37,7 @@ class FullTuner:
         config = json.loads((self._inputs.base_model / "config.json").read_text(encoding="utf-8"))
         stored = config.get("dtype") or config.get("torch_dtype") or "float32"
         self.model.to(getattr(torch, str(stored), torch.float32))
-        self.model.save_pretrained(directory)
+        save_model(self.model, directory, self._inputs.base_model)
         self._inputs.tokenizer.save_pretrained(directory)
 
     def metadata(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig
 from martlet_trainer.config import TunerConfig
 from martlet_trainer.training.models import load_model
 from martlet_trainer.tuners.base import TunerInputs
-from martlet_trainer.tuners.peft_tuner import PeftTuner, target_modules
+from martlet_trainer.tuners.peft_tuner import PeftTuner, places
 
 
 class LoraTuner(PeftTuner):
@@ -36,7 +36,7 @@ class LoraTuner(PeftTuner):
             r=tuner.lora_rank,
             lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # type: ignore[arg-type]  fractions work; peft's annotation is too narrow
             lora_dropout=tuner.lora_dropout,
-            target_modules=target_modules(inputs),
+            **places(inputs),
             modules_to_save=list(tuner.modules_to_save) or None,
             use_rslora=tuner.use_rslora,
             use_dora=tuner.use_dora,

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from martlet_core.errors import FailedPrecondition, InvalidArgument
+from martlet_inputs.base_models.families import Family, family_of
+from martlet_inputs.base_models.model_files import files_in
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -43,6 +45,8 @@ class PeftTuner(ABC):
     def _with_adapter(self, base: Any, inputs: TunerInputs) -> Any:
         if inputs.adapter is not None:
             return load_adapter(base, inputs.adapter, inputs.config.tuner.lora_dropout)
+        if family_of_model(inputs).input_gradients:
+            base.enable_input_require_grads()
         try:
             return get_peft_model(base, self._adapter_config(inputs))
         except ValueError as error:
@@ -124,7 +128,18 @@ def _apart(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-def target_modules(inputs: TunerInputs) -> str | list[str]:
-    """As peft wants them."""
+def places(inputs: TunerInputs) -> dict[str, Any]:
+    """``target_modules``, and what stays out of them, as peft wants them: what the config says, or all linear layers but for those
+    that the model's family is known to need as they are (``martlet_inputs.base_models.families``).
+    """
     chosen = inputs.config.tuner.target_modules
-    return "all-linear" if chosen == ("all-linear",) else list(chosen)
+    if chosen != ("all-linear",):
+        return {"target_modules": list(chosen)}
+    family = family_of_model(inputs)
+    found: dict[str, Any] = {"target_modules": list(family.targets) or "all-linear"}
+    return {**found, "exclude_modules": "|".join(family.keep_out)} if family.keep_out else found
+
+
+def family_of_model(inputs: TunerInputs) -> Family:
+    """What is known of the base model's family."""
+    return family_of(str(files_in(inputs.base_model).config.get("model_type", "")))
