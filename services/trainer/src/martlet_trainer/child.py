@@ -13,6 +13,7 @@ from typing import Any
 
 from martlet_core.recipe import RecipeResult, Report
 from martlet_inputs.base_models.locate import link_base_model
+from martlet_inputs.hub_datasets import link_hub_datasets
 
 
 def run_training(
@@ -21,9 +22,10 @@ def run_training(
     """Run the recipe that the spec names."""
     _let_threads_sleep()
     link_base_model(config["base_model"], workdir, report, should_stop)
+    link_hub_datasets(config["hub_datasets"], Path(config["base_model"]["cache_dir"]), workdir, report)
     from martlet_trainer.recipes.training import run
 
-    return run(config["spec"], workdir, report, should_stop)
+    return run({**config["spec"], "token_cache": config["token_cache"]}, workdir, report, should_stop)
 
 
 def run_merge(

@@ -40,9 +40,13 @@ class TrainingHandler:
         """See ``JobHandler.prepare``."""
         config = parse_training_config(job.spec)
         base = resolve_training_base(config, job.tenant, self._stores.artifacts, self._stores.models, self._dirs.roots)
-        inputs = {"training_dataset": config.training_dataset.removeprefix(ARTIFACT_PREFIX)}
+        datasets = {name: source.dataset for name, source in config.sources.items()}
         if config.validation_dataset:
-            inputs["validation_dataset"] = config.validation_dataset.removeprefix(ARTIFACT_PREFIX)
+            datasets["validation_dataset"] = config.validation_dataset
+        of_hubs = {name: dataset for name, dataset in datasets.items() if not dataset.startswith(ARTIFACT_PREFIX)}
+        inputs = {
+            name: dataset.removeprefix(ARTIFACT_PREFIX) for name, dataset in datasets.items() if name not in of_hubs
+        }
         if base.adapter is not None:
             inputs["adapter"] = base.adapter.artifact_id
         if base.reference.kind == "artifact":
@@ -51,7 +55,13 @@ class TrainingHandler:
         spec = {**config.model_dump(mode="json", exclude_unset=True), "recipe": config.recipe}
         if base.adapter is not None:
             spec["adapter_base_model"] = base.adapter.base_model
-        return PreparedJob({"spec": spec, "base_model": self._dirs.describe(base.reference)}, inputs)
+        values = {
+            "spec": spec,
+            "base_model": self._dirs.describe(base.reference),
+            "hub_datasets": of_hubs,
+            "token_cache": str(self._dirs.cache_dir / "tokens"),
+        }
+        return PreparedJob(values, inputs)
 
     def finish(self, job: Job, values: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> FinishedJob:
         """See ``JobHandler.finish``."""

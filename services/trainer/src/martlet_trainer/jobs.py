@@ -83,13 +83,12 @@ class Submissions:
         files = files_at_hand(base.reference, self._artifacts, self._models_dir)
         if files is not None:
             check_trainable(config.tuner, config.base_model, files, underneath=base.underneath)
-        names = {"spec.training_dataset": config.training_dataset, "spec.validation_dataset": config.validation_dataset}
         longest = 0
-        for field, name in names.items():
-            if name:
-                report = self._datasets.check(name, tenant, config.data.on_bad_rows, field, RECIPES[config.recipe].rows)
-                longest = max(longest, report.longest_row_bytes)
-        self._lengths.check(config, base.reference, longest)
+        datasets = datasets_at_hand(config)
+        for field, name in datasets.items():
+            report = self._datasets.check(name, tenant, config.data.on_bad_rows, field, RECIPES[config.recipe].rows)
+            longest = max(longest, report.longest_row_bytes)
+        self._lengths.check(config, base.reference, datasets, longest)
 
     def _check_merge(self, tenant: str, config: MergeConfig) -> None:
         adapter = resolve_adapter(config.adapter, tenant, self._artifacts, self._models)
@@ -102,6 +101,17 @@ class Submissions:
 
     async def _in_thread(self, check: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._threads, check)
+
+
+def datasets_at_hand(config: TrainingConfig) -> dict[str, str]:
+    """The data sets that are artifacts, by the request's field that names them; those of hubs a worker fetches and judges."""
+    names = {
+        "spec.training_dataset": config.training_dataset,
+        "spec.validation_dataset": config.validation_dataset or "",
+    }
+    for index, sample in enumerate(config.training_datasets[1:], start=1):
+        names[f"spec.training_datasets.{index}.dataset"] = sample.dataset
+    return {field: name for field, name in names.items() if name.startswith(ARTIFACT_PREFIX)}
 
 
 @dataclass(frozen=True)

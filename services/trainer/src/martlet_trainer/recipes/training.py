@@ -20,7 +20,8 @@ from transformers.utils import logging as transformers_logging
 from martlet_trainer.config import TrainingConfig, parse_training_config, resolve_max_length
 from martlet_trainer.data.encode import EncodedRow, RowEncoder
 from martlet_trainer.data.examples import Encode
-from martlet_trainer.data.load import load_rows, split_rows
+from martlet_trainer.data.load import Loading
+from martlet_trainer.data.mix import mix
 from martlet_trainer.quantized_bases import check_trainable
 from martlet_trainer.recipes import RECIPES
 from martlet_trainer.recipes.results import shown, write_result
@@ -37,6 +38,8 @@ from martlet_trainer.tuners.build import build_tuner
 from martlet_trainer.tuners.continued import base_name_of, with_shape_of
 from martlet_trainer.tuners.fused_lora import fuse
 
+#: Fields of ``DataConfig`` that decide which tokens a row becomes.
+_DECIDES_TOKENS = {"max_length", "on_long_rows", "assistant_only_loss", "system"}
 #: What several processes run.
 _BODY = "martlet_trainer.recipes.training:train"
 
@@ -120,9 +123,10 @@ def run(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
 
     Args:
         values: the job's spec, see ``TrainingConfig``, with no more fields than were set; beside them ``adapter_base_model``, the
-            name of the model under ``inputs/adapter``, which counts more than what the adapter itself says.
-        workdir: holds ``inputs/base_model``, ``inputs/training_dataset``, perhaps ``inputs/validation_dataset``, ``inputs/adapter`` and
-            ``resume``; gets ``checkpoints`` and ``output``.
+            name of the model under ``inputs/adapter``, which counts more than what the adapter itself says, and ``token_cache``, where
+            tokens are kept for other trainings (default: in ``workdir``).
+        workdir: holds ``inputs/base_model``, ``inputs/training_dataset`` (and ``training_dataset_2``, …), perhaps
+            ``inputs/validation_dataset``, ``inputs/adapter`` and ``resume``; gets ``checkpoints`` and ``output``.
         report: told about phases, metrics and checkpoints.
         should_stop: looked at before every micro-batch.
 
@@ -131,7 +135,7 @@ def run(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
         FailedPrecondition: the base model is quantized in a way that can't be trained on.
         StopRequested: after ``should_stop()``; the last whole step is in a checkpoint.
     """
-    config, adapter_base = _parse(values)
+    config, adapter_base, _ = _parse(values)
     workdir = workdir.resolve()
     _check_base(config, adapter_base, workdir, report)
     if config.resources.device_count > 1:
@@ -142,7 +146,7 @@ def run(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
 
 def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop: ShouldStop) -> RecipeResult:
     """The body of ``run``: one process, or one of several alike."""
-    config, adapter_base = _parse(values)
+    config, adapter_base, token_cache = _parse(values)
     method = load_method(config.recipe)
     adapter = _existing(workdir / "inputs" / "adapter")
     if adapter is not None:
@@ -161,7 +165,7 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
             raise StopRequested
 
     examples, validation, reports, config = _load_data(
-        method, config, workdir, tokenizer, base_model, report, check_stop
+        method, config, workdir, tokenizer, base_model, token_cache or workdir / "tokens", report, check_stop
     )
     report.phase("loading model")
     torch.manual_seed(config.seed)
@@ -213,11 +217,11 @@ def train(values: Mapping[str, Any], workdir: Path, report: Report, should_stop:
     return write_result(config, tuner, state, reports, workdir, placement)
 
 
-def _parse(values: Mapping[str, Any]) -> tuple[TrainingConfig, str]:
-    """The config, and the name of the model under the adapter that the training goes on from (empty for none)."""
+def _parse(values: Mapping[str, Any]) -> tuple[TrainingConfig, str, Path | None]:
+    """The config, the name of the model under the adapter that the training goes on from (empty for none), and where tokens lie."""
     spec = dict(values)
-    adapter_base = str(spec.pop("adapter_base_model", ""))
-    return parse_training_config(spec), adapter_base
+    adapter_base, cache = str(spec.pop("adapter_base_model", "")), spec.pop("token_cache", None)
+    return parse_training_config(spec), adapter_base, Path(cache) if cache else None
 
 
 def _check_base(config: TrainingConfig, adapter_base: str, workdir: Path, report: Report) -> None:
@@ -248,9 +252,10 @@ def _load_data(
     workdir: Path,
     tokenizer: PreTrainedTokenizerBase,
     base_model: Path,
+    token_cache: Path,
     report: Report,
     check_stop: Callable[[], None],
-) -> tuple[list[Any], list[Any], dict[str, DataReport], TrainingConfig]:
+) -> tuple[Sequence[Any], Sequence[Any], dict[str, DataReport], TrainingConfig]:
     """Training examples, validation examples, their reports, and the config with ``max_length`` filled in."""
     data = config.data
     max_length = resolve_max_length(data.max_length, context_length(base_model, tokenizer))
@@ -262,18 +267,28 @@ def _load_data(
         assistant_only_loss=data.assistant_only_loss,
         system=data.system,
     )
-    encode, kind = method.encode(encoder), RECIPES[config.recipe].rows
-
-    def load(name: str) -> tuple[list[Any], DataReport]:
-        source = _required(workdir / "inputs" / name)
-        return load_rows(source, encode, kind, data.on_bad_rows, f"spec.{name}", check_stop)
-
-    rows, training = load("training_dataset")
-    reports, validation_rows = {"training_data": training}, list[Any]()
+    loading = Loading(
+        method=method.encode,
+        encoder=encoder,
+        kind=RECIPES[config.recipe].rows,
+        on_bad_rows=data.on_bad_rows,
+        base_model=base_model,
+        cache=token_cache,
+        options={"recipe": config.recipe, **data.model_dump(mode="json", include=_DECIDES_TOKENS)},
+        report=report,
+        check_stop=check_stop,
+    )
+    inputs = workdir / "inputs"
+    loaded = [
+        (source, *loading.load(_required(inputs / name), f"spec.{name}")) for name, source in config.sources.items()
+    ]
+    split = 0.0 if config.validation_dataset else data.validation_split
+    rows, validation_rows, training = mix(loaded, split, config.seed)
+    reports: dict[str, DataReport] = {"training_data": training}
     if config.validation_dataset:
-        validation_rows, reports["validation_data"] = load("validation_dataset")
-    elif data.validation_split > 0:
-        rows, validation_rows = _split(rows, data.validation_split, config.seed)
+        validation_rows, reports["validation_data"] = loading.load(
+            _required(inputs / "validation_dataset"), "spec.validation_dataset"
+        )
     for name, found in reports.items():
         _say_data(report, name, found)
     if encoder.rows_with_added_eos:
@@ -282,14 +297,6 @@ def _load_data(
         )
     report.partial_result({name: found.to_dict() for name, found in reports.items()})
     return rows, validation_rows, reports, config.model_copy(update={"data": data})
-
-
-def _split(rows: Sequence[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
-    if len(rows) < 2:
-        raise InvalidArgument.field(
-            "spec.data.validation_split", "needs at least two usable rows; set it to 0, or bring more rows"
-        )
-    return split_rows(rows, share, seed)
 
 
 def _plan(config: TrainingConfig, rows: Sequence[Any], process_count: int) -> StepPlan:
@@ -330,6 +337,10 @@ def _say_data(report: Report, name: str, found: DataReport) -> None:
     if found.ignored_fields:
         report.log(
             f"{name.replace('_', ' ')}: fields that training doesn't use: {', '.join(found.ignored_fields)}", "warn"
+        )
+    for source in found.sources:
+        report.log(
+            f"{name.replace('_', ' ')}: {source.rows_drawn} of {source.rows_used} rows of {source.name}, {source.tokens} tokens"
         )
     for issue in found.issues[:5]:
         report.log(f"{name.replace('_', ' ')}: {issue.describe()}", "warn")
