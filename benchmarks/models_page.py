@@ -39,7 +39,7 @@ another one tries a few architectures again.
 
 - **loads**: the trainer's loader reads what transformers wrote, from safetensors.
 - **LoRA trains**: recipe `sft`, all linear layers but for those that `families.toml` keeps out; the loss falls over 24 steps.
-- **adapter reads back**: peft and transformers alone, with plain (`eager`) attention, get the validation loss that the trainer got, to a
+- **adapter reads back**: peft and transformers alone, with attention of their own, get the validation loss that the trainer got, to a
   thousandth, and another one without the adapter.
 - **merges**: by recipe `merge`; the merged model, read back from disk, gives the log-probabilities of the unmerged one, to a thousandth of a
   nat on average.

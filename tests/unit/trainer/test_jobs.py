@@ -205,6 +205,14 @@ def test_inputs_of_a_training_from_the_catalogue(kit: Kit) -> None:
     assert parse_training_config(prepared.config["spec"]).base_model == BASE
 
 
+def test_inputs_of_a_training_on_several_data_sets(kit: Kit) -> None:
+    dataset = kit.dataset.removeprefix("artifacts/")
+    samples = [{"dataset": kit.dataset, "count": 5}, {"dataset": "ms:org/rows@v1"}, {"dataset": kit.dataset}]
+    prepared = kit.training.prepare(kit.job(training_datasets=samples))
+    assert prepared.inputs == {"training_dataset": dataset, "training_dataset_3": dataset}
+    assert prepared.config["hub_datasets"] == {"training_dataset_2": "ms:org/rows@v1"}
+
+
 def test_inputs_of_a_training_from_an_artifact(kit: Kit) -> None:
     model = kit.artifact("model", {"config.json": "{}"})
     prepared = kit.training.prepare(kit.job(base_model=model))

@@ -81,6 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(raw)
             name = "/".join(part for part in (asked.get("organization"), asked["name"]) if part)
             self._json({"url": f"{self.state.url}/{name}", "id": name})
+        elif url.path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
         elif "/preupload/" in url.path:
             files = [
                 {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(raw)["files"]
@@ -111,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
         if parts[:2] == ["api", "v1"]:
             self._modelscope(parts[2:], parse_qs(url.query))
+        elif parts[0] == "api" and len(parts) < 4:
+            self._missing("EntryNotFound")
         elif parts[0] == "api":
             self._hugging_face_info(parts[1:])
         else:
