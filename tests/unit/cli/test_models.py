@@ -69,6 +69,6 @@ def test_without_the_trainers_environment_it_says_what_to_make(
 ) -> None:
     monkeypatch.setenv("MARTLET_ENVIRONMENTS", str(tmp_path / "none"))
     assert (
-        martlet("models", "push", "base", "--to", "hf:org/mine", "--json").json["error"]["code"]
+        martlet("models", "push", "base", "--to", "hf:org/mine", "--json").json["error"]["reason"]
         == "ENVIRONMENT_MISSING"
     )

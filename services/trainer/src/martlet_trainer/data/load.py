@@ -72,7 +72,7 @@ class Loading:
 
     def _encode(self, path: Path, field: str, place: Path) -> tuple[Sequence[Any], DataReport]:
         report, before = DataReport(), self.encoder.rows_with_added_eos
-        found = encoded_rows(path, self.method(self.encoder), self.kind, report, self.check_stop)
+        found: Iterator[Any] = encoded_rows(path, self.method(self.encoder), self.kind, report, self.check_stop)
         first = next(found, None)
         if not isinstance(first, EncodedRow):
             rows = [] if first is None else [first, *found]
