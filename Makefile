@@ -1,7 +1,7 @@
 # Every target makes what it needs: the command's environment first (scripts/bootstrap.sh), then the others from their locks.
 # ARGS goes to the command: make up ARGS="--http-port 9000", make test ARGS="-k gateway".
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-lifecycle test secrets compose-test lint up down status protos locks bench support support-methods
+.PHONY: help demo demo-lifecycle test secrets compose-test lint up down status protos locks bench support support-methods support-models
 
 CLI := .martlet/envs/cli/bin/martlet
 
@@ -59,3 +59,7 @@ support: ## Which quantization method works on which architecture: fills docs/su
 support-methods: ## Which recipe trains with which tuner: fills docs/support/methods.md
 	@scripts/bootstrap.sh cli trainer
 	@.martlet/envs/trainer/bin/python benchmarks/support_methods.py $(ARGS)
+
+support-models: ## Which architectures train: fills docs/support/models.md
+	@scripts/bootstrap.sh cli trainer
+	@.martlet/envs/trainer/bin/python benchmarks/support_models.py $(ARGS)

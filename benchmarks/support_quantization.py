@@ -24,8 +24,8 @@ from typing import Any
 
 from environment import ROOT, machine
 from headlines import MODEL_DIRECTORY, prepare_model
-from support_models import CONFIGS
 from support_page import ARCHITECTURES, COLUMNS, DATA, PAGE, Column, page
+from support_tiny_models import CONFIGS
 
 WORK = ROOT / ".martlet" / "support"
 ENVIRONMENTS = ROOT / ".martlet" / "envs"
@@ -109,7 +109,12 @@ def make_models(architectures: set[str]) -> None:
     """Make the models that aren't there."""
     tiny = sorted(name for name in architectures & set(CONFIGS) if not (model_of(name) / "config.json").is_file())
     if tiny:
-        command = [python_of("quantizer-bnb"), str(ROOT / "benchmarks/support_models.py"), str(WORK / "models"), *tiny]
+        command = [
+            python_of("quantizer-bnb"),
+            str(ROOT / "benchmarks/support_tiny_models.py"),
+            str(WORK / "models"),
+            *tiny,
+        ]
         subprocess.run(command, check=True, env=environ())
     if "smollm2" in architectures:
         prepare_model()

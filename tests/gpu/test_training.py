@@ -182,9 +182,10 @@ def test_what_was_trained_here_merges_and_answers_the_same_here(
 def test_families_do_without_padding_here_too(machine: Any, tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     """GPUs have other attention kernels than CPUs, and other rounding: the check before a training must still let these pass."""
     from martlet_inputs.rows.kinds import CONVERSATIONS
+    from martlet_inputs.rows.report import DataReport
     from martlet_trainer.data.encode import RowEncoder
     from martlet_trainer.data.examples import encode_conversation
-    from martlet_trainer.data.load import load_rows
+    from martlet_trainer.data.load import encoded_rows
     from martlet_trainer.testing import byte_tokenizer, write_jsonl
 
     shapes = {"gpt2": {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 1024}}
@@ -201,7 +202,7 @@ def test_families_do_without_padding_here_too(machine: Any, tmp_path: Path, fami
     directory = save_random_model(tmp_path / family, config, std=0.1)
     encode = encode_conversation(RowEncoder(byte_tokenizer(), max_length=1024))
     data = write_jsonl(tmp_path / "rows.jsonl", [*chat_rows(6), *long_rows(1, 400)])
-    rows, _ = load_rows(data, encode, CONVERSATIONS, "fail", "rows", lambda: None)
+    rows: list[Any] = list(encoded_rows(data, encode, CONVERSATIONS, DataReport()))
     device = torch.device(machine.device)
     model = load_model(directory, dtype, device)
     model.eval()

@@ -29,9 +29,10 @@ def ask(python: str, cache: Path, name: str, **environ: str) -> dict[str, str]:
 
 
 def test_what_is_in_the_cache_is_served_without_the_hub(inference_python: str, tmp_path: Path) -> None:
-    snapshot = tmp_path / "models--org--model" / "snapshots" / COMMIT
+    snapshot = tmp_path / "hub" / "models--org--model" / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").touch()
     answer = ask(inference_python, tmp_path, f"org/model@{COMMIT}", HF_HUB_OFFLINE="1")
     assert answer == {"directory": str(snapshot)}
 
@@ -39,4 +40,4 @@ def test_what_is_in_the_cache_is_served_without_the_hub(inference_python: str, t
 def test_a_hub_that_cant_be_reached_is_said_with_its_remedy(inference_python: str, tmp_path: Path) -> None:
     answer = ask(inference_python, tmp_path, f"org/model@{COMMIT}", HF_HUB_OFFLINE="1")
     assert answer["reason"] == "HUB_UNREACHABLE", answer
-    assert "MARTLET_MODEL_DIR" in answer["message"]
+    assert "HTTPS_PROXY" in answer["message"]

@@ -64,7 +64,7 @@ def test_jobs_list_and_show(platform: RunningPlatform, trained: dict[str, Any]) 
 
 
 def test_models_and_chat(platform: RunningPlatform, trained: dict[str, Any]) -> None:
-    names = {model["id"] for model in platform.martlet("models")}
+    names = {model["id"] for model in platform.martlet("models", "list")}
     assert {MODEL, trained["fine_tuned_model"]} <= names
     spoken = platform.run("chat", "--model", trained["fine_tuned_model"], "--max_tokens", "4", "one two three four")
     assert spoken.returncode == 0, spoken.stderr

@@ -84,3 +84,17 @@ def test_a_file_too_large_for_one_request_goes_in_parts(
     sent = gateway.bodies("/v1/uploads/upload_1/parts")
     assert [chunk for chunk in (b"0123", b"4567", b"89") if not any(chunk in body for body in sent)] == []
     assert gateway.bodies("/v1/uploads/upload_1/complete") == [{"part_ids": ["part_0", "part_1", "part_2"]}]
+
+
+def test_several_data_sets_are_swifts_dataset_arguments(gateway: Any, martlet: Callable[..., Any], rows: str) -> None:
+    gateway.answers = {"POST /v1/files": FILE, "POST /v1/fine_tuning/jobs": JOB}
+    of_hub = "org/rows@v1#20"
+    named = ("--dataset", f"{rows}#500", of_hub, "file-9")
+    assert martlet("train", "--model", "org/base@v1", *named, "--use_hf", "false", "--json").code == 0
+    body = gateway.bodies("/v1/fine_tuning/jobs")[0]
+    assert (body["model"], body["training_file"]) == ("ms:org/base@v1", "file-1")
+    assert body["martlet"]["training_datasets"] == [
+        {"dataset": "file-1", "name": "rows.jsonl", "count": 500},
+        {"dataset": "ms:org/rows@v1", "name": "rows@v1", "count": 20},
+        {"dataset": "file-9", "name": "file-9"},
+    ]

@@ -13,6 +13,27 @@ from martlet_core.artifacts.types import PublishedModel
 from martlet_gateway.testing.replica import scripted
 
 
+async def test_base_models_are_registered_by_the_tenant_that_asks(gateway: Any, tools: Any) -> None:
+    async with gateway.http() as acme, gateway.http(gateway.other_key) as other:
+        asked = {"name": "mine", "source": "org/model", "revision": "v1", "chat_template": "chatml"}
+        made = (await acme.post("/v1/martlet/models", json=asked)).json()
+        assert made == {
+            "id": "mine",
+            "object": "model",
+            "name": "mine",
+            "source": "org/model@v1",
+            "chat_template": "chatml",
+        }
+        assert (await acme.get("/v1/martlet/models")).json()["data"] == [made]
+        assert (await acme.get("/v1/martlet/models/mine")).json() == made
+        assert (await other.get("/v1/martlet/models")).json()["data"] == []
+        assert (await other.delete("/v1/martlet/models/mine")).status_code == 404
+        taken = await acme.post("/v1/martlet/models", json={"name": tools.base, "source": "org/model@v1"})
+        assert (taken.status_code, taken.json()["error"]["code"]) == (409, "name_taken")
+        assert (await acme.delete("/v1/martlet/models/mine")).json()["deleted"]
+        assert (await acme.get("/v1/martlet/models/mine")).status_code == 404
+
+
 async def test_models_are_listed_and_read_with_slashes(gateway: Any, start_replica: Any, tools: Any) -> None:
     await start_replica()
     name = "ft:org/base:acme::12345678"

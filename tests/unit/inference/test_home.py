@@ -126,7 +126,10 @@ class Hub(ModuleType):
         self.asked.append((repository, options))
         if self.failure:
             raise self.failure
-        return f"{options['cache_dir']}/snapshots/{options['revision']}"
+        directory = options["cache_dir"] / "snapshots" / options["revision"]
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "model.safetensors").touch()
+        return str(directory)
 
 
 @pytest.fixture
@@ -141,7 +144,7 @@ async def test_a_hub_model_is_downloaded_at_its_commit(hub: Hub, tmp_path: Path)
     source = HomeSource(HomeModel("org/model@c1"), FixedSource("other"), HubModels(tmp_path))
     model = await source.resolve("org/model@c1", "acme")
     assert await source.resolve("org/model", "acme") == model
-    assert await source.files(model) == tmp_path / "snapshots" / "c1"
+    assert await source.files(model) == tmp_path / "hub" / "snapshots" / "c1"
     [(repository, options)] = hub.asked
     assert (repository, options["revision"]) == ("org/model", "c1")
     assert not any(pattern.endswith(".py") or pattern == "*" for pattern in options["allow_patterns"])
@@ -159,7 +162,7 @@ async def test_errors_of_the_hub_say_what_to_do(hub: Hub, tmp_path: Path) -> Non
     with pytest.raises(Unavailable) as away:
         await models.files("org/model@c1")
     assert away.value.reason == "HUB_UNREACHABLE"
-    assert "MARTLET_MODEL_DIR" in away.value.message
+    assert "HTTPS_PROXY" in away.value.message
     assert away.value.retry_after_seconds
     hub.failure = hub.errors.RevisionNotFoundError("none")
     with pytest.raises(NotFound, match="HF_TOKEN") as missing:

@@ -12,6 +12,7 @@ from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import FailedPrecondition, NotFound, Unavailable
 from martlet_core.models import ObjectModelRegistry
+from martlet_core.testing.hub import FakeHub
 from martlet_core.testing.object_store import MemoryObjectStore
 from martlet_inference.hub import HubModels
 from martlet_inference.model_cache import ModelCache
@@ -137,3 +138,21 @@ async def test_without_a_registry_only_the_one_model_is_known() -> None:
     with pytest.raises(NotFound) as caught:
         await source.resolve("base-2", "default")
     assert caught.value.metadata["close_matches"] == "base-1"
+
+
+async def test_a_registered_model_of_a_hub_has_its_chat_template(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = {"registered_source": "ms:org/name@v1", "chat_template": "a template"}
+    setup.registry.publish(PublishedModel("mine", "whole", "acme", metadata=metadata))
+    with FakeHub({"models/org/name/config.json": b"{}", "models/org/name/model.safetensors": b"w"}) as hub:
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.url)
+        model = await setup.source.resolve("mine", "acme")
+        files = await setup.source.files(model)
+    assert {path.name: path.read_bytes() for path in files.iterdir()} == {
+        "config.json": b"{}",
+        "model.safetensors": b"w",
+        "chat_template.jinja": b"a template",
+    }
+    with pytest.raises(NotFound):
+        await setup.source.resolve("mine", "other")

@@ -11,10 +11,11 @@ import pytest
 import torch
 from martlet_core.errors import InvalidArgument
 from martlet_inputs.rows.kinds import CONVERSATIONS
+from martlet_inputs.rows.report import DataReport
 from martlet_trainer.config import parse_training_config
 from martlet_trainer.data.encode import EncodedRow, RowEncoder
 from martlet_trainer.data.examples import encode_conversation
-from martlet_trainer.data.load import load_rows
+from martlet_trainer.data.load import encoded_rows
 from martlet_trainer.recipes.training import run
 from martlet_trainer.testing import Recorder, chat_rows, training_spec
 from martlet_trainer.training.batches import collate_padded
@@ -32,8 +33,7 @@ def encoded(workdir: Path) -> list[EncodedRow]:
     """The job's rows as its recipe encodes them."""
     tokenizer = load_tokenizer(workdir / "inputs" / "base_model")
     encode = encode_conversation(RowEncoder(tokenizer, max_length=512))
-    rows, _ = load_rows(workdir / "inputs/training_dataset", encode, CONVERSATIONS, "fail", "rows", lambda: None)
-    return rows
+    return list(encoded_rows(workdir / "inputs/training_dataset", encode, CONVERSATIONS, DataReport()))
 
 
 def by_peft(workdir: Path) -> Any:

@@ -103,6 +103,7 @@ EFFECTS: tuple[tuple[str, Mapping[str, Any], Any], ...] = (
 ELSEWHERE: Mapping[str, str] = {
     "base_model": "test_jobs.py::test_inputs_of_a_training_from_an_artifact",
     "training_dataset": "test_jobs.py::test_inputs_of_a_training_from_the_catalogue",
+    "training_datasets": "test_several_datasets.py::test_a_training_on_three_data_sets_counts_what_each_gave",
     "validation_dataset": "test_sft.py::test_early_stopping_returns_the_best_weights",
     "recipe": "test_config.py::test_a_wrong_field_is_named_with_its_remedy",
     "recipe_options": "test_config.py::test_a_wrong_field_is_named_with_its_remedy",

@@ -142,7 +142,7 @@ def test_one_bad_row_in_many_fails_or_is_skipped(tmp_path: Path) -> None:
     report = check_dataset(path, "skip")
     assert (report.rows_read, report.rows_used, report.rows_refused) == (822, 821, 1)
     assert set(report.to_dict()) == {
-        "rows_read", "rows_used", "rows_truncated", "rows_refused", "tokens", "loss_tokens", "issues", "format"
+        "rows_read", "rows_used", "rows_truncated", "rows_refused", "tokens", "loss_tokens", "issues", "format", "sources"
     }  # fmt: skip
 
 

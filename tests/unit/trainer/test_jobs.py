@@ -229,6 +229,14 @@ def test_trackers_are_kept_from_the_training_and_change_nothing_in_it(kit: Kit) 
     assert tracked == kit.training.prepare(kit.job())
 
 
+def test_inputs_of_a_training_on_several_data_sets(kit: Kit) -> None:
+    dataset = kit.dataset.removeprefix("artifacts/")
+    samples = [{"dataset": kit.dataset, "count": 5}, {"dataset": "ms:org/rows@v1"}, {"dataset": kit.dataset}]
+    prepared = kit.training.prepare(kit.job(training_datasets=samples))
+    assert prepared.inputs == {"training_dataset": dataset, "training_dataset_3": dataset}
+    assert prepared.config["hub_datasets"] == {"training_dataset_2": "ms:org/rows@v1"}
+
+
 def test_inputs_of_a_training_from_an_artifact(kit: Kit) -> None:
     model = kit.artifact("model", {"config.json": "{}"})
     prepared = kit.training.prepare(kit.job(base_model=model))

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from martlet_core.errors import InvalidArgument
+from martlet_core.model_rules import parse_hub_id
 
 from martlet_cli.swift_argument import Argument, boolean, sharding
 from martlet_cli.swift_tuners import KIND_ARGUMENTS, TUNER_ARGUMENTS
@@ -47,7 +49,14 @@ def loss_type(text: str) -> str:
 GROUPS: Mapping[str, tuple[Argument, ...]] = {
     "model and data": (
         Argument("--model", "", str, "base model: a registered name, a hub id, artifacts/<id>, or a fine-tuned model"),
-        Argument("--dataset", "", str, "rows to train on: a local file, or the id of an uploaded one", many=True),
+        Argument(
+            "--dataset",
+            "",
+            str,
+            "rows to train on: local files, ids of uploaded ones, or data sets of a hub (hf:org/name@commit); FILE#500 draws 500 rows",
+            many=True,
+        ),
+        Argument("--use_hf", "", boolean, "true (default): hub ids are Hugging Face's; false: ModelScope's"),
         Argument("--val_dataset", "", str, "rows to validate on: a local file or an id", many=True),
         Argument("--split_dataset_ratio", "data.validation_split", float, "share of the rows to validate on, 0 to 0.5"),
         Argument("--system", "data.system", str, "system message for rows that have none"),
@@ -212,7 +221,6 @@ NOT_NEEDED: Mapping[str, str] = {
     "--adapters": "give the fine-tuned model's name as --model",
     "--model_type": "it is read from the model's own config",
     "--template": "the model's own chat template is used",
-    "--use_hf": "hub ids are Hugging Face's",
     "--use_liger_kernel": "the trainer's own loss needs no logits, and its attention no padding; Liger's kernels aren't there yet",
     "--merge_lora": "`martlet merge MODEL`, when the job has succeeded",
 }
@@ -267,25 +275,37 @@ def request(arguments: argparse.Namespace) -> dict[str, Any]:
         _put(extension, "data.last_round_only", arguments.loss_scale == "last_round")
     if arguments.split_dataset_ratio and arguments.val_dataset:
         raise InvalidArgument.field("--split_dataset_ratio", "can't be used together with --val_dataset; leave one out")
-    body: dict[str, Any] = {"model": arguments.model}
+    body: dict[str, Any] = {"model": hub_id(arguments.model, arguments.use_hf)}
     body |= {name: value for name in ("seed", "suffix") if (value := getattr(arguments, name)) is not None}
     return body | ({"martlet": extension} if extension else {})
 
 
+def hub_id(name: str, use_hf: bool | None) -> str:
+    """A name with SWIFT's ``--use_hf false`` in it: ``org/model`` without a hub's prefix is ModelScope's then."""
+    plain = parse_hub_id(name) is not None and not name.startswith(("hf:", "ms:"))
+    return f"ms:{name}" if plain and use_hf is False and not Path(name).exists() else name
+
+
 def one_dataset(flag: str, values: list[str]) -> str:
-    """The one data set that a job takes.
+    """The one data set that is taken there, whole.
 
     Raises:
         InvalidArgument: for several, or SWIFT's ``path#count`` form.
     """
     if len(values) != 1:
         raise InvalidArgument.field(flag, f"takes one data set, {len(values)} were given; join the files first")
-    path, hash_mark, count = values[0].rpartition("#")
-    if hash_mark and path and count.isdigit():
+    name, count = sampled(values[0])
+    if count is not None:
         raise InvalidArgument.field(
-            flag, f"samples (#{count}) can't be taken here; write the rows you want to a file of their own"
+            flag, f"samples (#{count}) can't be taken here; write the rows to a file of their own"
         )
-    return values[0]
+    return name
+
+
+def sampled(value: str) -> tuple[str, int | None]:
+    """SWIFT's ``path#count``: the data set, and how many of its rows; None for all."""
+    path, hash_mark, count = value.rpartition("#")
+    return (path, int(count)) if hash_mark and path and count.isdigit() else (value, None)
 
 
 def _put_quantization(extension: dict[str, Any], arguments: argparse.Namespace) -> None:

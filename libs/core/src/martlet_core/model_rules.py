@@ -4,12 +4,13 @@ an adapter runs on, and which adapters an engine takes while it runs.
 A base model's name is one of these:
 
     smollm2-135m-instruct    a name of the trainer's catalogue, or one that an operator gave to a directory
-    org/model@revision       a model of the hub; `org/model` in an adapter means whichever revision is served
+    org/model@revision       a model of a hub, Hugging Face's (also hf:org/model) or ModelScope's (ms:org/model); `org/model` in an
+                             adapter means whichever revision is served
     ft:…                     a published whole model
     artifacts/<id>           a whole model by its artifact
     file:///…                a directory of the trainer's machine, which replicas don't know
 
-Names are compared as they are written, but for the revision that a hub id may leave out.
+Names are compared as they are written, but for the revision and the ``hf:`` that a hub id may leave out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from martlet_core.artifacts.types import PublishedModel
 from martlet_core.errors import FailedPrecondition
@@ -33,23 +34,37 @@ _PEFT_TASKS = {
     "TOKEN_CLS": ModelTask.TOKEN_CLASSIFICATION,
     "FEATURE_EXTRACTION": ModelTask.EMBEDDING,
 }
-_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([A-Za-z0-9][\w./-]{0,127}))?")
+#: In the metadata of a model that a tenant registered: where it comes from, and the chat template that goes with it.
+REGISTERED_SOURCE, CHAT_TEMPLATE = "registered_source", "chat_template"
+#: Where a model directory has its chat template; counts more than what its tokenizer's config says.
+TEMPLATE_FILE = "chat_template.jinja"
+
+_HUB_ID = re.compile(r"(?:(hf|ms):)?([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([A-Za-z0-9][\w./-]{0,127}))?")
+
+Hub = Literal["hf", "ms"]
 
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model of the hub: ``org/model``, and a commit, tag or branch; empty where the name gives none."""
+    """What a hub has under a name.
+
+    Attributes:
+        repository: ``org/model``.
+        revision: a commit, tag or branch; empty where the name gives none.
+        hub: ``hf`` (Hugging Face) or ``ms`` (ModelScope).
+    """
 
     repository: str
     revision: str
+    hub: Hub = "hf"
 
 
 def parse_hub_id(name: str) -> HubModel | None:
-    """The hub model that a name of the form ``org/model[@revision]`` means; None for names of other forms."""
+    """What a name of the form ``[hf:|ms:]org/model[@revision]`` means; None for names of other forms."""
     if name.startswith(ARTIFACT_PREFIX):
         return None
     found = _HUB_ID.fullmatch(name)
-    return HubModel(found[1], found[2] or "") if found else None
+    return HubModel(found[2], found[3] or "", "ms" if found[1] == "ms" else "hf") if found else None
 
 
 def published_name(base_model: str, tenant: str, suffix: str | None, job_id: str) -> str:
@@ -76,7 +91,9 @@ def serves_base(served: str, base_model: str) -> bool:
     if served == base_model:
         return True
     wanted, present = parse_hub_id(base_model), parse_hub_id(served)
-    return bool(wanted and present and not wanted.revision and wanted.repository == present.repository)
+    if wanted is None or present is None or (wanted.hub, wanted.repository) != (present.hub, present.repository):
+        return False
+    return wanted.revision in ("", present.revision)
 
 
 #: Kinds of adapters that are tokens in front of a request, by the trainer's and by peft's names.

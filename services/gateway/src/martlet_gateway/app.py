@@ -18,6 +18,7 @@ from martlet_gateway.openapi import describe
 from martlet_gateway.routes import (
     aliases,
     artifacts,
+    base_models,
     evals,
     files,
     fine_tuning,
@@ -32,7 +33,10 @@ from martlet_gateway.routes import (
 from martlet_gateway.routes.chat import Chat
 from martlet_gateway.routes.jobs import job_routers
 
-_ROUTERS = (files, uploads, fine_tuning, graders, evals, models, artifacts, replicas, runs, aliases, lineage, health)
+_ROUTERS = (
+    *(files, uploads, fine_tuning, graders, evals, models, base_models, artifacts, replicas, runs, aliases, lineage),
+    health,
+)
 
 
 class _ErrorResponse(Response):

@@ -249,4 +249,4 @@ def openai_metrics(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _file_id(artifact: str) -> str:
-    return FILE_PREFIX + artifact.removeprefix("artifacts/")
+    return FILE_PREFIX + artifact.removeprefix("artifacts/") if artifact.startswith("artifacts/") else artifact

@@ -23,7 +23,7 @@ from martlet_gateway.schemas import (
 )
 
 _GROUPS = ("tuner", "hyperparameters", "data", "resources", "checkpoints")
-_WHOLE_KEYS = (*_GROUPS, "recipe", "recipe_options", "trackers", "display_name")
+_WHOLE_KEYS = (*_GROUPS, "recipe", "recipe_options", "trackers", "training_datasets", "display_name")
 _OPENAI_KEYS = {
     "base_model": "model",
     "training_dataset": "training_file",
@@ -54,9 +54,9 @@ def build(body: CreateFineTuningJob, request_id: str) -> training_service_pb2.Cr
     job = request.training_job
     spec = job.spec
     spec.base_model = body.model
-    spec.training_dataset = "artifacts/" + body.training_file.removeprefix(FILE_PREFIX)
+    spec.training_dataset = _dataset(body.training_file)
     if body.validation_file:
-        spec.validation_dataset = "artifacts/" + body.validation_file.removeprefix(FILE_PREFIX)
+        spec.validation_dataset = _dataset(body.validation_file)
     if body.suffix:
         spec.suffix = body.suffix
     if body.seed is not None:
@@ -68,8 +68,15 @@ def build(body: CreateFineTuningJob, request_id: str) -> training_service_pb2.Cr
             kind=integration.type, project=wandb.project, run_name=wandb.name, entity=wandb.entity, tags=wandb.tags
         )
     job.display_name = _extend(spec, body.martlet or {})
+    for sample in spec.training_datasets:
+        sample.dataset = _dataset(sample.dataset)
     _method(spec, body)
     return request
+
+
+def _dataset(name: str) -> str:
+    """``file-<id>`` as the trainer names it; a hub's data set, or an artifact, as it is."""
+    return f"artifacts/{name.removeprefix(FILE_PREFIX)}" if name.startswith(FILE_PREFIX) or "/" not in name else name
 
 
 def _extend(spec: training_job_pb2.TrainingSpec, extension: Mapping[str, Any]) -> str:

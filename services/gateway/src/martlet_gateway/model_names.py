@@ -13,7 +13,7 @@ from functools import partial
 from martlet.trainer.v1 import training_service_pb2
 from martlet_core.artifacts.types import ModelRegistry, PublishedModel
 from martlet_core.errors import AlreadyExists, MartletError, NotFound
-from martlet_core.model_rules import ARTIFACT_PREFIX, PUBLISHED_PREFIX
+from martlet_core.model_rules import ARTIFACT_PREFIX, PUBLISHED_PREFIX, REGISTERED_SOURCE
 
 from martlet_gateway.aliases import Alias, AliasStore, check_name
 from martlet_gateway.clients import StageClient
@@ -139,6 +139,23 @@ class ModelNames:
     async def delete(self, name: str, tenant: str) -> None:
         """Forget a published model's name. NotFound when the tenant has none of that name."""
         await asyncio.to_thread(self._registry.delete, name, tenant=tenant)
+        self._lookups.forget(name)
+
+    async def check_free(self, name: str, tenant: str) -> None:
+        """Raise AlreadyExists if a name means something that a registration may not take over: a base model, or an alias."""
+        try:
+            known = await self.resolve(name, tenant)
+        except NotFound:
+            return
+        if known.name != name or REGISTERED_SOURCE not in known.metadata:
+            raise AlreadyExists(
+                f"name: {name!r} is {'an alias' if known.name != name else f'the name of a {known.kind} model'}; choose another.",
+                reason="NAME_TAKEN",
+                metadata={"param": "name"},
+            )
+
+    def forget(self, name: str) -> None:
+        """Look a name up anew when it is asked for again."""
         self._lookups.forget(name)
 
     async def aliases(self, tenant: str) -> Sequence[Alias]:

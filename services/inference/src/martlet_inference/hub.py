@@ -1,16 +1,14 @@
-"""Models of the Hugging Face hub: downloaded whole before an engine is started with them, then only read."""
+"""Models of hubs: downloaded whole before an engine is started with them, then only read."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from pathlib import Path
 
-from martlet_core.errors import FailedPrecondition, NotFound, Unavailable
+from martlet_core.errors import FailedPrecondition
+from martlet_core.hub import snapshot, with_template
 from martlet_core.model_rules import parse_hub_id
-
-#: Weights, configuration and tokenizer. Code in a repository is never fetched.
-_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja"]
-_RETRY_SECONDS = 30.0
 
 
 class HubModels:
@@ -19,19 +17,18 @@ class HubModels:
     The engine could fetch them itself, but then the model before it would be gone while it does.
 
     Args:
-        cache_dir: where they lie, in the hub library's own layout.
+        cache_dir: where they lie, see ``martlet_core.hub``.
     """
 
     def __init__(self, cache_dir: Path) -> None:
         self._cache_dir = cache_dir.resolve()
 
-    async def files(self, name: str) -> Path:
-        """The directory of ``org/model@revision``, downloaded if it isn't there.
+    async def files(self, name: str, chat_template: str = "") -> Path:
+        """The directory of ``org/model@revision``, downloaded if it isn't there, with a chat template in the place of its own if one is given.
 
         Raises:
-            NotFound: the hub has no such model or revision, or doesn't let us read it.
             FailedPrecondition: the name has no revision.
-            Unavailable: it isn't there and the hub can't be reached.
+            NotFound, Unavailable, FailedPrecondition: as ``martlet_core.hub.snapshot``.
         """
         model = parse_hub_id(name)
         if model is None or not model.revision:
@@ -39,29 +36,8 @@ class HubModels:
                 f"{name!r} doesn't say which revision of the hub's model is meant; write it as org/model@commit.",
                 reason="REVISION_REQUIRED",
             )
-        return await asyncio.to_thread(self._snapshot, model.repository, model.revision)
-
-    def _snapshot(self, repository: str, revision: str) -> Path:
-        from huggingface_hub import snapshot_download  # comes with the engine; heavy
-        from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-        name = f"{repository}@{revision}"
-        try:
-            return Path(
-                snapshot_download(
-                    repository, revision=revision, cache_dir=self._cache_dir, allow_patterns=list(_PATTERNS)
-                )
-            )
-        except (RepositoryNotFoundError, RevisionNotFoundError) as exc:
-            raise NotFound(
-                f"The hub has no {name!r} that this replica may read; a gated model needs HF_TOKEN.",
-                reason="HUB_MODEL_NOT_FOUND",
-                metadata={"model": name},
-            ) from exc
-        except (HfHubHTTPError, OSError) as exc:  # its "not in the cache" is an OSError too
-            raise Unavailable(
-                f"{name!r} is not in the cache and the hub can't be reached ({type(exc).__name__}). Let the replica reach "
-                "the hub (HTTPS_PROXY, HF_ENDPOINT), or give it the files: MARTLET_MODEL_DIR.",
-                reason="HUB_UNREACHABLE",
-                retry_after_seconds=_RETRY_SECONDS,
-            ) from exc
+        directory = await asyncio.to_thread(snapshot, name, self._cache_dir)
+        if not chat_template:
+            return directory
+        key = hashlib.sha256(f"{directory}\n{chat_template}".encode()).hexdigest()[:32]
+        return with_template(directory, chat_template, self._cache_dir / "templates" / key)

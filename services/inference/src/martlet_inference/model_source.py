@@ -9,7 +9,7 @@ from typing import Protocol
 
 from martlet_core.artifacts.types import WHOLE_MODEL_KINDS, ArtifactStore, ModelRegistry, PublishedModel
 from martlet_core.errors import FailedPrecondition, NotFound
-from martlet_core.model_rules import ARTIFACT_PREFIX, PATH_PREFIX, parse_hub_id
+from martlet_core.model_rules import ARTIFACT_PREFIX, CHAT_TEMPLATE, PATH_PREFIX, REGISTERED_SOURCE, parse_hub_id
 from martlet_core.model_tasks import ModelTask, told_task
 
 from martlet_inference.hub import HubModels
@@ -75,8 +75,9 @@ class RegistrySource:
     async def files(self, model: PublishedModel) -> Path:
         if model.artifact_id:
             return await self._cache.files(model.artifact_id, self._artifacts)
-        if parse_hub_id(model.name):
-            return await self._hub.files(model.name)
+        name = str(model.metadata.get(REGISTERED_SOURCE, model.name))
+        if parse_hub_id(name):
+            return await self._hub.files(name, str(model.metadata.get(CHAT_TEMPLATE, "")))
         raise FailedPrecondition(
             f"The model {model.name!r} was published without files, so it can't be downloaded.",
             reason="MODEL_HAS_NO_FILES",

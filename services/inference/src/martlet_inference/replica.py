@@ -293,4 +293,4 @@ def build_source(settings: InferenceSettings) -> ModelSource:
 
 def hub_models(settings: InferenceSettings) -> HubModels:
     """Models of the hub, in the cache that trainers on the same machine use too."""
-    return HubModels(settings.cache_dir / "hub")
+    return HubModels(settings.cache_dir)

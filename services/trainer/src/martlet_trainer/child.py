@@ -13,6 +13,7 @@ from typing import Any
 
 from martlet_core.recipe import RecipeResult, Report
 from martlet_inputs.base_models.locate import link_base_model
+from martlet_inputs.hub_datasets import link_hub_datasets
 
 from martlet_trainer.config import require_allowed, reward_services
 
@@ -28,10 +29,12 @@ def run_training(
     link_base_model(config["base_model"], workdir, report, should_stop)
     if "teacher_model" in config:
         link_base_model(config["teacher_model"], workdir, report, should_stop, name="teacher_model")
+    link_hub_datasets(config["hub_datasets"], Path(config["base_model"]["cache_dir"]), workdir, report)
     from martlet_trainer.recipes.training import run
 
     outside = {_ALLOWED: config[_ALLOWED]}
-    return run(config["spec"], workdir, report, should_stop, body=_BODY, outside=outside)
+    values = {**config["spec"], "token_cache": config["token_cache"]}
+    return run(values, workdir, report, should_stop, body=_BODY, outside=outside)
 
 
 def train_with_services(

@@ -25,6 +25,7 @@ from martlet_core.config import (
     suffix_violations,
 )
 from martlet_core.errors import FieldViolation, InvalidArgument, PermissionDenied
+from martlet_core.model_rules import parse_hub_id
 from martlet_inputs.rows.kinds import RowKind
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -186,11 +187,26 @@ class CheckpointConfig(Config):
     interval_seconds: Annotated[Float, Ge(1)] = 300.0
 
 
+class DatasetSample(Config):
+    """One of several data sets, and how many of its rows an epoch has."""
+
+    dataset: str
+    count: Annotated[Int, Ge(1), Le(1 << 40)] | None = Field(default=None, description="Default: all rows.")
+    share: Annotated[Float, Gt(0), Le(1000)] | None = Field(default=None, description="Default: all rows.")
+    name: str | None = Field(default=None, description="Default: the data set's own.")
+
+    @property
+    def samples(self) -> bool:
+        """Whether its rows are drawn, and not just taken."""
+        return self.count is not None or self.share is not None
+
+
 class TrainingConfig(Config):
     """One training, as asked for; mirrors ``martlet.trainer.v1.TrainingSpec``."""
 
     base_model: str
     training_dataset: str
+    training_datasets: tuple[DatasetSample, ...] = ()
     validation_dataset: str | None = None
     recipe: str = "sft"
     tuner: TunerConfig = Field(default_factory=TunerConfig)
@@ -202,6 +218,13 @@ class TrainingConfig(Config):
     recipe_options: dict[str, Any] = Field(default_factory=dict)
     seed: Annotated[Int, Ge(0), Le(2**31 - 1)] = 42
     trackers: tuple[TrackerConfig, ...] = ()
+
+    @property
+    def sources(self) -> Mapping[str, DatasetSample]:
+        """The data sets to train on, by the name of their directory among the inputs."""
+        samples = self.training_datasets or (DatasetSample(dataset=self.training_dataset),)
+        first = "training_dataset"
+        return {first if index == 0 else f"{first}_{index + 1}": sample for index, sample in enumerate(samples)}
 
     def resolved(self) -> TrainingConfig:
         """The same config with the defaults filled in that follow from other fields; doing it twice changes nothing.
@@ -324,10 +347,22 @@ def _options_model(recipe: str) -> type[Config]:
     return RECIPES[recipe].options
 
 
+def _dataset_violations(field: str, name: str | None) -> Sequence[FieldViolation]:
+    hub = parse_hub_id(name or "")
+    if hub is None:
+        return dataset_violations(field, name)
+    if hub.revision:
+        return []
+    text = f"is {name!r}; give a hub's data set with its commit or tag, {name}@<commit>, so that it goes on having the same rows"
+    return [FieldViolation(field, text)]
+
+
 def _name_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
     found = model_violations("base_model", config.base_model)
-    for name in ("training_dataset", "validation_dataset"):
-        found += dataset_violations(name, getattr(config, name))
+    named = {"training_dataset": config.training_dataset, "validation_dataset": config.validation_dataset}
+    named |= {f"training_datasets.{i}.dataset": sample.dataset for i, sample in enumerate(config.training_datasets)}
+    for field, name in named.items():
+        found += _dataset_violations(field, name)
     found += suffix_violations(config.suffix)
     for parse in (lambda: parse_recipe_options(config), lambda: parse_tuner_options(config.tuner)):
         try:

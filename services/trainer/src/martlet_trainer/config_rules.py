@@ -13,6 +13,7 @@ from martlet_trainer.recipes import RECIPES
 if TYPE_CHECKING:
     from martlet_trainer.config import TrainingConfig
 
+_MOST_DATASETS = 64
 #: Fields of ``TunerConfig`` that only LoRA has.
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_weights")
 #: Tuners that train other weights from time to time.
@@ -36,6 +37,7 @@ def combination_violations(config: TrainingConfig) -> Sequence[FieldViolation]:
         *_data_violations(config),
         *_sharding_violations(config),
         *_head_violations(config),
+        *_dataset_violations(config),
     ]
 
 
@@ -50,6 +52,20 @@ def _head_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
     if tuner.init_weights in _WITHOUT_HEADS:
         text = f"is {tuner.init_weights}, which is for models that write text; leave it out with recipe {config.recipe}"
         yield FieldViolation("tuner.init_weights", text)
+
+
+def _dataset_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
+    samples = config.training_datasets
+    if samples and samples[0].dataset != config.training_dataset:
+        text = f"names {samples[0].dataset!r} first, and training_dataset is {config.training_dataset!r}; it must be the first of them"
+        yield FieldViolation("training_datasets", text)
+    if len(samples) > _MOST_DATASETS:
+        yield FieldViolation("training_datasets", f"has {len(samples)} entries; at most {_MOST_DATASETS} are taken")
+    for index, sample in enumerate(samples):
+        if sample.count is not None and sample.share is not None:
+            yield FieldViolation(
+                f"training_datasets.{index}.share", "can't be given together with count; leave one out"
+            )
 
 
 def _tuner_violations(config: TrainingConfig) -> Iterator[FieldViolation]:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from martlet.trainer.v1 import merge_job_pb2, training_job_pb2, training_service_pb2
+from martlet_core.artifacts.types import PublishedModel
 from martlet_core.job_proto import time_to_proto
 from martlet_core.job_resource import JobResource, spec_to_dict
 from martlet_core.job_service import NewJob
 from martlet_core.jobs import Job
+from martlet_core.model_rules import CHAT_TEMPLATE, REGISTERED_SOURCE
 from martlet_inputs.base_models.catalog import BaseModel
 
 from martlet_trainer.config import TrainingConfig
@@ -67,4 +69,14 @@ def base_model_to_proto(model: BaseModel) -> training_service_pb2.BaseModel:
         parameter_count=model.parameter_count,
         context_length=model.context_length,
         license=model.license,
+    )
+
+
+def registered_model_to_proto(model: PublishedModel) -> training_service_pb2.BaseModel:
+    """A base model that a tenant registered."""
+    return training_service_pb2.BaseModel(
+        name=model.name,
+        source=str(model.metadata[REGISTERED_SOURCE]),
+        chat_template=str(model.metadata.get(CHAT_TEMPLATE, "")),
+        create_time=time_to_proto(model.create_time),
     )

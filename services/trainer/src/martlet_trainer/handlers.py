@@ -42,9 +42,13 @@ class TrainingHandler:
         """See ``JobHandler.prepare``."""
         config = parse_training_config(job.spec)
         base = resolve_training_base(config, job.tenant, self._stores.artifacts, self._stores.models, self._dirs.roots)
-        inputs = {"training_dataset": config.training_dataset.removeprefix(ARTIFACT_PREFIX)}
+        datasets = {name: source.dataset for name, source in config.sources.items()}
         if config.validation_dataset:
-            inputs["validation_dataset"] = config.validation_dataset.removeprefix(ARTIFACT_PREFIX)
+            datasets["validation_dataset"] = config.validation_dataset
+        of_hubs = {name: dataset for name, dataset in datasets.items() if not dataset.startswith(ARTIFACT_PREFIX)}
+        inputs = {
+            name: dataset.removeprefix(ARTIFACT_PREFIX) for name, dataset in datasets.items() if name not in of_hubs
+        }
         if base.adapter is not None:
             inputs["adapter"] = base.adapter.artifact_id
         if base.reference.kind == "artifact":
@@ -61,11 +65,14 @@ class TrainingHandler:
         if base.adapter is not None:
             spec["adapter_base_model"] = base.adapter.base_model
         models = {"base_model": base} | ({"teacher_model": teacher} if teacher is not None else {})
-        allowed = {"allowed_reward_services": list(self._allowed_services)}
-        return PreparedJob(
-            {"spec": spec, **allowed, **{name: self._dirs.describe(model.reference) for name, model in models.items()}},
-            inputs,
-        )
+        values = {
+            "spec": spec,
+            "allowed_reward_services": list(self._allowed_services),
+            "hub_datasets": of_hubs,
+            "token_cache": str(self._dirs.cache_dir / "tokens"),
+            **{name: self._dirs.describe(model.reference) for name, model in models.items()},
+        }
+        return PreparedJob(values, inputs)
 
     def finish(self, job: Job, values: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> FinishedJob:
         """See ``JobHandler.finish``."""

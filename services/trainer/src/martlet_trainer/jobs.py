@@ -7,7 +7,7 @@ Reading a data set may take long, so checks have threads of their own: other cal
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from martlet_inputs.base_models.model_files import file_at_hand, files_at_hand
 from martlet_inputs.base_models.resolve import get_artifact, get_model, resolve_adapter, resolve_base_model
 from martlet_inputs.base_models.vocabulary import TOKENIZER, read_vocabulary, require_same
 from martlet_inputs.datasets import DatasetChecker
+from martlet_inputs.rows.report import DataReport, joined
 
 from martlet_trainer.adapter_shape import SHAPE_FIELDS, require_mergeable, require_shape
 from martlet_trainer.base_tasks import check_adapter_task, check_base_task
@@ -39,6 +40,7 @@ from martlet_trainer.row_lengths import RowLengths
 from martlet_trainer.trackers import check_offered
 
 _CHECKS_AT_A_TIME = 4
+_TRAINING = "spec.training_dataset"
 TEACHER_FIELD = "spec.recipe_options.teacher_model"
 
 
@@ -106,16 +108,20 @@ class Submissions:
             check_trainable(config.tuner, config.base_model, files, underneath=base.underneath)
         self._check_teacher(tenant, config, base)
         require_allowed(reward_services(config), self._allowed_services)
-        names = {"spec.training_dataset": config.training_dataset, "spec.validation_dataset": config.validation_dataset}
-        kind = row_kind(config)
+        datasets, kind = datasets_at_hand(config), row_kind(config)
         reports = {
             field: self._datasets.check(name, tenant, config.data.on_bad_rows, field, kind)
-            for field, name in names.items()
-            if name
+            for field, name in datasets.items()
         }
-        label_names(config, reports)
-        longest = max(report.longest_row_bytes for report in reports.values())
-        self._lengths.check(config, base.reference, longest)
+        self._check_labels(config, reports)
+        longest = max((report.longest_row_bytes for report in reports.values()), default=0)
+        self._lengths.check(config, base.reference, datasets, longest)
+
+    def _check_labels(self, config: TrainingConfig, reports: Mapping[str, DataReport]) -> None:
+        training = [(field, report) for field, report in reports.items() if field.startswith(_TRAINING)]
+        if len(training) == len(config.sources):  # else some are a hub's, whose rows a worker judges
+            others = {field: report for field, report in reports.items() if not field.startswith(_TRAINING)}
+            label_names(config, {_TRAINING: joined(training), **others})
 
     def _check_teacher(self, tenant: str, config: TrainingConfig, student: TrainingBase) -> None:
         teacher = resolve_teacher(config, tenant, self._artifacts, self._models, self._model_roots)
@@ -144,6 +150,17 @@ class Submissions:
 
     async def _in_thread(self, check: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._threads, check)
+
+
+def datasets_at_hand(config: TrainingConfig) -> dict[str, str]:
+    """The data sets that are artifacts, by the request's field that names them; those of hubs a worker fetches and judges."""
+    names = {
+        "spec.training_dataset": config.training_dataset,
+        "spec.validation_dataset": config.validation_dataset or "",
+    }
+    for index, sample in enumerate(config.training_datasets[1:], start=1):
+        names[f"spec.training_datasets.{index}.dataset"] = sample.dataset
+    return {field: name for field, name in names.items() if name.startswith(ARTIFACT_PREFIX)}
 
 
 @dataclass(frozen=True)

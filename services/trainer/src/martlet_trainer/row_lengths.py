@@ -49,12 +49,15 @@ class RowLengths:
         self._scratch_dir = scratch_dir
         self._one_at_a_time = threading.Lock()  # such a process takes some hundred megabytes
 
-    def check(self, config: TrainingConfig, base: Reference, longest_row_bytes: int) -> None:
+    def check(
+        self, config: TrainingConfig, base: Reference, datasets: Mapping[str, str], longest_row_bytes: int
+    ) -> None:
         """Refuse a longest row that the model can't take, and rows that are longer, as far as this can be known here.
 
         Args:
             config: what was asked for.
             base: the whole model that it stands for.
+            datasets: artifacts by the request's field that names them.
             longest_row_bytes: of the data sets, see ``DataReport``.
 
         Raises:
@@ -69,7 +72,7 @@ class RowLengths:
             max_length = resolve_max_length(config.data.max_length, context) if context else 0
             refuses = config.data.on_long_rows == "refuse" or not RECIPES[config.recipe].cuts
             if files is not None and refuses and longest_row_bytes >= max_length:
-                self._count(config, files, Path(directory))
+                self._count(config, files, datasets, Path(directory))
 
     def _files(self, base: Reference, target: Path) -> Path | None:
         """A directory with the model's config and tokenizer; None if it isn't at hand."""
@@ -92,16 +95,11 @@ class RowLengths:
                 stream.writelines(self._artifacts.open_file(artifact, file.path))
         return target
 
-    def _count(self, config: TrainingConfig, base_model: Path, directory: Path) -> None:
-        datasets = {
-            "spec.training_dataset": config.training_dataset,
-            "spec.validation_dataset": config.validation_dataset,
-        }
+    def _count(self, config: TrainingConfig, base_model: Path, datasets: Mapping[str, str], directory: Path) -> None:
         laid_out = {}
         for field, name in datasets.items():
-            if name:
-                laid_out[field] = str(directory / field)
-                self._artifacts.download(name.removeprefix("artifacts/"), directory / field)
+            laid_out[field] = str(directory / field)
+            self._artifacts.download(name.removeprefix("artifacts/"), directory / field)
         question = {"base_model": str(base_model), "datasets": laid_out, "data": config.data.model_dump(mode="json")}
         question |= {"recipe": config.recipe, "recipe_options": config.recipe_options}
         question |= {"context_factor": config.tuner.context_factor}

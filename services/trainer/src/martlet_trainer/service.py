@@ -11,6 +11,7 @@ from martlet_core.stage_server import StageServer, serve_until_told
 from martlet_core.stores import Stores
 
 from martlet_trainer.jobs import Submissions
+from martlet_trainer.registrations import Registrations
 from martlet_trainer.servicer import MERGE_SERVICE, TRAINING_SERVICE, MergeServicer, TrainingServicer
 from martlet_trainer.settings import TrainerSettings
 from martlet_trainer.worker import STAGE, build_handlers
@@ -28,7 +29,8 @@ def build_services(jobs: JobService, stores: Stores, settings: TrainerSettings) 
         allowed_services=settings.allowed_services,
         trackers=settings.offered_trackers,
     )
-    training = TrainingServicer(jobs, submissions, settings.queue)
+    registrations = Registrations(stores.artifacts, stores.models)
+    training = TrainingServicer(jobs, submissions, settings.queue, registrations)
     merge = MergeServicer(jobs, submissions, settings.queue)
     return [
         Service(training_service_pb2_grpc.add_TrainingServiceServicer_to_server, training, TRAINING_SERVICE),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from google.protobuf.empty_pb2 import Empty
 from martlet.common.v1 import job_pb2
 from martlet.trainer.v1 import (
     merge_job_pb2,
@@ -17,11 +19,13 @@ from martlet.trainer.v1 import (
 from martlet_core.job_methods import JobMethods, page_of_names
 from martlet_core.job_resource import spec_to_dict
 from martlet_core.job_service import JobService
+from martlet_core.rpc.context import call_context
 from martlet_inputs.base_models.catalog import catalog
 
 from martlet_trainer import convert
 from martlet_trainer.config import parse_merge_config, parse_training_config
 from martlet_trainer.jobs import Submissions
+from martlet_trainer.registrations import Registrations
 
 TRAINING_SERVICE = "martlet.trainer.v1.TrainingService"
 MERGE_SERVICE = "martlet.trainer.v1.MergeService"
@@ -34,11 +38,13 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
         jobs: the trainer's jobs.
         submissions: checks what callers ask for.
         queue: queue that jobs wait in.
+        registrations: the tenants' own base models.
     """
 
-    def __init__(self, jobs: JobService, submissions: Submissions, queue: str) -> None:
+    def __init__(self, jobs: JobService, submissions: Submissions, queue: str, registrations: Registrations) -> None:
         self._jobs = jobs
         self._methods = JobMethods(jobs, convert.TRAINING_JOBS)
+        self._registrations = registrations
         self._submissions = submissions
         self._queue = queue
 
@@ -112,15 +118,47 @@ class TrainingServicer(training_service_pb2_grpc.TrainingServiceServicer):
     async def ListBaseModels(
         self, request: training_service_pb2.ListBaseModelsRequest, context: Any
     ) -> training_service_pb2.ListBaseModelsResponse:
-        """List the catalogue by name."""
-        names, next_token = page_of_names(sorted(catalog()), request.page_size, request.page_token)
+        """List by name."""
+        known = {name: convert.base_model_to_proto(model) for name, model in catalog().items()}
+        if request.registered:
+            found = await asyncio.to_thread(self._registrations.list, call_context().tenant)
+            known = {model.name: convert.registered_model_to_proto(model) for model in found}
+        names, next_token = page_of_names(sorted(known), request.page_size, request.page_token)
         return training_service_pb2.ListBaseModelsResponse(
-            base_models=[convert.base_model_to_proto(catalog()[name]) for name in names], next_page_token=next_token
+            base_models=[known[name] for name in names], next_page_token=next_token
         )
+
+    async def RegisterBaseModel(
+        self, request: training_service_pb2.RegisterBaseModelRequest, context: Any
+    ) -> training_service_pb2.BaseModel:
+        """Give a model a name."""
+        model = await asyncio.to_thread(
+            self._registrations.register,
+            call_context().tenant,
+            request.name,
+            request.source,
+            request.revision,
+            request.chat_template,
+        )
+        return convert.registered_model_to_proto(model)
+
+    async def GetBaseModel(
+        self, request: training_service_pb2.GetBaseModelRequest, context: Any
+    ) -> training_service_pb2.BaseModel:
+        """Look up what the tenant registered."""
+        model = await asyncio.to_thread(self._registrations.get, call_context().tenant, request.name)
+        return convert.registered_model_to_proto(model)
+
+    async def UnregisterBaseModel(
+        self, request: training_service_pb2.UnregisterBaseModelRequest, context: Any
+    ) -> Empty:
+        """Forget a name."""
+        await asyncio.to_thread(self._registrations.unregister, call_context().tenant, request.name)
+        return Empty()
 
 
 class MergeServicer(merge_service_pb2_grpc.MergeServiceServicer):
-    """``martlet.trainer.v1.MergeService``; arguments as of ``TrainingServicer``."""
+    """``martlet.trainer.v1.MergeService``; jobs, submissions and queue as of ``TrainingServicer``."""
 
     def __init__(self, jobs: JobService, submissions: Submissions, queue: str) -> None:
         self._methods = JobMethods(jobs, convert.MERGE_JOBS)

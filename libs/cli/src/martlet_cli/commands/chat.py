@@ -19,7 +19,7 @@ def add(subparsers: Subparsers) -> None:
     parser = command(subparsers, "chat", _chat, "chat with a model; without a message, a conversation begins")
     parser.add_argument("message", nargs="?", help="one question; - reads it from stdin")
     parser.add_argument(
-        "--model", default=DEFAULT_MODEL, help=f"any name of `martlet models` (default {DEFAULT_MODEL})"
+        "--model", default=DEFAULT_MODEL, help=f"any name of `martlet models list` (default {DEFAULT_MODEL})"
     )
     parser.add_argument("--system", help="system message")
     parser.add_argument(

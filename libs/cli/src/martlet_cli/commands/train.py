@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 from martlet_core.errors import InvalidArgument
+from martlet_core.model_rules import parse_hub_id
 from rich.markup import escape
 
 from martlet_cli import swift_arguments
@@ -30,10 +33,13 @@ def _train(context: Context, arguments: argparse.Namespace) -> int:
     if not arguments.dataset:
         raise InvalidArgument.field("--dataset", "is required: a local file, or the id of an uploaded one")
     lenient = arguments.strict is False
-    body["training_file"] = _file_id(context, "--dataset", arguments.dataset, lenient)
+    extension = body.pop("martlet", {})
+    samples = _samples(context, arguments.dataset, lenient, arguments.use_hf)
+    body["training_file"] = samples[0]["dataset"]
+    if len(samples) > 1 or "count" in samples[0]:
+        extension["training_datasets"] = samples
     if arguments.val_dataset:
         body["validation_file"] = _file_id(context, "--val_dataset", arguments.val_dataset, lenient)
-    extension = body.pop("martlet", {})
     with translated():
         job = context.gateway.openai.fine_tuning.jobs.create(
             **body, extra_body={"martlet": extension} if extension else None
@@ -45,6 +51,18 @@ def _train(context: Context, arguments: argparse.Namespace) -> int:
         return 0
     context.output.say(f"job {escape(job.id)}")
     return conclude(context.output, follow(context.gateway, job.id, context.output))
+
+
+def _samples(context: Context, values: list[str], lenient: bool, use_hf: bool | None) -> list[dict[str, Any]]:
+    """The data sets to train on, and how many rows of each."""
+    samples: list[dict[str, Any]] = []
+    for value in values:
+        name, count = swift_arguments.sampled(value)
+        hub = swift_arguments.hub_id(name, use_hf)
+        of_hub = hub.startswith(("hf:", "ms:")) and parse_hub_id(hub) is not None
+        dataset = hub if of_hub else file_id(context, "--dataset", name, lenient=lenient)
+        samples.append({"dataset": dataset, "name": Path(name).name} | ({"count": count} if count is not None else {}))
+    return samples
 
 
 def _file_id(context: Context, flag: str, values: list[str], lenient: bool) -> str:

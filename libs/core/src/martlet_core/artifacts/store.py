@@ -145,6 +145,24 @@ class ContentAddressedStore:
             self._withdraw(artifact)
             raise
 
+    def derive(self, artifact: Artifact, files: Mapping[str, bytes]) -> Artifact:
+        """A new artifact with an artifact's contents but for some small files, which are put in or replaced. Nothing else is sent.
+
+        Raises:
+            NotFound: a content of ``artifact`` was deleted meanwhile.
+        """
+        made = {path: ArtifactFile(path, hashlib.sha256(data).hexdigest(), len(data)) for path, data in files.items()}
+        by_hash = {made[path].sha256: data for path, data in files.items()}
+        kept = [file for file in artifact.files if file.path not in made]
+
+        def send(file: ArtifactFile) -> None:
+            if file.sha256 not in by_hash:
+                raise NotFound(f"artifacts/{artifact.id} is being deleted.", reason="ARTIFACT_NOT_FOUND")
+            self.objects.put(blob_key(file.sha256), by_hash[file.sha256])
+
+        draft = replace(artifact, id=new_id(), files=tuple(check_files([*kept, *made.values()])))
+        return self.commit(replace(draft, create_time=time.time(), parents=(artifact.id,), source_job=""), send)
+
     def get(self, artifact_id: str, *, tenant: str | None = None) -> Artifact:
         """The artifact from its verified manifest.
 

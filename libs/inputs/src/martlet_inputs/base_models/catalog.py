@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from martlet_core.model_rules import ARTIFACT_PREFIX, PATH_PREFIX, PUBLISHED_PRE
 
 #: Written last into a prepared directory; a directory without it isn't one.
 MARKER = "martlet-base-model.txt"
+#: Names of base models: of the catalogue, and those that tenants give.
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,12 @@ class Reference:
         kind: ``catalog`` (a registered name), ``hub`` (``org/model[@revision]``), ``artifact``, ``published`` (a
             fine-tuned model's name) or ``path`` (a local directory).
         value: the name, hub id, artifact id, or path.
+        chat_template: Jinja that takes the place of the model's own; empty for none.
     """
 
     kind: Literal["catalog", "hub", "artifact", "published", "path"]
     value: str
+    chat_template: str = ""
 
 
 @cache

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from martlet_core.errors import NotFound
+from martlet_core.hub import snapshot, with_template
 from martlet_core.recipe import Report, StopRequested
 
 from martlet_inputs.base_models.catalog import Reference, find
@@ -33,6 +34,7 @@ class ModelDirs:
             "value": reference.value,
             "models_dir": str(self.models_dir),
             "cache_dir": str(self.cache_dir),
+            "chat_template": reference.chat_template,
         }
 
 
@@ -64,7 +66,10 @@ def link_base_model(
     if should_stop():
         raise StopRequested
     link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(target, target_is_directory=True)
+    if template := where.get("chat_template"):
+        with_template(target, template, link)
+    else:
+        link.symlink_to(target, target_is_directory=True)
 
 
 def _locate(where: Mapping[str, str], report: Report) -> Path:
@@ -74,8 +79,8 @@ def _locate(where: Mapping[str, str], report: Report) -> Path:
                 f"base_model: there is no directory {where['value']} on the worker.", reason="BASE_MODEL_NOT_FOUND"
             )
         return Path(where["value"])
-    from martlet_inputs.base_models.prepare import download_hub_model, prepare
-
     if where["kind"] == "hub":
-        return download_hub_model(where["value"], Path(where["cache_dir"]))
+        return snapshot(where["value"], Path(where["cache_dir"]))
+    from martlet_inputs.base_models.prepare import prepare
+
     return prepare(find(where["value"]), Path(where["models_dir"]) / where["value"], say=report.log)

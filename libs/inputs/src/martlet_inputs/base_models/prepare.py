@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from martlet_core.errors import FailedPrecondition, NotFound, Unavailable
+from martlet_core.errors import FailedPrecondition, Unavailable
+from martlet_core.hub import snapshot
 
 from martlet_inputs.base_models.catalog import MARKER, BaseModel, is_prepared
 
@@ -46,40 +47,6 @@ def prepare(model: BaseModel, directory: Path, say: Callable[[str], None] = lamb
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return directory
-
-
-def download_hub_model(reference: str, cache_dir: Path) -> Path:
-    """Local directory of ``org/model[@revision]``, downloaded at most once. Code in it is never fetched or run.
-
-    Raises:
-        NotFound: no such repository or revision, or no access to it.
-        Unavailable: the hub can't be reached and the model isn't in the cache.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    repository, _, revision = reference.partition("@")
-    try:
-        path = snapshot_download(
-            repository,
-            revision=revision or None,
-            cache_dir=cache_dir / "hub",
-            allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
-        )
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        message = f"base_model: the hub has no {reference!r} that you may read."
-        raise NotFound(message, reason="BASE_MODEL_NOT_FOUND") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise Unavailable(
-            f"base_model: {reference!r} is not in the cache and the hub can't be reached ({type(error).__name__}).",
-            reason="HUB_UNREACHABLE",
-        ) from error
-    return Path(path)
 
 
 def _from_package(model: BaseModel, directory: Path, say: Callable[[str], None]) -> None:
@@ -124,8 +91,8 @@ def _convert_gguf(gguf: Path, directory: Path, context_length: int) -> None:
 
 
 def _from_hub(model: BaseModel, directory: Path, say: Callable[[str], None]) -> None:
-    snapshot = download_hub_model(f"{model.source['repository']}@{model.source['revision']}", directory.parent)
-    shutil.copytree(snapshot, directory, dirs_exist_ok=True)
+    found = snapshot(f"{model.source['repository']}@{model.source['revision']}", directory.parent)
+    shutil.copytree(found, directory, dirs_exist_ok=True)
 
 
 _SOURCES: dict[str, Callable[[BaseModel, Path, Callable[[str], None]], None]] = {

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from martlet_core.artifacts.types import WHOLE_MODEL_KINDS, Artifact, ArtifactStore, ModelRegistry, PublishedModel
 from martlet_core.errors import InvalidArgument, NotFound
-from martlet_core.model_rules import ARTIFACT_PREFIX
+from martlet_core.model_rules import ARTIFACT_PREFIX, CHAT_TEMPLATE, REGISTERED_SOURCE
 
-from martlet_inputs.base_models.catalog import Reference, parse_reference
+from martlet_inputs.base_models.catalog import NAME_PATTERN, Reference, catalog, parse_reference
 
 
 def resolve_base_model(
@@ -23,14 +23,15 @@ def resolve_base_model(
     *,
     field: str = "spec.base_model",
 ) -> Reference:
-    """What a base model's name stands for now: a published name becomes the artifact behind it.
+    """What a base model's name stands for now: a published or registered name becomes what is behind it.
 
     Raises:
         NotFound: nothing of that name that the tenant may use; the message and metadata name close matches.
         InvalidArgument: an adapter, or an artifact that is no model.
         PermissionDenied: a local path outside of ``model_roots``.
     """
-    reference = parse_reference(base_model, model_roots)
+    registered = _registered(base_model, tenant, models)
+    reference = registered or parse_reference(base_model, model_roots)
     if reference.kind == "published":
         model = get_model(models, base_model, tenant, field)
         if model.kind == "adapter":
@@ -41,6 +42,21 @@ def resolve_base_model(
         if artifact.kind not in WHOLE_MODEL_KINDS:
             raise InvalidArgument.field(field, f"{base_model} is of kind {artifact.kind}; give a whole model")
     return reference
+
+
+def _registered(name: str, tenant: str, models: ModelRegistry) -> Reference | None:
+    """What a name that a tenant gave stands for; None for names of other forms, and those that it didn't give."""
+    if not NAME_PATTERN.fullmatch(name) or name in catalog():
+        return None
+    try:
+        metadata = (model := models.get(name, tenant=tenant)).metadata
+    except NotFound:
+        return None
+    if REGISTERED_SOURCE not in metadata:
+        return None
+    if model.artifact_id:
+        return Reference("artifact", model.artifact_id)
+    return Reference("hub", str(metadata[REGISTERED_SOURCE]), str(metadata.get(CHAT_TEMPLATE, "")))
 
 
 def resolve_adapter(

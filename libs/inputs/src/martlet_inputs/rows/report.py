@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 #: Issues kept in a report; further ones are only counted.
@@ -43,6 +44,25 @@ class RowIssue:
         return f"{place}: {self.field}: {self.message}" if self.field else f"{place}: {self.message}"
 
 
+@dataclass(frozen=True)
+class SourceCount:
+    """What one of several data sets gave; mirrors ``martlet.trainer.v1.DatasetCount``.
+
+    Attributes:
+        name: for people.
+        dataset: as the request names it.
+        rows_used: rows that can be used.
+        rows_drawn: rows that are trained on in an epoch; a row that is drawn twice counts twice.
+        tokens: tokens in these.
+    """
+
+    name: str
+    dataset: str
+    rows_used: int
+    rows_drawn: int
+    tokens: int
+
+
 @dataclass
 class DataReport:
     """Counts over a data set; ``rows_read == rows_used + rows_refused``, and truncated rows are used.
@@ -56,6 +76,7 @@ class DataReport:
         longest_row_bytes: bytes of text in the longest row that is used; a row has fewer tokens, but for what the chat
             template adds.
         labels: classes that the rows name, each with the place of the first row that does; of rows with numbers, how many they have.
+        sources: what each data set gave, where there are several or rows are drawn.
     """
 
     rows_read: int = 0
@@ -69,6 +90,7 @@ class DataReport:
     ignored_fields: list[str] = field(default_factory=list)
     longest_row_bytes: int = 0
     labels: dict[str | int, str] = field(default_factory=dict)
+    sources: list[SourceCount] = field(default_factory=list)
 
     def add_used(self) -> None:
         """Count a row that is trained on."""
@@ -92,3 +114,20 @@ class DataReport:
         del values["ignored_fields"], values["longest_row_bytes"], values["labels"]
         values["issues"] = [issue.to_dict() for issue in self.issues]
         return values
+
+
+def joined(parts: Sequence[tuple[str, DataReport]]) -> DataReport:
+    """One report over several data sets, each with a name that its issues bear; of one, that report."""
+    if len(parts) == 1:
+        return parts[0][1]
+    whole = DataReport()
+    for name, report in parts:
+        for count in ("rows_read", "rows_used", "rows_truncated", "rows_refused", "tokens", "loss_tokens"):
+            setattr(whole, count, getattr(whole, count) + getattr(report, count))
+        for issue in report.issues:
+            whole.note(replace(issue, file=f"{name}/{issue.file}" if issue.file else name))
+        for label, place in report.labels.items():
+            whole.labels.setdefault(label, place)
+        whole.ignored_fields += [found for found in report.ignored_fields if found not in whole.ignored_fields]
+    whole.format = ", ".join(dict.fromkeys(report.format for _, report in parts))
+    return whole

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from martlet.common.v1 import job_pb2
 from martlet.trainer.v1 import training_job_pb2, training_service_pb2
 from martlet_core.errors import InvalidArgument, MartletError, NotFound
+from martlet_core.model_rules import parse_hub_id
 from starlette.responses import Response, StreamingResponse
 
 from martlet_gateway import convert, idempotency, job_request
@@ -42,6 +43,8 @@ async def create_job(body: CreateFineTuningJob, request: Request, gateway: Gatew
 
 
 async def _check_file(gateway: GatewayContext, file_id: str, param: str, rows_may_be_bad: bool) -> None:
+    if parse_hub_id(file_id):
+        return  # a hub's data set, which a worker fetches
     try:
         stored = await in_thread(gateway.files.get, tenant(), file_id)
     except NotFound as error:

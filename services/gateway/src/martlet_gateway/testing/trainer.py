@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from google.protobuf.empty_pb2 import Empty
 from martlet.common.v1 import job_pb2
 from martlet.trainer.v1 import (
     merge_job_pb2,
@@ -56,6 +57,7 @@ class TrainerDouble(training_service_pb2_grpc.TrainingServiceServicer, merge_ser
     failures: dict[str, list[Exception]] = field(default_factory=dict)
     by_request_id: dict[tuple[str, str], str] = field(default_factory=dict)
     base_models: tuple[str, ...] = (BASE, "qwen-tiny")
+    registered: dict[tuple[str, str], training_service_pb2.BaseModel] = field(default_factory=dict)
 
     def _enter(self, method: str, request: Any) -> None:
         context = call_context()
@@ -167,6 +169,9 @@ class TrainerDouble(training_service_pb2_grpc.TrainingServiceServicer, merge_ser
 
     async def ListBaseModels(self, request: Any, context: Any) -> training_service_pb2.ListBaseModelsResponse:
         self._enter("ListBaseModels", request)
+        if request.registered:
+            own = [model for (tenant, _), model in self.registered.items() if tenant == call_context().tenant]
+            return training_service_pb2.ListBaseModelsResponse(base_models=own)
         models = [
             training_service_pb2.BaseModel(
                 name=name, source="a package", parameter_count=135_000_000, license="Apache-2.0"
@@ -174,6 +179,27 @@ class TrainerDouble(training_service_pb2_grpc.TrainingServiceServicer, merge_ser
             for name in self.base_models
         ]
         return training_service_pb2.ListBaseModelsResponse(base_models=models)
+
+    async def RegisterBaseModel(self, request: Any, context: Any) -> training_service_pb2.BaseModel:
+        self._enter("RegisterBaseModel", request)
+        source = f"{request.source}@{request.revision}" if request.revision else request.source
+        model = training_service_pb2.BaseModel(name=request.name, source=source, chat_template=request.chat_template)
+        return self.registered.setdefault((call_context().tenant, request.name), model)
+
+    async def GetBaseModel(self, request: Any, context: Any) -> training_service_pb2.BaseModel:
+        self._enter("GetBaseModel", request)
+        return self._registered_model(request.name)
+
+    async def UnregisterBaseModel(self, request: Any, context: Any) -> Empty:
+        self._enter("UnregisterBaseModel", request)
+        del self.registered[call_context().tenant, self._registered_model(request.name).name]
+        return Empty()
+
+    def _registered_model(self, name: str) -> training_service_pb2.BaseModel:
+        found = self.registered.get((call_context().tenant, name))
+        if found is None:
+            raise NotFound(f"There is no model {name!r}.", reason="MODEL_NOT_FOUND")
+        return found
 
     async def CreateMergeJob(self, request: Any, context: Any) -> merge_job_pb2.MergeJob:
         self._enter("CreateMergeJob", request)

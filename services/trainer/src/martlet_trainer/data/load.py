@@ -2,45 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
+from martlet_core.recipe import Report
 from martlet_inputs.rows.formats import RowError
 from martlet_inputs.rows.kinds import RowKind
 from martlet_inputs.rows.report import DataReport, RowIssue
 from martlet_inputs.rows.validate import require_usable, valid_rows
 
+from martlet_trainer.data.encode import EncodedRow, RowEncoder
 from martlet_trainer.data.examples import Encode, Example
-
-T = TypeVar("T")
+from martlet_trainer.data.token_cache import entry_name, locked, make_room, open_entry, write_entry
 
 #: Rows between two looks at whether to go on.
 _CHECK_ROWS = 256
 
 
-def load_rows(
-    path: Path, encode: Encode, kind: RowKind[Any], on_bad_rows: str, field: str, check_stop: Callable[[], None]
-) -> tuple[list[Any], DataReport]:
-    """Encode a data set.
+@dataclass(frozen=True)
+class Loading:
+    """How a training's data sets become tokens.
 
-    Args:
-        path: a data file, or a directory of them.
-        encode: for the model at hand.
+    Attributes:
+        method: what makes examples of rows.
+        encoder: encodes rows for the model at hand.
         kind: what the rows are.
         on_bad_rows: ``fail`` or ``skip``.
-        field: the request's field that named the data set.
+        base_model: directory with the tokenizer.
+        cache: where tokens lie in files.
+        options: all else that decides which tokens a row becomes.
+        report: told about what was found in the cache.
         check_stop: called now and then; raises to stop.
-
-    Raises:
-        InvalidArgument: see ``require_usable``.
     """
-    report = DataReport()
-    rows = list(encoded_rows(path, encode, kind, report, check_stop))
-    require_usable(report, on_bad_rows, field, kind)
-    count_tokens(report, rows)
-    return rows, report
+
+    method: Callable[[RowEncoder], Encode]
+    encoder: RowEncoder
+    kind: RowKind[Any]
+    on_bad_rows: str
+    base_model: Path
+    cache: Path
+    options: Mapping[str, Any]
+    report: Report
+    check_stop: Callable[[], None]
+
+    def load(self, path: Path, field: str) -> tuple[Sequence[Any], DataReport]:
+        """Encode a data set, or find its tokens in the cache. Conversations and texts lie in files; other examples, of pairs or questions, in memory.
+
+        Args:
+            path: a data file, or a directory of them.
+            field: the request's field that named the data set.
+
+        Raises:
+            InvalidArgument: see ``require_usable``.
+        """
+        name = entry_name(path, self.base_model, self.options)
+        with locked(self.cache, name) as place:
+            entry = open_entry(place)
+            rows, report = (entry, entry.report) if entry is not None else self._encode(path, field, place)
+            if entry is not None:
+                self.encoder.rows_with_added_eos += entry.added_eos
+                self.report.log(
+                    f"{field}: the tokens of {report.rows_used} rows were in the cache; nothing was tokenized"
+                )
+        require_usable(report, self.on_bad_rows, field, self.kind)
+        return rows, report
+
+    def _encode(self, path: Path, field: str, place: Path) -> tuple[Sequence[Any], DataReport]:
+        report, before = DataReport(), self.encoder.rows_with_added_eos
+        found: Iterator[Any] = encoded_rows(path, self.method(self.encoder), self.kind, report, self.check_stop)
+        first = next(found, None)
+        if not isinstance(first, EncodedRow):
+            rows = [] if first is None else [first, *found]
+            count_tokens(report, rows)
+            return rows, report
+        entry = write_entry(place, chain([first], found), report, lambda: self.encoder.rows_with_added_eos - before)
+        make_room(self.cache, place)
+        self.report.log(f"{field}: {report.rows_used} rows were tokenized")
+        return entry, report
 
 
 def encoded_rows(
@@ -74,10 +115,3 @@ def count_tokens(report: DataReport, rows: Sequence[Example]) -> None:
     """Put the rows' token counts into the report."""
     report.tokens = sum(row.token_count for row in rows)
     report.loss_tokens = sum(row.target_count for row in rows)
-
-
-def split_rows(rows: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
-    """Set a share of the rows apart, the same ones for the same seed: (train, validation). Neither is ever empty."""
-    count = min(max(1, round(len(rows) * share)), len(rows) - 1)
-    chosen = set(np.random.default_rng([seed, 0x5711]).permutation(len(rows))[:count].tolist())
-    return [row for i, row in enumerate(rows) if i not in chosen], [row for i, row in enumerate(rows) if i in chosen]

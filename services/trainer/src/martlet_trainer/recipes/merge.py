@@ -20,7 +20,7 @@ import torch
 from martlet_core.errors import FailedPrecondition
 from martlet_core.recipe import OutputArtifact, RecipeResult, Report, ShouldStop, StopRequested
 from martlet_inputs.base_models.model_files import ModelFiles, files_in
-from peft import PeftConfig, PeftModel, PeftType
+from peft import PeftConfig, PeftType
 from peft.utils import ModulesToSaveWrapper
 
 from martlet_trainer.adapter_shape import require_mergeable
@@ -28,7 +28,8 @@ from martlet_trainer.config import MergeConfig, parse_merge_config
 from martlet_trainer.quantized_bases import check_mergeable
 from martlet_trainer.recipes.merge_probes import Probe, encode_probes, probe
 from martlet_trainer.training.heads import Head, head_in, with_padding, write_head
-from martlet_trainer.training.models import dequantize, load_model, load_tokenizer
+from martlet_trainer.training.models import dequantize, load_model, load_tokenizer, save_model
+from martlet_trainer.tuners.continued import attach
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Mean difference in nats that rounding explains, by bytes a stored weight.
@@ -92,12 +93,12 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
         report.phase(name)
 
     step("loading")
-    model = PeftModel.from_pretrained(_load_base(base, files, dtype, head, report.log), adapter)
+    model = attach(_load_base(base, files, dtype, head, report.log), adapter, "spec.adapter")
     step("probing the unmerged model")
     before = probe(model, probes, head)
     step("merging")
     merged = _unwrapped(model.merge_and_unload(safe_merge=True))
-    merged.to(dtype).save_pretrained(output)
+    save_model(merged.to(dtype), output, base)
     write_head(head, merged, output)
     tokenizer.save_pretrained(output)
     del model, merged

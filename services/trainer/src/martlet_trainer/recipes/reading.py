@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from martlet_core.errors import FailedPrecondition, InvalidArgument
+from martlet_core.errors import FailedPrecondition
 from martlet_core.recipe import Report
 from martlet_inputs.rows.report import DataReport
 from transformers import PreTrainedTokenizerBase
 
-from martlet_trainer.config import TrainingConfig, resolve_max_length, row_kind
+from martlet_trainer.config import TrainingConfig, resolve_max_length
 from martlet_trainer.data.encode import RowEncoder
-from martlet_trainer.data.examples import Encode
-from martlet_trainer.data.load import load_rows, split_rows
+from martlet_trainer.data.load import Loading
+from martlet_trainer.data.mix import mix
 from martlet_trainer.training.models import context_length
+
+#: Fields of ``DataConfig`` that decide which tokens a row becomes.
+_DECIDES_TOKENS = {"max_length", "on_long_rows", "assistant_only_loss", "last_round_only", "system"}
 
 
 def with_max_length(config: TrainingConfig, base_model: Path, tokenizer: PreTrainedTokenizerBase) -> TrainingConfig:
@@ -38,32 +41,34 @@ def row_encoder(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> R
     )
 
 
+def what_decides_tokens(config: TrainingConfig) -> dict[str, Any]:
+    """All that decides which tokens a row becomes, beside the row and the tokenizer; JSON-ready."""
+    return {"recipe": config.recipe, **config.data.model_dump(mode="json", include=_DECIDES_TOKENS)}
+
+
 def read_data(
-    config: TrainingConfig, encode: Encode, inputs: Path, report: Report, check_stop: Callable[[], None]
-) -> tuple[list[Any], list[Any], dict[str, DataReport]]:
-    """Training examples, validation examples, and the reports of both data sets, which are told too.
+    config: TrainingConfig, loading: Loading, inputs: Path
+) -> tuple[Sequence[Any], Sequence[Any], dict[str, DataReport]]:
+    """Training examples, validation examples, and the reports of both, which are told too.
 
     Args:
         config: the config.
-        encode: makes examples of rows.
+        loading: how data sets become examples.
         inputs: directory of the data sets.
-        report: told what was read.
-        check_stop: called now and then; raises to stop.
     """
-    data, kind = config.data, row_kind(config)
 
-    def load(name: str) -> tuple[list[Any], DataReport]:
-        return load_rows(required_input(inputs / name), encode, kind, data.on_bad_rows, f"spec.{name}", check_stop)
+    def load(name: str) -> tuple[Sequence[Any], DataReport]:
+        return loading.load(required_input(inputs / name), f"spec.{name}")
 
-    rows, training = load("training_dataset")
-    reports, validation = {"training_data": training}, list[Any]()
+    loaded = [(source, *load(name)) for name, source in config.sources.items()]
+    split = 0.0 if config.validation_dataset else config.data.validation_split
+    rows, drawn, training = mix(loaded, split, config.seed)
+    reports, validation = {"training_data": training}, drawn
     if config.validation_dataset:
         validation, reports["validation_data"] = load("validation_dataset")
-    elif data.validation_split > 0:
-        rows, validation = _split(rows, data.validation_split, config.seed)
     for name, found in reports.items():
-        _say_data(report, name, found)
-    report.partial_result({name: found.to_dict() for name, found in reports.items()})
+        _say_data(loading.report, name, found)
+    loading.report.partial_result({name: found.to_dict() for name, found in reports.items()})
     return rows, validation, reports
 
 
@@ -74,14 +79,6 @@ def required_input(path: Path) -> Path:
     return path
 
 
-def _split(rows: Sequence[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
-    if len(rows) < 2:
-        raise InvalidArgument.field(
-            "spec.data.validation_split", "needs at least two usable rows; set it to 0, or bring more rows"
-        )
-    return split_rows(rows, share, seed)
-
-
 def _say_data(report: Report, name: str, found: DataReport) -> None:
     counts = f"{found.rows_read} rows read, {found.rows_used} used, {found.rows_truncated} truncated, {found.rows_refused} refused"
     report.log(
@@ -90,6 +87,10 @@ def _say_data(report: Report, name: str, found: DataReport) -> None:
     if found.ignored_fields:
         report.log(
             f"{name.replace('_', ' ')}: fields that training doesn't use: {', '.join(found.ignored_fields)}", "warn"
+        )
+    for source in found.sources:
+        report.log(
+            f"{name.replace('_', ' ')}: {source.rows_drawn} of {source.rows_used} rows of {source.name}, {source.tokens} tokens"
         )
     for issue in found.issues[:5]:
         report.log(f"{name.replace('_', ' ')}: {issue.describe()}", "warn")

@@ -20,13 +20,20 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from martlet_trainer.base_tasks import check_base_task
-from martlet_trainer.config import TrainingConfig, parse_training_config
+from martlet_trainer.config import TrainingConfig, parse_training_config, row_kind
 from martlet_trainer.data.encode import EncodedRow, RowEncoder
 from martlet_trainer.data.examples import Encode
+from martlet_trainer.data.load import Loading
 from martlet_trainer.labels import label_names
 from martlet_trainer.quantized_bases import check_trainable
 from martlet_trainer.recipes import RECIPES
-from martlet_trainer.recipes.reading import read_data, required_input, row_encoder, with_max_length
+from martlet_trainer.recipes.reading import (
+    read_data,
+    required_input,
+    row_encoder,
+    what_decides_tokens,
+    with_max_length,
+)
 from martlet_trainer.recipes.results import shown, write_result
 from martlet_trainer.rewards import Rewards
 from martlet_trainer.training import launch
@@ -159,9 +166,10 @@ def run(
 
     Args:
         values: the job's spec, see ``TrainingConfig``, with no more fields than were set; beside them ``adapter_base_model``, the
-            name of the model under ``inputs/adapter``, which counts more than what the adapter itself says.
-        workdir: holds ``inputs/base_model``, ``inputs/training_dataset``, perhaps ``inputs/validation_dataset``, ``inputs/adapter``,
-            ``inputs/teacher_model`` and ``resume``; gets ``checkpoints`` and ``output``.
+            name of the model under ``inputs/adapter``, which counts more than what the adapter itself says, and ``token_cache``, where
+            tokens are kept for other trainings (default: in ``workdir``).
+        workdir: holds ``inputs/base_model``, ``inputs/training_dataset`` (and ``training_dataset_2``, …), perhaps
+            ``inputs/validation_dataset``, ``inputs/adapter``, ``inputs/teacher_model`` and ``resume``; gets ``checkpoints`` and ``output``.
         report: told about phases, metrics and checkpoints.
         should_stop: looked at before every micro-batch.
         body: ``module:function`` that each process runs, where it does more than ``train``: it calls that with what it made.
@@ -172,7 +180,7 @@ def run(
         FailedPrecondition: the base model is quantized in a way that can't be trained on.
         StopRequested: after ``should_stop()``; the last whole step is in a checkpoint.
     """
-    config, adapter_base = parse_values(values)
+    config, adapter_base, _ = parse_values(values)
     workdir = workdir.resolve()
     _check_base(config, adapter_base, workdir, report)
     if config.resources.device_count > 1:
@@ -190,7 +198,7 @@ def train(
     rewards: Mapping[str, Rewards] = MappingProxyType({}),
 ) -> RecipeResult:
     """The body of ``run``: one process, or one of several alike; ``rewards`` are those that were made outside, by name."""
-    config, adapter_base = parse_values(values)
+    config, adapter_base, token_cache = parse_values(values)
     method = load_method(config.recipe)
     adapter = _existing(workdir / "inputs" / "adapter")
     if adapter is not None:
@@ -212,7 +220,18 @@ def train(
 
     config = with_max_length(config, base_model, tokenizer)
     encoder = row_encoder(config, tokenizer)
-    examples, validation, reports = read_data(config, method.encode(encoder), workdir / "inputs", report, check_stop)
+    loading = Loading(
+        method=method.encode,
+        encoder=encoder,
+        kind=row_kind(config),
+        on_bad_rows=config.data.on_bad_rows,
+        base_model=base_model,
+        cache=token_cache or workdir / "tokens",
+        options=what_decides_tokens(config),
+        report=report,
+        check_stop=check_stop,
+    )
+    examples, validation, reports = read_data(config, loading, workdir / "inputs")
     if encoder.rows_with_added_eos:
         report.log(
             f"the chat template doesn't end a turn; the end-of-sequence token was added to {encoder.rows_with_added_eos} rows"
@@ -274,11 +293,11 @@ def train(
         return write_result(config, tuner, state, reports, workdir, placement)
 
 
-def parse_values(values: Mapping[str, Any]) -> tuple[TrainingConfig, str]:
-    """The config, and the name of the model under the adapter that the training goes on from (empty for none)."""
+def parse_values(values: Mapping[str, Any]) -> tuple[TrainingConfig, str, Path | None]:
+    """The config, the name of the model under the adapter that the training goes on from (empty for none), and where tokens lie."""
     spec = dict(values)
-    adapter_base = str(spec.pop("adapter_base_model", ""))
-    return parse_training_config(spec), adapter_base
+    adapter_base, cache = str(spec.pop("adapter_base_model", "")), spec.pop("token_cache", None)
+    return parse_training_config(spec), adapter_base, Path(cache) if cache else None
 
 
 def _check_base(config: TrainingConfig, adapter_base: str, workdir: Path, report: Report) -> None:

@@ -31,6 +31,9 @@ from martlet_trainer.training.loss import (
     plain_log_probs,
     plain_loss,
     plain_predictions,
+    single_log_probs,
+    single_loss,
+    single_predictions,
 )
 
 #: Tokens of the short row, and tokens in common with the long one, with which the computation without padding is checked.
@@ -39,12 +42,16 @@ _CHECK_TOKENS, _CHECK_PREFIX = 64, 8
 _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 2e-2}
 #: The same where nothing but a neighbour changes, or logits become a loss: next to nothing is left to rounding.
 _EXACT = 5e-3
+#: Where nothing changes but what a causal model must take no notice of, 32 bit leaves this much to rounding.
+_UNNOTICED = {**_ROUNDING, torch.float32: 1e-4}
 #: In 8 bit a row's numbers depend on the batch, also with padding: this many times that difference is let pass.
 _NOISE_FACTOR = 3.0
 #: Why batches of models with virtual tokens are padded.
 _VIRTUAL = "virtual tokens stand in front of each row"
 #: Loss, log-probabilities and predictions of any causal model, by all of its logits.
 _PLAIN = (plain_loss, plain_log_probs, plain_predictions)
+#: The same, each row computed alone.
+_SINGLE = (single_loss, single_log_probs, single_predictions)
 #: What a model raises whose architecture doesn't fit the replaced attention.
 _MISFITS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, AssertionError)
 
@@ -87,7 +94,8 @@ def choose_computation(
         noisy: whether something random is done to each row's tokens, so that a common beginning must not be computed once.
 
     Raises:
-        FailedPrecondition: packing is asked for, but the model's attention can't keep packed rows apart.
+        FailedPrecondition: packing is asked for, but the model's attention can't keep packed rows apart; or the model sees tokens that it is to
+            predict.
     """
     if (virtual := _virtual_tokens(model)) is not None:
         collate = partial(collate_padded, virtual_tokens=virtual)
@@ -108,6 +116,10 @@ def choose_computation(
             f"this model's attention can't keep packed rows apart ({reason}); set data.packing to false",
             reason="PACKING_UNSUPPORTED",
         )
+    _require_causal(model, rows[0], device)
+    if _padding_changes(model, rows, device):
+        reason += "; each row is computed alone, since padding changes this model's numbers"
+        return Computation(collate_padded, *_SINGLE, isolates_rows=False, why_padded=reason)
     return Computation(collate_padded, *_PLAIN, isolates_rows=False, why_padded=reason)
 
 
@@ -153,6 +165,28 @@ def _head_without_padding(
     return head if abs(head(model, batch).total.item() - loss) <= _EXACT * max(1.0, loss) else None
 
 
+@torch.no_grad()
+def _require_causal(model: Any, row: EncodedRow, device: torch.device) -> None:
+    """What a model says of a token must not depend on those behind it: an encoder would learn to copy what it is to predict.
+
+    Raises:
+        FailedPrecondition: it does.
+    """
+    if _is_8_bit(model):
+        return  # there, a row's numbers depend on its neighbours anyway
+    ids = row.input_ids[:_CHECK_TOKENS]
+    every = np.ones(len(ids), dtype=bool)
+    other = ids.copy()
+    other[-2] = ids[0] if ids[-2] != ids[0] else ids[1]  # the last token that the model is given
+    plain, changed = (_logits(model, collate_padded([EncodedRow(each, every)], device))[:-1] for each in (ids, other))
+    if len(plain) and _difference(changed, plain) > _unnoticed(model):
+        raise FailedPrecondition(
+            "this model's predictions depend on the tokens behind them, so that it would learn to copy; choose a causal model (of an encoder, "
+            "is_decoder in its config)",
+            reason="MODEL_NOT_CAUSAL",
+        )
+
+
 @dataclass(frozen=True)
 class _Limits:
     """Differences that are let pass: between two ways to compute a row, and between two neighbours of it."""
@@ -169,10 +203,28 @@ def _limits(model: Any, noise: float) -> _Limits:
 
 def _noise(model: Any, checked: Sequence[EncodedRow], wanted: Sequence[torch.Tensor], device: torch.device) -> float:
     """How much a row's logits depend on the batch it is in, by the model's own computation: much in 8 bit, 0 for all others."""
-    quantization = getattr(model.config, "quantization_config", None)
-    if not getattr(quantization, "load_in_8bit", False):
+    if not _is_8_bit(model):
         return 0.0
     return _NOISE_FACTOR * _difference(_logits(model, collate_padded(checked, device)), torch.cat(list(wanted)))
+
+
+@torch.no_grad()
+def _padding_changes(model: Any, rows: Sequence[EncodedRow], device: torch.device) -> bool:
+    """Whether a row's numbers depend on the padding behind it: some models take no notice of the attention mask."""
+    if _is_8_bit(model):
+        return False
+    checked = _check_rows(rows)
+    alone = torch.cat([_logits(model, collate_padded([row], device)) for row in checked])
+    together = _logits(model, collate_padded(checked, device))
+    return _difference(together, alone) > _unnoticed(model)
+
+
+def _unnoticed(model: Any) -> float:
+    return _UNNOTICED.get(next(model.parameters()).dtype, max(_UNNOTICED.values()))
+
+
+def _is_8_bit(model: Any) -> bool:
+    return bool(getattr(getattr(model.config, "quantization_config", None), "load_in_8bit", False))
 
 
 def _require_isolation(model: Any, row: EncodedRow, device: torch.device, limit: float) -> tuple[Batch, torch.Tensor]:

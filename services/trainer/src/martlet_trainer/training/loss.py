@@ -233,17 +233,12 @@ class LossHead:
 
 def plain_loss(model: nn.Module, batch: Batch) -> Loss:
     """The objective for any causal model: all logits, then cross-entropy at the targets."""
-    logits = model(**batch.inputs).logits
-    chosen = logits.reshape(-1, logits.shape[-1])[batch.positions].float()
-    total = _weighted(functional.cross_entropy(chosen, batch.targets, reduction="none"), batch.weights).sum()
-    correct = chosen.detach().argmax(dim=1) == batch.targets
-    return Loss(total, {ACCURACY: _weighted(correct, batch.weights).sum()})
+    return _loss_of(_chosen_logits(model, batch), batch)
 
 
 def plain_predictions(model: nn.Module, batch: Batch) -> Predictions:
     """Predictions at a batch's targets, for any causal model."""
-    logits = model(**batch.inputs).logits
-    return _row_by_row(logits.reshape(-1, logits.shape[-1])[batch.positions], None, batch)
+    return _row_by_row(_chosen_logits(model, batch), None, batch)
 
 
 def _row_by_row(hidden: torch.Tensor, head: torch.Tensor | None, batch: Batch) -> Predictions:
@@ -254,9 +249,49 @@ def _row_by_row(hidden: torch.Tensor, head: torch.Tensor | None, batch: Batch) -
 
 def plain_log_probs(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Log-probability of each target, for any causal model. Shape (targets,)."""
-    logits = model(**batch.inputs).logits
-    chosen = logits.reshape(-1, logits.shape[-1])[batch.positions].float()
+    return _log_probs_of(_chosen_logits(model, batch), batch)
+
+
+def single_loss(model: nn.Module, batch: Batch) -> Loss:
+    """``plain_loss`` of a padded batch, each of its rows computed alone: for models whose numbers padding changes."""
+    return _loss_of(_single_logits(model, batch), batch)
+
+
+def single_log_probs(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """``plain_log_probs`` of a padded batch, each of its rows computed alone. Shape (targets,)."""
+    return _log_probs_of(_single_logits(model, batch), batch)
+
+
+def single_predictions(model: nn.Module, batch: Batch) -> Predictions:
+    """``plain_predictions`` of a padded batch, each of its rows computed alone."""
+    return _row_by_row(_single_logits(model, batch), None, batch)
+
+
+def _loss_of(chosen: torch.Tensor, batch: Batch) -> Loss:
+    total = _weighted(functional.cross_entropy(chosen, batch.targets, reduction="none"), batch.weights).sum()
+    correct = chosen.detach().argmax(dim=1) == batch.targets
+    return Loss(total, {ACCURACY: _weighted(correct, batch.weights).sum()})
+
+
+def _log_probs_of(chosen: torch.Tensor, batch: Batch) -> torch.Tensor:
     return chosen.gather(1, batch.targets.unsqueeze(1)).squeeze(1) - chosen.logsumexp(dim=1)
+
+
+def _chosen_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Logits at the batch's positions. Shape (targets, vocabulary)."""
+    logits = model(**batch.inputs).logits
+    return logits.reshape(-1, logits.shape[-1])[batch.positions].float()
+
+
+def _single_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The same, row by row without their padding."""
+    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+    width, found = ids.shape[1], []
+    for row, length in enumerate(mask.sum(dim=1).tolist()):
+        mine = batch.positions[(batch.positions >= row * width) & (batch.positions < (row + 1) * width)]
+        inputs = {"input_ids": ids[row : row + 1, :length], "attention_mask": mask[row : row + 1, :length]}
+        found.append(model(**inputs, use_cache=False).logits[0, mine - row * width].float())
+    return torch.cat(found)
 
 
 def keeps_chosen_logits(model: Any) -> bool:

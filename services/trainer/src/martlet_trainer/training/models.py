@@ -121,6 +121,17 @@ def _of_the_backbone(info: Mapping[str, Any], model: Any, head: Head) -> Mapping
     return {name: rest(info.get(name)) for name in ("missing_keys", "mismatched_keys")}
 
 
+def save_model(model: Any, directory: Path, base: Path) -> None:
+    """Write a whole model that came from ``base`` so that ``load_model`` reads it: the text model of a model with other parts keeps that one's
+    config, by which it was found.
+    """
+    model.save_pretrained(directory)
+    if files_in(base).config.get("model_type") != model.config.model_type:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
+        config.dtype = model.dtype
+        config.save_pretrained(directory)
+
+
 def _compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     """Make a quantized model compute in a type, whichever one it was stored with, and keep its quantized weights as they are.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,26 @@ def load_adapter(base: Any, directory: Path, dropout: float) -> PeftModel:
     """
     config = read_adapter_config(directory)
     config.lora_dropout = dropout
+    return attach(base, directory, "spec.base_model", is_trainable=True, config=config)
+
+
+def attach(base: Any, directory: Path, field: str, **options: Any) -> PeftModel:
+    """The base model with the adapter on it, all of it: where peft doesn't find a part's place, it says so in a warning alone.
+
+    Args:
+        base: the model underneath.
+        directory: a peft directory.
+        field: the request's field that named the adapter.
+        options: of ``PeftModel.from_pretrained``.
+
+    Raises:
+        FailedPrecondition: the adapter doesn't fit the base model, or not the whole of it does.
+    """
     try:
-        return PeftModel.from_pretrained(base, directory, is_trainable=True, config=config)
-    except (OSError, ValueError, RuntimeError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            return PeftModel.from_pretrained(base, directory, **options)
+    except (OSError, ValueError, RuntimeError, UserWarning) as error:
         raise FailedPrecondition(
-            f"spec.base_model: the adapter doesn't fit its base model: {error}", reason="BAD_ADAPTER"
+            f"{field}: the adapter doesn't fit its base model: {error}", reason="BAD_ADAPTER"
         ) from error

@@ -10,7 +10,7 @@ import torch
 
 from martlet_trainer.config import parse_tuner_options
 from martlet_trainer.training.heads import write_head
-from martlet_trainer.training.models import load_model
+from martlet_trainer.training.models import load_model, save_model
 from martlet_trainer.tuners.base import Companion, TunerInputs
 from martlet_trainer.tuners.freezing import choose_trained
 from martlet_trainer.tuners.options import FullOptions
@@ -40,7 +40,7 @@ class FullTuner:
 
     def save_weights(self, directory: Path) -> None:
         """Write a model directory with float32 weights."""
-        self.model.save_pretrained(directory)
+        save_model(self.model, directory, self._inputs.base_model)
         write_head(self._inputs.head, self.model, directory)
 
     def load_weights(self, directory: Path) -> None:

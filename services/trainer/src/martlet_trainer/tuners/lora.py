@@ -14,7 +14,7 @@ from martlet_trainer.config import TunerConfig
 from martlet_trainer.training.heads import UNQUANTIZED
 from martlet_trainer.training.models import load_model
 from martlet_trainer.tuners.base import TunerInputs
-from martlet_trainer.tuners.peft_tuner import PeftTuner, target_modules
+from martlet_trainer.tuners.peft_tuner import PeftTuner, places
 
 #: Starts that peft makes by itself; all others begin as the default, and are made when there is something to make them of.
 _BY_PEFT = ("gaussian", "orthogonal", "pissa", "olora")
@@ -41,7 +41,7 @@ class LoraTuner(PeftTuner):
             r=tuner.lora_rank,
             lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # type: ignore[arg-type]  fractions work; peft's annotation is too narrow
             lora_dropout=tuner.lora_dropout,
-            target_modules=target_modules(inputs),
+            **places(inputs),
             modules_to_save=list(tuner.modules_to_save) or None,
             use_rslora=tuner.use_rslora,
             use_dora=tuner.use_dora,

@@ -10,7 +10,7 @@ from peft import PeftConfig
 from martlet_trainer.config import parse_tuner_options
 from martlet_trainer.training.models import load_model
 from martlet_trainer.tuners.base import TunerInputs
-from martlet_trainer.tuners.peft_tuner import PeftTuner, target_modules
+from martlet_trainer.tuners.peft_tuner import PeftTuner, places
 
 #: Kinds whose places in a model peft knows by the model's type; all linear layers would be the wrong ones.
 _PLACED_BY_PEFT = ("ia3", "ln_tuning")
@@ -28,9 +28,9 @@ class OtherAdapter(PeftTuner):
         return load_model(inputs.base_model, inputs.placement.dtype, inputs.placement.device, head=inputs.head)
 
     def _adapter_config(self, inputs: TunerInputs) -> PeftConfig:
-        tuner, targets = inputs.config.tuner, target_modules(inputs)
+        tuner, found = inputs.config.tuner, places(inputs)
         return getattr(peft, tuner.facts.peft_config)(
-            target_modules=None if self._kind in _PLACED_BY_PEFT and targets == "all-linear" else targets,
+            **({} if self._kind in _PLACED_BY_PEFT and found["target_modules"] == "all-linear" else found),
             modules_to_save=list(tuner.modules_to_save) or None,
             **self._options,
         )

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from martlet_core.errors import FailedPrecondition, InvalidArgument
+from martlet_inputs.base_models.families import Family, family_of
+from martlet_inputs.base_models.model_files import files_in
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
@@ -57,6 +59,8 @@ class PeftTuner(ABC):
             config.modules_to_save = [*(config.modules_to_save or ()), *own] or None
             if config.target_modules == "all-linear":  # peft would adapt some heads beside training them
                 config.target_modules = _linear_outside(base, new)
+        if family_of_model(inputs).input_gradients:
+            base.enable_input_require_grads()
         try:
             return get_peft_model(base, config)
         except ValueError as error:
@@ -150,10 +154,20 @@ def _apart(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-def target_modules(inputs: TunerInputs) -> str | list[str]:
-    """As peft wants them."""
+def places(inputs: TunerInputs) -> dict[str, Any]:
+    """``target_modules``, and what stays out of them, as peft wants them: what the config says, or all linear layers but for those
+    that the model's family is known to need as they are (``martlet_inputs.base_models.families``).
+    """
     tuner = inputs.config.tuner
     if tuner.target_regex is not None:
-        return tuner.target_regex
-    chosen = tuner.target_modules
-    return "all-linear" if chosen == ("all-linear",) else list(chosen)
+        return {"target_modules": tuner.target_regex}
+    if tuner.target_modules != ("all-linear",):
+        return {"target_modules": list(tuner.target_modules)}
+    family = family_of_model(inputs)
+    found: dict[str, Any] = {"target_modules": list(family.targets) or "all-linear"}
+    return {**found, "exclude_modules": "|".join(family.keep_out)} if family.keep_out else found
+
+
+def family_of_model(inputs: TunerInputs) -> Family:
+    """What is known of the base model's family."""
+    return family_of(str(files_in(inputs.base_model).config.get("model_type", "")))

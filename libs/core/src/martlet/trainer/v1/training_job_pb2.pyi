@@ -77,7 +77,7 @@ class TrainingJob(_message.Message):
     def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., spec: _Optional[_Union[TrainingSpec, _Mapping]] = ..., state: _Optional[_Union[_job_pb2.JobState, str]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., attempt: _Optional[int] = ..., progress: _Optional[_Union[_job_pb2.JobProgress, _Mapping]] = ..., result: _Optional[_Union[TrainingResult, _Mapping]] = ...) -> None: ...
 
 class TrainingSpec(_message.Message):
-    __slots__ = ("base_model", "training_dataset", "validation_dataset", "recipe", "tuner", "hyperparameters", "data", "resources", "checkpoints", "suffix", "recipe_options", "seed", "trackers")
+    __slots__ = ("base_model", "training_dataset", "validation_dataset", "recipe", "tuner", "hyperparameters", "data", "resources", "checkpoints", "suffix", "recipe_options", "seed", "trackers", "training_datasets")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TRAINING_DATASET_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_DATASET_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +91,7 @@ class TrainingSpec(_message.Message):
     RECIPE_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     TRACKERS_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_DATASETS_FIELD_NUMBER: _ClassVar[int]
     base_model: str
     training_dataset: str
     validation_dataset: str
@@ -104,7 +105,8 @@ class TrainingSpec(_message.Message):
     recipe_options: _struct_pb2.Struct
     seed: int
     trackers: _containers.RepeatedCompositeFieldContainer[TrackerConfig]
-    def __init__(self, base_model: _Optional[str] = ..., training_dataset: _Optional[str] = ..., validation_dataset: _Optional[str] = ..., recipe: _Optional[str] = ..., tuner: _Optional[_Union[TunerConfig, _Mapping]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., data: _Optional[_Union[DataConfig, _Mapping]] = ..., resources: _Optional[_Union[ResourceConfig, _Mapping]] = ..., checkpoints: _Optional[_Union[CheckpointConfig, _Mapping]] = ..., suffix: _Optional[str] = ..., recipe_options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., seed: _Optional[int] = ..., trackers: _Optional[_Iterable[_Union[TrackerConfig, _Mapping]]] = ...) -> None: ...
+    training_datasets: _containers.RepeatedCompositeFieldContainer[DatasetSample]
+    def __init__(self, base_model: _Optional[str] = ..., training_dataset: _Optional[str] = ..., validation_dataset: _Optional[str] = ..., recipe: _Optional[str] = ..., tuner: _Optional[_Union[TunerConfig, _Mapping]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., data: _Optional[_Union[DataConfig, _Mapping]] = ..., resources: _Optional[_Union[ResourceConfig, _Mapping]] = ..., checkpoints: _Optional[_Union[CheckpointConfig, _Mapping]] = ..., suffix: _Optional[str] = ..., recipe_options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., seed: _Optional[int] = ..., trackers: _Optional[_Iterable[_Union[TrackerConfig, _Mapping]]] = ..., training_datasets: _Optional[_Iterable[_Union[DatasetSample, _Mapping]]] = ...) -> None: ...
 
 class TrackerConfig(_message.Message):
     __slots__ = ("kind", "project", "run_name", "entity", "tags")
@@ -119,6 +121,18 @@ class TrackerConfig(_message.Message):
     entity: str
     tags: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, kind: _Optional[str] = ..., project: _Optional[str] = ..., run_name: _Optional[str] = ..., entity: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DatasetSample(_message.Message):
+    __slots__ = ("dataset", "count", "share", "name")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    count: int
+    share: float
+    name: str
+    def __init__(self, dataset: _Optional[str] = ..., count: _Optional[int] = ..., share: _Optional[float] = ..., name: _Optional[str] = ...) -> None: ...
 
 class TunerConfig(_message.Message):
     __slots__ = ("kind", "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "use_rslora", "use_dora", "quantization", "options", "init_weights", "target_regex")
@@ -268,7 +282,7 @@ class TrainingResult(_message.Message):
     def __init__(self, fine_tuned_model: _Optional[str] = ..., model_artifact: _Optional[str] = ..., metrics_artifact: _Optional[str] = ..., trained_tokens: _Optional[int] = ..., training_data: _Optional[_Union[DataReport, _Mapping]] = ..., validation_data: _Optional[_Union[DataReport, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., resolved_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., peak_memory_bytes: _Optional[int] = ..., train_seconds: _Optional[float] = ..., device: _Optional[str] = ...) -> None: ...
 
 class DataReport(_message.Message):
-    __slots__ = ("rows_read", "rows_used", "rows_truncated", "rows_refused", "tokens", "loss_tokens", "issues", "format")
+    __slots__ = ("rows_read", "rows_used", "rows_truncated", "rows_refused", "tokens", "loss_tokens", "issues", "format", "sources")
     ROWS_READ_FIELD_NUMBER: _ClassVar[int]
     ROWS_USED_FIELD_NUMBER: _ClassVar[int]
     ROWS_TRUNCATED_FIELD_NUMBER: _ClassVar[int]
@@ -277,6 +291,7 @@ class DataReport(_message.Message):
     LOSS_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ISSUES_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
     rows_read: int
     rows_used: int
     rows_truncated: int
@@ -285,7 +300,22 @@ class DataReport(_message.Message):
     loss_tokens: int
     issues: _containers.RepeatedCompositeFieldContainer[RowIssue]
     format: str
-    def __init__(self, rows_read: _Optional[int] = ..., rows_used: _Optional[int] = ..., rows_truncated: _Optional[int] = ..., rows_refused: _Optional[int] = ..., tokens: _Optional[int] = ..., loss_tokens: _Optional[int] = ..., issues: _Optional[_Iterable[_Union[RowIssue, _Mapping]]] = ..., format: _Optional[str] = ...) -> None: ...
+    sources: _containers.RepeatedCompositeFieldContainer[DatasetCount]
+    def __init__(self, rows_read: _Optional[int] = ..., rows_used: _Optional[int] = ..., rows_truncated: _Optional[int] = ..., rows_refused: _Optional[int] = ..., tokens: _Optional[int] = ..., loss_tokens: _Optional[int] = ..., issues: _Optional[_Iterable[_Union[RowIssue, _Mapping]]] = ..., format: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[DatasetCount, _Mapping]]] = ...) -> None: ...
+
+class DatasetCount(_message.Message):
+    __slots__ = ("name", "dataset", "rows_used", "rows_drawn", "tokens")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    ROWS_USED_FIELD_NUMBER: _ClassVar[int]
+    ROWS_DRAWN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dataset: str
+    rows_used: int
+    rows_drawn: int
+    tokens: int
+    def __init__(self, name: _Optional[str] = ..., dataset: _Optional[str] = ..., rows_used: _Optional[int] = ..., rows_drawn: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class RowIssue(_message.Message):
     __slots__ = ("line", "field", "message", "refused")

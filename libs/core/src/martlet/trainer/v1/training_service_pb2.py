@@ -22,11 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from martlet.common.v1 import job_pb2 as martlet_dot_common_dot_v1_dot_job__pb2
 from martlet.trainer.v1 import training_job_pb2 as martlet_dot_trainer_dot_v1_dot_training__job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)martlet/trainer/v1/training_service.proto\x12\x12martlet.trainer.v1\x1a\x1bmartlet/common/v1/job.proto\x1a%martlet/trainer/v1/training_job.proto\"|\n\x18\x43reateTrainingJobRequest\x12\x35\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x1f.martlet.trainer.v1.TrainingJob\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"%\n\x15GetTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xe5\x01\n\x17ListTrainingJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12+\n\x06states\x18\x03 \x03(\x0e\x32\x1b.martlet.common.v1.JobState\x12G\n\x06labels\x18\x04 \x03(\x0b\x32\x37.martlet.trainer.v1.ListTrainingJobsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"k\n\x18ListTrainingJobsResponse\x12\x36\n\rtraining_jobs\x18\x01 \x03(\x0b\x32\x1f.martlet.trainer.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18\x43\x61ncelTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\'\n\x17PauseTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x18ResumeTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x17WatchTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x66ter_cursor\x18\x02 \x01(\t\"i\n\x1cListTrainingJobEventsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x14\n\x0cnewest_first\x18\x04 \x01(\x08\"U\n\x1eListTrainingCheckpointsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"w\n\x1fListTrainingCheckpointsResponse\x12;\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32&.martlet.trainer.v1.TrainingCheckpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x15ListBaseModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"e\n\x16ListBaseModelsResponse\x12\x32\n\x0b\x62\x61se_models\x18\x01 \x03(\x0b\x32\x1d.martlet.trainer.v1.BaseModel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"k\n\tBaseModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x17\n\x0fparameter_count\x18\x03 \x01(\x03\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\x05\x12\x0f\n\x07license\x18\x05 \x01(\t2\xaf\x08\n\x0fTrainingService\x12\x62\n\x11\x43reateTrainingJob\x12,.martlet.trainer.v1.CreateTrainingJobRequest\x1a\x1f.martlet.trainer.v1.TrainingJob\x12\\\n\x0eGetTrainingJob\x12).martlet.trainer.v1.GetTrainingJobRequest\x1a\x1f.martlet.trainer.v1.TrainingJob\x12m\n\x10ListTrainingJobs\x12+.martlet.trainer.v1.ListTrainingJobsRequest\x1a,.martlet.trainer.v1.ListTrainingJobsResponse\x12\x62\n\x11\x43\x61ncelTrainingJob\x12,.martlet.trainer.v1.CancelTrainingJobRequest\x1a\x1f.martlet.trainer.v1.TrainingJob\x12`\n\x10PauseTrainingJob\x12+.martlet.trainer.v1.PauseTrainingJobRequest\x1a\x1f.martlet.trainer.v1.TrainingJob\x12\x62\n\x11ResumeTrainingJob\x12,.martlet.trainer.v1.ResumeTrainingJobRequest\x1a\x1f.martlet.trainer.v1.TrainingJob\x12^\n\x10WatchTrainingJob\x12+.martlet.trainer.v1.WatchTrainingJobRequest\x1a\x1b.martlet.common.v1.JobEvent0\x01\x12s\n\x15ListTrainingJobEvents\x12\x30.martlet.trainer.v1.ListTrainingJobEventsRequest\x1a(.martlet.common.v1.ListJobEventsResponse\x12\x82\x01\n\x17ListTrainingCheckpoints\x12\x32.martlet.trainer.v1.ListTrainingCheckpointsRequest\x1a\x33.martlet.trainer.v1.ListTrainingCheckpointsResponse\x12g\n\x0eListBaseModels\x12).martlet.trainer.v1.ListBaseModelsRequest\x1a*.martlet.trainer.v1.ListBaseModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)martlet/trainer/v1/training_service.proto\x12\x12martlet.trainer.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bmartlet/common/v1/job.proto\x1a%martlet/trainer/v1/training_job.proto\"|\n\x18\x43reateTrainingJobRequest\x12\x35\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x1f.martlet.trainer.v1.TrainingJob\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"%\n\x15GetTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xe5\x01\n\x17ListTrainingJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12+\n\x06states\x18\x03 \x03(\x0e\x32\x1b.martlet.common.v1.JobState\x12G\n\x06labels\x18\x04 \x03(\x0b\x32\x37.martlet.trainer.v1.ListTrainingJobsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"k\n\x18ListTrainingJobsResponse\x12\x36\n\rtraining_jobs\x18\x01 \x03(\x0b\x32\x1f.martlet.trainer.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18\x43\x61ncelTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\'\n\x17PauseTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x18ResumeTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x17WatchTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x66ter_cursor\x18\x02 \x01(\t\"i\n\x1cListTrainingJobEventsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x14\n\x0cnewest_first\x18\x04 \x01(\x08\"U\n\x1eListTrainingCheckpointsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"w\n\x1fListTrainingCheckpointsResponse\x12;\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32&.martlet.trainer.v1.TrainingCheckpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"R\n\x15ListBaseModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x12\n\nregistered\x18\x03 \x01(\x08\"a\n\x18RegisterBaseModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x15\n\rchat_template\x18\x04 \x01(\t\"#\n\x13GetBaseModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"*\n\x1aUnregisterBaseModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"e\n\x16ListBaseModelsResponse\x12\x32\n\x0b\x62\x61se_models\x18\x01 \x03(\x0b\x32\x1d.martlet.trainer.v1.BaseModel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb3\x01\n\tBaseModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x17\n\x0fparameter_count\x18\x03 \x01(\x03\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\x05\x12\x0f\n\x07license\x18\x05 \x01(\t\x12\x15\n\rchat_template\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xc8\n\n\x0fTrainingService\x12\x62\n\x11\x43reateTrainingJob\x12,.martlet.trainer.v1.CreateTrainingJobRequest\x1a\x1f.martlet.trainer.v1.TrainingJob\x12\\\n\x0eGetTrainingJob\x12).martlet.trainer.v1.GetTrainingJobRequest\x1a\x1f.martlet.trainer.v1.TrainingJob\x12m\n\x10ListTrainingJobs\x12+.martlet.trainer.v1.ListTrainingJobsRequest\x1a,.martlet.trainer.v1.ListTrainingJobsResponse\x12\x62\n\x11\x43\x61ncelTrainingJob\x12,.martlet.trainer.v1.CancelTrainingJobRequest\x1a\x1f.martlet.trainer.v1.TrainingJob\x12`\n\x10PauseTrainingJob\x12+.martlet.trainer.v1.PauseTrainingJobRequest\x1a\x1f.martlet.trainer.v1.TrainingJob\x12\x62\n\x11ResumeTrainingJob\x12,.martlet.trainer.v1.ResumeTrainingJobRequest\x1a\x1f.martlet.trainer.v1.TrainingJob\x12^\n\x10WatchTrainingJob\x12+.martlet.trainer.v1.WatchTrainingJobRequest\x1a\x1b.martlet.common.v1.JobEvent0\x01\x12s\n\x15ListTrainingJobEvents\x12\x30.martlet.trainer.v1.ListTrainingJobEventsRequest\x1a(.martlet.common.v1.ListJobEventsResponse\x12\x82\x01\n\x17ListTrainingCheckpoints\x12\x32.martlet.trainer.v1.ListTrainingCheckpointsRequest\x1a\x33.martlet.trainer.v1.ListTrainingCheckpointsResponse\x12g\n\x0eListBaseModels\x12).martlet.trainer.v1.ListBaseModelsRequest\x1a*.martlet.trainer.v1.ListBaseModelsResponse\x12`\n\x11RegisterBaseModel\x12,.martlet.trainer.v1.RegisterBaseModelRequest\x1a\x1d.martlet.trainer.v1.BaseModel\x12V\n\x0cGetBaseModel\x12\'.martlet.trainer.v1.GetBaseModelRequest\x1a\x1d.martlet.trainer.v1.BaseModel\x12]\n\x13UnregisterBaseModel\x12..martlet.trainer.v1.UnregisterBaseModelRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,36 +37,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LISTTRAININGJOBSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTTRAININGJOBSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=133
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=257
-  _globals['_GETTRAININGJOBREQUEST']._serialized_start=259
-  _globals['_GETTRAININGJOBREQUEST']._serialized_end=296
-  _globals['_LISTTRAININGJOBSREQUEST']._serialized_start=299
-  _globals['_LISTTRAININGJOBSREQUEST']._serialized_end=528
-  _globals['_LISTTRAININGJOBSREQUEST_LABELSENTRY']._serialized_start=483
-  _globals['_LISTTRAININGJOBSREQUEST_LABELSENTRY']._serialized_end=528
-  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_start=530
-  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_end=637
-  _globals['_CANCELTRAININGJOBREQUEST']._serialized_start=639
-  _globals['_CANCELTRAININGJOBREQUEST']._serialized_end=679
-  _globals['_PAUSETRAININGJOBREQUEST']._serialized_start=681
-  _globals['_PAUSETRAININGJOBREQUEST']._serialized_end=720
-  _globals['_RESUMETRAININGJOBREQUEST']._serialized_start=722
-  _globals['_RESUMETRAININGJOBREQUEST']._serialized_end=762
-  _globals['_WATCHTRAININGJOBREQUEST']._serialized_start=764
-  _globals['_WATCHTRAININGJOBREQUEST']._serialized_end=825
-  _globals['_LISTTRAININGJOBEVENTSREQUEST']._serialized_start=827
-  _globals['_LISTTRAININGJOBEVENTSREQUEST']._serialized_end=932
-  _globals['_LISTTRAININGCHECKPOINTSREQUEST']._serialized_start=934
-  _globals['_LISTTRAININGCHECKPOINTSREQUEST']._serialized_end=1019
-  _globals['_LISTTRAININGCHECKPOINTSRESPONSE']._serialized_start=1021
-  _globals['_LISTTRAININGCHECKPOINTSRESPONSE']._serialized_end=1140
-  _globals['_LISTBASEMODELSREQUEST']._serialized_start=1142
-  _globals['_LISTBASEMODELSREQUEST']._serialized_end=1204
-  _globals['_LISTBASEMODELSRESPONSE']._serialized_start=1206
-  _globals['_LISTBASEMODELSRESPONSE']._serialized_end=1307
-  _globals['_BASEMODEL']._serialized_start=1309
-  _globals['_BASEMODEL']._serialized_end=1416
-  _globals['_TRAININGSERVICE']._serialized_start=1419
-  _globals['_TRAININGSERVICE']._serialized_end=2490
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=195
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=319
+  _globals['_GETTRAININGJOBREQUEST']._serialized_start=321
+  _globals['_GETTRAININGJOBREQUEST']._serialized_end=358
+  _globals['_LISTTRAININGJOBSREQUEST']._serialized_start=361
+  _globals['_LISTTRAININGJOBSREQUEST']._serialized_end=590
+  _globals['_LISTTRAININGJOBSREQUEST_LABELSENTRY']._serialized_start=545
+  _globals['_LISTTRAININGJOBSREQUEST_LABELSENTRY']._serialized_end=590
+  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_start=592
+  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_end=699
+  _globals['_CANCELTRAININGJOBREQUEST']._serialized_start=701
+  _globals['_CANCELTRAININGJOBREQUEST']._serialized_end=741
+  _globals['_PAUSETRAININGJOBREQUEST']._serialized_start=743
+  _globals['_PAUSETRAININGJOBREQUEST']._serialized_end=782
+  _globals['_RESUMETRAININGJOBREQUEST']._serialized_start=784
+  _globals['_RESUMETRAININGJOBREQUEST']._serialized_end=824
+  _globals['_WATCHTRAININGJOBREQUEST']._serialized_start=826
+  _globals['_WATCHTRAININGJOBREQUEST']._serialized_end=887
+  _globals['_LISTTRAININGJOBEVENTSREQUEST']._serialized_start=889
+  _globals['_LISTTRAININGJOBEVENTSREQUEST']._serialized_end=994
+  _globals['_LISTTRAININGCHECKPOINTSREQUEST']._serialized_start=996
+  _globals['_LISTTRAININGCHECKPOINTSREQUEST']._serialized_end=1081
+  _globals['_LISTTRAININGCHECKPOINTSRESPONSE']._serialized_start=1083
+  _globals['_LISTTRAININGCHECKPOINTSRESPONSE']._serialized_end=1202
+  _globals['_LISTBASEMODELSREQUEST']._serialized_start=1204
+  _globals['_LISTBASEMODELSREQUEST']._serialized_end=1286
+  _globals['_REGISTERBASEMODELREQUEST']._serialized_start=1288
+  _globals['_REGISTERBASEMODELREQUEST']._serialized_end=1385
+  _globals['_GETBASEMODELREQUEST']._serialized_start=1387
+  _globals['_GETBASEMODELREQUEST']._serialized_end=1422
+  _globals['_UNREGISTERBASEMODELREQUEST']._serialized_start=1424
+  _globals['_UNREGISTERBASEMODELREQUEST']._serialized_end=1466
+  _globals['_LISTBASEMODELSRESPONSE']._serialized_start=1468
+  _globals['_LISTBASEMODELSRESPONSE']._serialized_end=1569
+  _globals['_BASEMODEL']._serialized_start=1572
+  _globals['_BASEMODEL']._serialized_end=1751
+  _globals['_TRAININGSERVICE']._serialized_start=1754
+  _globals['_TRAININGSERVICE']._serialized_end=3106
 # @@protoc_insertion_point(module_scope)

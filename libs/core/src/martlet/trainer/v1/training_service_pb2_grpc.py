@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from martlet.common.v1 import job_pb2 as martlet_dot_common_dot_v1_dot_job__pb2
 from martlet.trainer.v1 import training_job_pb2 as martlet_dot_trainer_dot_v1_dot_training__job__pb2
 from martlet.trainer.v1 import training_service_pb2 as martlet_dot_trainer_dot_v1_dot_training__service__pb2
@@ -87,6 +88,21 @@ class TrainingServiceStub(object):
                 request_serializer=martlet_dot_trainer_dot_v1_dot_training__service__pb2.ListBaseModelsRequest.SerializeToString,
                 response_deserializer=martlet_dot_trainer_dot_v1_dot_training__service__pb2.ListBaseModelsResponse.FromString,
                 _registered_method=True)
+        self.RegisterBaseModel = channel.unary_unary(
+                '/martlet.trainer.v1.TrainingService/RegisterBaseModel',
+                request_serializer=martlet_dot_trainer_dot_v1_dot_training__service__pb2.RegisterBaseModelRequest.SerializeToString,
+                response_deserializer=martlet_dot_trainer_dot_v1_dot_training__service__pb2.BaseModel.FromString,
+                _registered_method=True)
+        self.GetBaseModel = channel.unary_unary(
+                '/martlet.trainer.v1.TrainingService/GetBaseModel',
+                request_serializer=martlet_dot_trainer_dot_v1_dot_training__service__pb2.GetBaseModelRequest.SerializeToString,
+                response_deserializer=martlet_dot_trainer_dot_v1_dot_training__service__pb2.BaseModel.FromString,
+                _registered_method=True)
+        self.UnregisterBaseModel = channel.unary_unary(
+                '/martlet.trainer.v1.TrainingService/UnregisterBaseModel',
+                request_serializer=martlet_dot_trainer_dot_v1_dot_training__service__pb2.UnregisterBaseModelRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer(object):
@@ -158,7 +174,29 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListBaseModels(self, request, context):
-        """Lists the base models known by name.
+        """Lists the base models known by name: the catalogue, or what the tenant registered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterBaseModel(self, request, context):
+        """Gives a model a name that the tenant's jobs may use as `base_model`; the same again is fine. INVALID_ARGUMENT for a name, source, revision or
+        chat template that can't be; NOT_FOUND for an artifact that the tenant doesn't have; ALREADY_EXISTS if the name means another model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBaseModel(self, request, context):
+        """Returns a base model that the tenant registered. NOT_FOUND if there is none of that name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnregisterBaseModel(self, request, context):
+        """Forgets the name of a base model that the tenant registered; files, and models that were trained from it, stay. NOT_FOUND if there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,6 +254,21 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.ListBaseModels,
                     request_deserializer=martlet_dot_trainer_dot_v1_dot_training__service__pb2.ListBaseModelsRequest.FromString,
                     response_serializer=martlet_dot_trainer_dot_v1_dot_training__service__pb2.ListBaseModelsResponse.SerializeToString,
+            ),
+            'RegisterBaseModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterBaseModel,
+                    request_deserializer=martlet_dot_trainer_dot_v1_dot_training__service__pb2.RegisterBaseModelRequest.FromString,
+                    response_serializer=martlet_dot_trainer_dot_v1_dot_training__service__pb2.BaseModel.SerializeToString,
+            ),
+            'GetBaseModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBaseModel,
+                    request_deserializer=martlet_dot_trainer_dot_v1_dot_training__service__pb2.GetBaseModelRequest.FromString,
+                    response_serializer=martlet_dot_trainer_dot_v1_dot_training__service__pb2.BaseModel.SerializeToString,
+            ),
+            'UnregisterBaseModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnregisterBaseModel,
+                    request_deserializer=martlet_dot_trainer_dot_v1_dot_training__service__pb2.UnregisterBaseModelRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -489,6 +542,87 @@ class TrainingService(object):
             '/martlet.trainer.v1.TrainingService/ListBaseModels',
             martlet_dot_trainer_dot_v1_dot_training__service__pb2.ListBaseModelsRequest.SerializeToString,
             martlet_dot_trainer_dot_v1_dot_training__service__pb2.ListBaseModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterBaseModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/martlet.trainer.v1.TrainingService/RegisterBaseModel',
+            martlet_dot_trainer_dot_v1_dot_training__service__pb2.RegisterBaseModelRequest.SerializeToString,
+            martlet_dot_trainer_dot_v1_dot_training__service__pb2.BaseModel.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBaseModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/martlet.trainer.v1.TrainingService/GetBaseModel',
+            martlet_dot_trainer_dot_v1_dot_training__service__pb2.GetBaseModelRequest.SerializeToString,
+            martlet_dot_trainer_dot_v1_dot_training__service__pb2.BaseModel.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnregisterBaseModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/martlet.trainer.v1.TrainingService/UnregisterBaseModel',
+            martlet_dot_trainer_dot_v1_dot_training__service__pb2.UnregisterBaseModelRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,84 @@
+"""The page of architectures, from the JSON of the runs. Imports nothing but the standard library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from environment import ROOT
+from support_page import Footnotes
+
+DATA = ROOT / "docs" / "support" / "models.json"
+PAGE = ROOT / "docs" / "support" / "models.md"
+
+#: Trial -> heading; in the order in which they are made.
+TRIALS: Mapping[str, str] = {
+    "loads": "loads",
+    "trains": "LoRA trains",
+    "reloads": "adapter reads back",
+    "merges": "merges",
+    "generates": "generates",
+}
+_PICTURES = "it reads pictures: transformers makes its text model alone by this class, and then doesn't know the text model's config"
+#: What an architecture is, where that says more than the error that it ends with.
+_WHY: Mapping[str, str] = {
+    "gemma3n": "its vision tower is timm's, which the trainer's environment doesn't hold; its text model (gemma3n_text) trains",
+    "gemma4_assistant": "it drafts for another model, whose hidden states it needs",
+    "gemma4_unified_assistant": "it drafts for another model, whose hidden states it needs",
+    "laguna": "transformers renames shared_experts where it has that name already, and peft then finds no place for that part",
+    "musicgen": "it predicts codes of sound in several books at once, not text",
+    "musicgen_melody": "it predicts codes of sound in several books at once, not text",
+}
+
+_INTRODUCTION = """# Which architectures train
+
+`make support-models` wrote this page: every architecture that transformers has a causal language model of
+(`MODEL_FOR_CAUSAL_LM_MAPPING`) was really tried, on a CPU, on a tiny model with random weights (one layer of each kind, two at least;
+width 64; bytes as tokens), and its outcome is in [models.json](models.json). A test sees to it that the page says what the JSON says, and
+another one tries a few architectures again.
+
+- **loads**: the trainer's loader reads what transformers wrote, from safetensors.
+- **LoRA trains**: recipe `sft`, all linear layers but for those that `families.toml` keeps out; the loss falls over 24 steps.
+- **adapter reads back**: peft and transformers alone, with attention of their own, get the validation loss that the trainer got, to a
+  thousandth, and another one without the adapter.
+- **merges**: by recipe `merge`; the merged model, read back from disk, gives the log-probabilities of the unmerged one, to a thousandth of a
+  nat on average.
+- **generates**: four tokens with the adapter.
+- **without padding**: rows lie end to end in a batch, so that packing is possible. Where this isn't `yes`, batches are padded, which costs
+  time and nothing else; packing is refused.
+
+It shows **that an architecture works, not how good a model is**. Whether vLLM serves it was not asked."""
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """The page."""
+    cells, notes = record["cells"], Footnotes()
+    headings = ["architecture", "class", *TRIALS.values(), "without padding"]
+    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    lines += [_row(name, cell, notes) for name, cell in sorted(cells.items())]
+    whole = sum(all(cell.get(trial) == "yes" for trial in TRIALS) for cell in cells.values())
+    share = f"**{whole} of {len(cells)} architectures ({whole / max(1, len(cells)):.1%}) pass all five.**"
+    why = ["## Remarks", "\n".join(notes.lines())] if notes.lines() else []
+    return "\n\n".join([_INTRODUCTION, share, "\n".join(lines), *why, *_sources(record)]) + "\n"
+
+
+def _row(name: str, cell: Mapping[str, Any], notes: Footnotes) -> str:
+    shown = []
+    for trial in TRIALS:
+        outcome = cell.get(trial, "")
+        if outcome in ("", "yes"):
+            shown.append(outcome + (" (without a cache)" if trial == "generates" and "cache" in cell else ""))
+        else:
+            shown.append(f"no {notes.mark(_WHY.get(name, outcome))}")
+    packs = cell.get("packs", "")
+    shown.append(packs if packs in ("", "yes") else f"padded {notes.mark(packs)}")
+    return f"| `{name}` | {cell['class']} | " + " | ".join(shown) + " |"
+
+
+def _sources(record: Mapping[str, Any]) -> list[str]:
+    if not record["cells"]:
+        return []
+    found = record["machine"]
+    dates = sorted({cell["date"] for cell in record["cells"].values()})
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return [f"Run on {found['cpu']}, {found['cores']} cores, {found['system']}, {' and '.join(dates)}; {versions}."]
