@@ -54,8 +54,8 @@ def test_a_model_that_sees_later_tokens_is_refused(tmp_path: Path, model_type: s
     assert refused.value.reason == "MODEL_NOT_CAUSAL"
 
 
-def test_an_encoder_is_refused_and_the_same_weights_as_a_decoder_train(tmp_path: Path) -> None:
-    config = tiny_config("bert")
+def test_an_encoder_that_is_not_known_as_one_is_found_out(tmp_path: Path) -> None:
+    config = tiny_config("rembert")
     config.is_decoder = False
     base = save_random_model(tmp_path / "encoder", config)
     with pytest.raises(FailedPrecondition, match="is_decoder"):

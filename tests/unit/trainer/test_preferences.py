@@ -265,8 +265,11 @@ def test_what_has_no_meaning_is_refused_at_submission(changes: dict[str, Any], m
 
 def test_learning_rates_are_the_recipes() -> None:
     spec = {"base_model": "m", "training_dataset": "artifacts/a"}
+    required = {"distill": {"teacher_model": "t"}}
     rates = {
-        recipe: parse_training_config({**spec, "recipe": recipe}).resolved().hyperparameters.learning_rate
+        recipe: parse_training_config({**spec, "recipe": recipe, "recipe_options": required.get(recipe, {})})
+        .resolved()
+        .hyperparameters.learning_rate
         for recipe in RECIPES
     }
     assert rates["sft"] == rates["pretrain"] == 2e-4

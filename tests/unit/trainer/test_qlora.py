@@ -17,6 +17,7 @@ from martlet_trainer.recipes import merge
 from martlet_trainer.recipes.training import run
 from martlet_trainer.testing import Recorder, chat_rows, training_spec
 from martlet_trainer.training.models import dequantize, load_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Qwen3MoeConfig
 
@@ -196,7 +197,7 @@ def test_an_adapter_merges_into_what_the_stored_weights_stand_for(
     with torch.no_grad():
         merged = AutoModelForCausalLM.from_pretrained(output.path, dtype=torch.float32)(ids).logits
         base = AutoModelForCausalLM.from_pretrained(stored_dirs[scheme], dtype=torch.float32)
-        unmerged = merge.PeftModel.from_pretrained(base, inputs / "adapter").eval()(ids).logits
+        unmerged = PeftModel.from_pretrained(base, inputs / "adapter").eval()(ids).logits
         bare = load_model(stored_dirs[scheme], torch.float32, torch.device("cpu"))(ids).logits
     assert (merged - unmerged).norm() < 0.15 * (bare - unmerged).norm()
 

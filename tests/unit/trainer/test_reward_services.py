@@ -83,14 +83,19 @@ class Scripted:
         self._server.server_close()
 
 
-def config_of(base: Path, url: str, allowed: Sequence[str], **changes: Any) -> dict[str, Any]:
+def config_of(base: Path, url: str, allowed: Sequence[str], cache: Path, **changes: Any) -> dict[str, Any]:
     """What a worker starts the training's process with."""
     options = {**ROLLOUT_OPTIONS, "rewards": [{"name": "length", "target": 3, "weight": 0.5}]}
     options["reward_services"] = [{"name": "small_letters", "url": url, "weight": 2}]
     numbers = {"max_steps": 6, "learning_rate": 1e-2, **changes.pop("hyperparameters", {})}
     spec = training_spec(recipe="grpo", recipe_options=options, hyperparameters=numbers, **changes)
-    base_model = {"kind": "path", "value": str(base)}
-    return {"spec": spec, "base_model": base_model, "allowed_reward_services": list(allowed)}
+    return {
+        "spec": spec,
+        "base_model": {"kind": "path", "value": str(base), "cache_dir": str(cache)},
+        "hub_datasets": {},
+        "token_cache": str(cache / "tokens"),
+        "allowed_reward_services": list(allowed),
+    }
 
 
 def workdir_of(path: Path, base: Path, **inputs: Any) -> Path:
@@ -107,7 +112,7 @@ def test_a_training_learns_what_the_examples_service_rewards(
 
     def go(name: str, stop_at: int = 0, **inputs: Any) -> tuple[Any, Recorder]:
         report = Recorder()
-        config = config_of(tiny_model_dir, example, [example], hyperparameters={"max_steps": 24})
+        config = config_of(tiny_model_dir, example, [example], tmp_path / "cache", hyperparameters={"max_steps": 24})
         workdir = workdir_of(tmp_path / name, tiny_model_dir, **inputs)
         stop = (lambda: len(report.losses) >= stop_at) if stop_at else never
         return child.run_training(config, workdir, report, stop), report
@@ -129,14 +134,16 @@ def test_each_process_of_a_training_asks(
 ) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     resources = {"device": "cpu", "device_count": 2}
-    config = config_of(tiny_model_dir, example, [example], hyperparameters={"max_steps": 2}, resources=resources)
+    config = config_of(
+        tiny_model_dir, example, [example], tmp_path / "cache", hyperparameters={"max_steps": 2}, resources=resources
+    )
     report = Recorder()
     child.run_training(config, workdir_of(tmp_path / "a", tiny_model_dir), report, never)
     assert all(0 <= report.steps[step]["reward_small_letters"] <= 1 for step in (1, 2))
 
 
 def test_the_worker_too_refuses_what_the_operator_did_not_allow(tmp_path: Path, tiny_model_dir: Path) -> None:
-    config = config_of(tiny_model_dir, "http://127.0.0.1:1/", ["http://127.0.0.1:2/"])
+    config = config_of(tiny_model_dir, "http://127.0.0.1:1/", ["http://127.0.0.1:2/"], tmp_path / "cache")
     with pytest.raises(PermissionDenied, match="MARTLET_ALLOWED_REWARD_SERVICES") as caught:
         child.run_training(config, workdir_of(tmp_path / "a", tiny_model_dir), Recorder(), never)
     assert caught.value.reason == "REWARD_SERVICE_NOT_ALLOWED"

@@ -77,7 +77,7 @@ def test_it_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(make_workdir: M
 @pytest.mark.parametrize(
     ("tuner", "message"),
     [
-        ({"kind": "lara"}, r"spec\.tuner\.kind: is 'lara'; must be one of: lora, qlora, full, lisa, loha"),
+        ({"kind": "lara"}, r"spec\.tuner\.kind: is 'lara'; must be one of: lora, qlora, full, lisa, llamapro"),
         (
             {"kind": "vera", "lora_rank": 4},
             r"lora_rank: is LoRA's, and tuner\.kind is vera; .*: r, d_initial, vera_dropout",

@@ -30,6 +30,7 @@ READ_METHODS: dict[str, tuple[str, ...]] = {
         "ListTrainingJobEvents",
         "ListTrainingCheckpoints",
         "ListBaseModels",
+        "GetBaseModel",
     ),
     "martlet.trainer.v1.MergeService": ("GetMergeJob", "ListMergeJobs"),
     "martlet.quantizer.v1.QuantizationService": (

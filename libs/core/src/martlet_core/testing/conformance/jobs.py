@@ -170,8 +170,9 @@ class Jobs:
     def calls_about(self, name: str) -> dict[str, Callable[[], Awaitable[Any]]]:
         """Each method that takes a job's name, ready to be called with this one."""
         calls: dict[str, Callable[[], Awaitable[Any]]] = {}
+        noun = self.kind.field.partition("_")[0].title()  # others, such as GetBaseModel, are about something else
         for method in self.kind.descriptor.methods:
-            if "name" not in method.input_type.fields_by_name:
+            if "name" not in method.input_type.fields_by_name or noun not in method.name:
                 continue
             if method.server_streaming:
                 calls[method.name] = partial(self.watch, name)
