@@ -75,10 +75,14 @@ Llama (two layers, bytes as tokens), and its outcome is in [methods.json](method
 `yes`: the loss falls over 24 steps (with `grpo` and `rloo`: the reward rises); the same training, stopped half-way and gone on with from its
 checkpoint, ends with the same weights, byte by byte; peft (or transformers) reads the result back, and it says something else than the base
 model; an adapter merges, and the merged model says what the adapter said. It shows **that a combination works, not how good it is**.
-What each recipe does on real data is in [benchmarks/RESULTS.md](../../benchmarks/RESULTS.md).
+`refused`: at submission, with what to do instead; the JSON has the words. What each recipe does on real data is in
+[benchmarks/RESULTS.md](../../benchmarks/RESULTS.md).
 
 Served: replicas take plain LoRA adapters and whole models as they are, and refuse other adapters with the words that tell how to merge them
 (`martlet_core.model_rules`)."""
+
+#: What an outcome begins with where the request isn't taken.
+_REFUSED = "InvalidArgument: spec."
 
 
 def page(record: Mapping[str, Any]) -> str:
@@ -105,6 +109,8 @@ def _cell(outcome: Mapping[str, Any] | None, notes: Footnotes) -> str:
     if outcome is None:
         return "not run"
     trials = {"trains": "trains", "resumes": "resumes exactly", "reads_back": "is read back", "merges": "merges"}
+    if str(outcome["trains"]).startswith(_REFUSED):
+        return "refused"
     bad = [(words, outcome[name]) for name, words in trials.items() if outcome.get(name, "yes") != "yes"]
     if not bad:
         return "yes"

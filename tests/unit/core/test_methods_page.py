@@ -31,6 +31,7 @@ def test_what_failed_is_named_and_has_its_reason_below(methods: ModuleType) -> N
         "sft/lora": good,
         "sft/full": {name: value for name, value in good.items() if name != "merges"},
         "dpo/vera": {**good, "merges": "ValueError: no | way"},
+        "reward/lisa": {"trains": "InvalidArgument: spec.tuner.kind: is lisa", "date": "2026-11-29"},
         "kto/vera": {"trains": "the loss went from 1 to 2", "date": "2026-11-29"},
     }
     machine = {"cpu": "a processor", "cores": 2, "system": "a system"}
@@ -39,5 +40,6 @@ def test_what_failed_is_named_and_has_its_reason_below(methods: ModuleType) -> N
     assert "| `full` | yes | not run |" in page
     assert "not: merges [1]" in page
     assert "not: trains [2]" in page
+    assert page.count("refused") == 2  # the cell, and what it means
     assert "1. ValueError: no \\| way" in page
-    assert f"4 of {len(methods.RECIPES) * len(methods.TUNERS)} cells have been run" in page
+    assert f"5 of {len(methods.RECIPES) * len(methods.TUNERS)} cells have been run" in page

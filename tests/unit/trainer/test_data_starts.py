@@ -174,3 +174,9 @@ def test_loftq_makes_up_for_rounding(tiny_model_dir: Path) -> None:
 def test_starts_that_cannot_be_are_refused_at_submission(tuner: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         parse_training_config({"base_model": "m", "training_dataset": "artifacts/a", "tuner": tuner})
+
+
+def test_a_start_from_gradients_needs_a_loss_that_has_one() -> None:
+    spec = {"base_model": "m", "training_dataset": "artifacts/a", "tuner": {"init_weights": "lora_ga"}}
+    with pytest.raises(InvalidArgument, match=r"init_weights: is lora_ga, .*grpo has none"):
+        parse_training_config({**spec, "recipe": "grpo"})

@@ -22,6 +22,8 @@ _BY_TURNS = ("lisa", "badam")
 _PROJECTING = ("galore_adamw", "apollo_adamw")
 #: Tuners and starts that recipes with a head don't go with.
 _WITHOUT_HEADS = ("lisa", "badam", "llamapro", "longlora", "eva", "lora_ga", "loftq")
+#: Recipes whose loss may have no gradient.
+_BY_REWARDS = ("grpo", "rloo")
 #: Fields that choose modules.
 _TARGET_FIELDS = ("target_modules", "target_regex", "modules_to_save")
 
@@ -89,6 +91,12 @@ def _tuner_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
         yield FieldViolation("tuner.init_weights", text)
     elif tuner.starts_inside_base and tuner.init_weights != "loftq" and (tuner.kind == "qlora" or tuner.use_dora):
         text = f"is {tuner.init_weights}, which needs plain LoRA on unquantized weights; set tuner.kind to lora and use_dora to false"
+        yield FieldViolation("tuner.init_weights", text)
+    if tuner.init_weights == "lora_ga" and config.recipe in _BY_REWARDS:
+        text = (
+            f"is lora_ga, which starts from the gradient of the first batches; {config.recipe} has none where a question's answers are"
+            " worth the same; use eva"
+        )
         yield FieldViolation("tuner.init_weights", text)
     if tuner.kind != "qlora" and _chosen(tuner, "quantization"):
         text = f"has no meaning with tuner.kind {tuner.kind}; leave it out, or set tuner.kind to qlora"

@@ -37,7 +37,8 @@ SMALL_RATES: Mapping[str, float] = {
     "vera": 5e-2,
     "vblora": 1e-1,
     "prompt_tuning": 1e-1,
-    "prefix_tuning": 1e-1,
+    "prefix_tuning": 3e-1,
+    "adalora": 3e-2,
 }
 #: Recipes whose models end in a head, with rows of their own here.
 HEADED = ("sequence_classification", "embedding", "reranker", "token_classification")
