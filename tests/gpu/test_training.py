@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from martlet_core.recipe import StopRequested
-from martlet_trainer.recipes import merge
+from martlet_trainer.recipes import merge, training
 from martlet_trainer.testing import Recorder, chat_rows, save_random_model
 from martlet_trainer.training.batches import collate_padded
 from martlet_trainer.training.computation import Computation, choose_computation
