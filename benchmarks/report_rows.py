@@ -257,7 +257,7 @@ ROWS = (
         ),
     ),
     Row(
-        "recipes on real data, held-out rows, before and after (SmolLM2, LoRA)",
+        "recipes on real data, held-out rows, before and after (SmolLM2; classifiers: MiniLM; LoRA)",
         "recipes",
         "each learns",
         lambda r: "; ".join(f"{name}: {_learned(found)}" for name, found in r["recipes"].items()),
