@@ -178,7 +178,9 @@ def test_a_waiting_job_comes_before_a_later_wish(stage: Stage) -> None:
     stage.leases.take(later, LONG)
     stage.leases.release("first")
     wait_until(lambda: isinstance(stage.leases.take(later, LONG), GpuLease), "the GPU to be given back")
-    assert stage.jobs.get(job_id).state is JobState.SUCCEEDED
+    # It has computed; its GPU is free before its outputs are stored and its end is written.
+    assert stage.jobs.get(job_id).result["visible_gpus"] == "0"
+    wait_until(lambda: stage.jobs.get(job_id).state is JobState.SUCCEEDED, "the job's end")
 
 
 @pytest.mark.parametrize(("ask", "state"), [("request_cancel", "CANCELLED"), ("request_pause", "PAUSED")])
