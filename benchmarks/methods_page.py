@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from environment import ROOT
-from support_page import Footnotes
+from page_parts import Footnotes, where_run
 
 DATA = ROOT / "docs" / "support" / "methods.json"
 PAGE = ROOT / "docs" / "support" / "methods.md"
@@ -96,7 +96,7 @@ def page(record: Mapping[str, Any]) -> str:
     whole = len(RECIPES) * len(TUNERS)
     count = "" if len(cells) == whole else f"**{len(cells)} of {whole} cells have been run.**"
     why = ["## Remarks", "\n".join(notes.lines())] if notes.lines() else []
-    parts = [_INTRODUCTION, count, "\n".join(lines), *why, *_sources(record)]
+    parts = [_INTRODUCTION, count, "\n".join(lines), *why, *where_run(record)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -115,12 +115,3 @@ def _cell(outcome: Mapping[str, Any] | None, notes: Footnotes) -> str:
     if not bad:
         return "yes"
     return "; ".join(f"not: {words} {notes.mark(why)}" for words, why in bad)
-
-
-def _sources(record: Mapping[str, Any]) -> list[str]:
-    if not record["cells"]:
-        return []
-    found = record["machine"]
-    dates = sorted({cell["date"] for cell in record["cells"].values()})
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return [f"Run on {found['cpu']}, {found['cores']} cores, {found['system']}, {' and '.join(dates)}; {versions}."]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from environment import ROOT
-from support_page import Footnotes
+from page_parts import Footnotes, where_run
 
 DATA = ROOT / "docs" / "support" / "models.json"
 PAGE = ROOT / "docs" / "support" / "models.md"
@@ -59,7 +59,7 @@ def page(record: Mapping[str, Any]) -> str:
     whole = sum(all(cell.get(trial) == "yes" for trial in TRIALS) for cell in cells.values())
     share = f"**{whole} of {len(cells)} architectures ({whole / max(1, len(cells)):.1%}) pass all five.**"
     why = ["## Remarks", "\n".join(notes.lines())] if notes.lines() else []
-    return "\n\n".join([_INTRODUCTION, share, "\n".join(lines), *why, *_sources(record)]) + "\n"
+    return "\n\n".join([_INTRODUCTION, share, "\n".join(lines), *why, *where_run(record)]) + "\n"
 
 
 def _row(name: str, cell: Mapping[str, Any], notes: Footnotes) -> str:
@@ -73,12 +73,3 @@ def _row(name: str, cell: Mapping[str, Any], notes: Footnotes) -> str:
     packs = cell.get("packs", "")
     shown.append(packs if packs in ("", "yes") else f"padded {notes.mark(packs)}")
     return f"| `{name}` | {cell['class']} | " + " | ".join(shown) + " |"
-
-
-def _sources(record: Mapping[str, Any]) -> list[str]:
-    if not record["cells"]:
-        return []
-    found = record["machine"]
-    dates = sorted({cell["date"] for cell in record["cells"].values()})
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return [f"Run on {found['cpu']}, {found['cores']} cores, {found['system']}, {' and '.join(dates)}; {versions}."]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from environment import ROOT
+from page_parts import Footnotes
 
 DATA = ROOT / "docs" / "support" / "quantization.json"
 PAGE = ROOT / "docs" / "support" / "quantization.md"
@@ -85,24 +86,6 @@ What was written, served by vLLM's CPU build as the replica would: its arguments
 `yes`: it wrote eight tokens and scored held-out text, and its perplexity there, beside the unquantized model's in vLLM, is at most 1.25
 times what the quantizer measured. SmolLM2 was served by the replica's own engine class, in a server process; the tiny models by vLLM's
 `LLM` in forks of a process that has imported vLLM. GGUF files are for llama.cpp: no engine of Martlet serves them."""
-
-
-class Footnotes:
-    """Numbered remarks; the same remark gets the same number."""
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-
-    def mark(self, text: str) -> str:
-        """The mark of a remark."""
-        shown = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
-        if shown not in self._texts:
-            self._texts.append(shown)
-        return f"[{self._texts.index(shown) + 1}]"
-
-    def lines(self) -> list[str]:
-        """All of them, in order."""
-        return [f"{number}. {text}" for number, text in enumerate(self._texts, start=1)]
 
 
 def page(record: Mapping[str, Any]) -> str:

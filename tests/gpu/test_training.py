@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from martlet_core.recipe import StopRequested
-from martlet_trainer.recipes import merge, training
+from martlet_trainer.recipes import merge, method
 from martlet_trainer.testing import Recorder, chat_rows, save_random_model
 from martlet_trainer.training.batches import collate_padded
 from martlet_trainer.training.computation import Computation, choose_computation
@@ -107,7 +107,7 @@ def test_padded_packed_and_end_to_end_give_the_same_losses(
         isolates_rows=False,
         why_padded="the test wants it",
     )
-    monkeypatch.setattr(training, "choose_computation", lambda *_, **__: padded_batches)
+    monkeypatch.setattr(method, "choose_computation", lambda *_, **__: padded_batches)
     _, padded = train("small", rows, hyperparameters=numbers)
     assert any("the test wants it" in line for line in padded.lines)
     assert end_to_end.losses == pytest.approx(padded.losses, rel=tolerance)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from martlet.trainer.v1.training_job_pb2 import TrainingSpec
-from martlet_cli import swift_arguments, swift_tuners
+from martlet_cli import swift_arguments, swift_table, swift_tuners
 from martlet_cli.__main__ import build_parser, main
 from martlet_core.errors import InvalidArgument
 
@@ -275,8 +275,8 @@ def test_wrong_arguments_are_said_as_they_were_asked_for(
     assert message in printed.err.replace("\n", "")
 
 
-@pytest.mark.parametrize("argument", [a for a in swift_arguments.ARGUMENTS if a.target], ids=lambda a: a.name)
-def test_every_target_is_a_field_of_the_contract(argument: swift_arguments.Argument) -> None:
+@pytest.mark.parametrize("argument", [a for a in swift_table.ARGUMENTS if a.target], ids=lambda a: a.name)
+def test_every_target_is_a_field_of_the_contract(argument: swift_table.Argument) -> None:
     message = TrainingSpec.DESCRIPTOR
     *parents, last = argument.target.split(".")
     if parents == ["recipe_options"]:  # the recipes' own, which the trainer judges

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[3]
 SAMPLE = (
     "bert",
     "bloom",
+    "blt",
     "deepseek_v3",
     "gemma2",
     "gpt2",
@@ -28,6 +29,7 @@ SAMPLE = (
     "opt",
     "qwen3_next",
     "reformer",
+    "xlm",
     "zamba2",
 )
 

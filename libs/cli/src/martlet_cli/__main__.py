@@ -39,7 +39,7 @@ from martlet_cli.commands import (
 from martlet_cli.context import Context, Parser
 from martlet_cli.layout import Layout
 from martlet_cli.output import Output
-from martlet_cli.swift_arguments import NOT_NEEDED
+from martlet_cli.swift_table import NOT_NEEDED
 
 _GROUPS = (
     platform,

@@ -34,8 +34,10 @@ _OTHER_HEAD = "BASE_HAS_OTHER_HEAD"
 
 
 def is_encoder(config: object) -> bool:
-    """Whether a config.json is an encoder's; some of their families have decoders too."""
-    return isinstance(config, dict) and config.get("model_type") in ENCODERS and not config.get("is_decoder")
+    """Whether a config.json is an encoder's; some of their families have decoders too, which say so."""
+    if not isinstance(config, dict) or config.get("model_type") not in ENCODERS:
+        return False
+    return not (config.get("is_decoder") or config.get("causal"))
 
 
 def check_base_task(config: TrainingConfig, base: ModelFiles) -> None:

@@ -70,7 +70,7 @@ def _techniques(context: Context, arguments: argparse.Namespace) -> int:
     if context.output.as_json:
         context.output.json([one.to_dict() for one in measured])
     else:
-        context.output.table(rows, ["technique", *(column.title for column in report.COLUMNS), "served"])
+        context.output.table(rows, report.TITLES)
         context.output.say(f"the report: {escape(str(arguments.out / 'report.html'))}")
     return 1 if any(one.error for one in measured) else 0
 

@@ -37,6 +37,8 @@ COLUMNS = (
     Column("size", "size_bytes", size),
     Column("served tokens/s", "served_tokens_per_second", lambda v: f"{v:.0f}"),
 )
+#: Headings of the table.
+TITLES = ("technique", *(column.title for column in COLUMNS), "served")
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def write(
     """
     directory.mkdir(parents=True, exist_ok=True)
     found = lines(measured, techniques)
-    plots = _plots(found)
+    plots, notes = _plots(found), _notes(found, budget, seeds, about)
     record = {
         **about,
         "budget": asdict(budget),
@@ -121,8 +123,8 @@ def write(
     _put(directory / "report.json", json.dumps(record, indent=2) + "\n")
     for name, svg in plots.items():
         _put(directory / f"{name}.svg", svg + "\n")
-    _put(directory / "report.md", _markdown(found, plots, budget, seeds, about))
-    _put(directory / "report.html", _page(found, plots, budget, seeds, about))
+    _put(directory / "report.md", _markdown(found, plots, notes))
+    _put(directory / "report.html", _page(found, plots, notes))
 
 
 def cells(line: Line) -> dict[str, str]:
@@ -175,15 +177,12 @@ def _notes(found: Sequence[Line], budget: Budget, seeds: Sequence[int], about: M
 def _markdown(
     found: Sequence[Line],
     plots: Mapping[str, str],
-    budget: Budget,
-    seeds: Sequence[int],
-    about: Mapping[str, Any],
+    notes: Sequence[str],
 ) -> str:
-    titles = ["technique", *(column.title for column in COLUMNS), "served"]
-    rows = [[cells(line).get(title, "") for title in titles] for line in found]
-    table = ["| " + " | ".join(titles) + " |", "|" + " --- |" + " ---: |" * (len(titles) - 2) + " --- |"]
+    rows = [[cells(line).get(title, "") for title in TITLES] for line in found]
+    table = ["| " + " | ".join(TITLES) + " |", "|" + " --- |" + " ---: |" * (len(TITLES) - 2) + " --- |"]
     table += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    parts = ["# Techniques compared", *_notes(found, budget, seeds, about), "\n".join(table)]
+    parts = ["# Techniques compared", *notes, "\n".join(table)]
     parts += [f"![{name.replace('-', ' by ')}]({name}.svg)" for name in plots]
     return "\n\n".join(parts) + "\n"
 
@@ -194,20 +193,17 @@ _PAGE_STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 def _page(
     found: Sequence[Line],
     plots: Mapping[str, str],
-    budget: Budget,
-    seeds: Sequence[int],
-    about: Mapping[str, Any],
+    notes: Sequence[str],
 ) -> str:
-    titles = ["technique", *(column.title for column in COLUMNS), "served"]
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    head = "".join(f"<th>{escape(title)}</th>" for title in TITLES)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cells(line).get(title, ''))}</td>" for title in titles) + "</tr>"
+        "<tr>" + "".join(f"<td>{escape(cells(line).get(title, ''))}</td>" for title in TITLES) + "</tr>"
         for line in found
     )
-    notes = "".join(f"<p>{escape(note)}</p>" for note in _notes(found, budget, seeds, about))
+    said = "".join(f"<p>{escape(note)}</p>" for note in notes)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Techniques compared</title><style>{_PAGE_STYLE}</style></head><body><h1>Techniques compared</h1>{notes}"
+        f"<title>Techniques compared</title><style>{_PAGE_STYLE}</style></head><body><h1>Techniques compared</h1>{said}"
         f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         f'<div class="plots">{"".join(plots.values())}</div></body></html>\n'
     )

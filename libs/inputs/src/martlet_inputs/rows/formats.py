@@ -46,6 +46,15 @@ class RowError(ValueError):
         self.message = message
 
 
+def require_text(value: Any, field: str) -> str:
+    """The value, if it is text that isn't blank. RowError otherwise."""
+    if not isinstance(value, str):
+        raise RowError(field, f"is {type(value).__name__}; must be text")
+    if not value.strip():
+        raise RowError(field, "is empty; every row needs text")
+    return value
+
+
 @dataclass(frozen=True)
 class Conversation:
     """A row in the one shape that training knows.

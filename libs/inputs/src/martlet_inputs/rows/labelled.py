@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from martlet_inputs.rows.formats import Conversation, RowError, to_messages
+from martlet_inputs.rows.formats import Conversation, RowError, require_text, to_messages
 from martlet_inputs.rows.kinds import RowKind, conversation_texts
 from martlet_inputs.rows.turns import check_turns
 
@@ -54,15 +54,7 @@ def _read(read_label: Callable[[Any], tuple[Any, ...]], values: Mapping[str, Any
     if name == "messages_label":
         return Labelled(check_turns(to_messages(values, "messages"), "messages", values), labels)
     field = name.removesuffix("_label")
-    return Labelled(_text(values[field], field), labels)
-
-
-def _text(value: Any, field: str) -> str:
-    if not isinstance(value, str):
-        raise RowError(field, f"is {type(value).__name__}; must be text")
-    if not value.strip():
-        raise RowError(field, "is empty; every row needs text")
-    return value
+    return Labelled(require_text(values[field], field), labels)
 
 
 def _class(value: Any, field: str) -> str | int:
@@ -150,7 +142,7 @@ def _read_tagged(values: Mapping[str, Any], name: str) -> Tagged:
     if len(words) != len(tags):
         raise RowError(field, f"has {len(tags)} entries for {len(words)} tokens; every token needs one")
     return Tagged(
-        tuple(_text(word, f"tokens[{index}]") for index, word in enumerate(words)),
+        tuple(require_text(word, f"tokens[{index}]") for index, word in enumerate(words)),
         tuple(_class(tag, f"{field}[{index}]") for index, tag in enumerate(tags)),
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from martlet_inputs.rows.formats import RowError
+from martlet_inputs.rows.formats import RowError, require_text
 from martlet_inputs.rows.kinds import RowKind
 
 
@@ -55,15 +55,27 @@ def _recognise(values: Mapping[str, Any]) -> str | None:
     )
 
 
-def _read(check: Callable[[Ranking, _Fields], None], values: Mapping[str, Any], name: str) -> Ranking:
+def read_ranking(values: Mapping[str, Any]) -> Ranking:
+    """A row of any of the formats, whatever it is for. RowError for one of none, or at fault."""
+    name = _recognise(values)
+    if name is None:
+        raise RowError("", f"has no known format (fields: {', '.join(values)}); use one of: {_described('')}")
+    return _convert(values, name)
+
+
+def _convert(values: Mapping[str, Any], name: str) -> Ranking:
     fields = _FORMATS[name]
     anchor = values[fields.anchor]
-    row = Ranking(
-        _turn(anchor, fields.anchor) if name == "messages_ranking" else _text(anchor, fields.anchor),
+    return Ranking(
+        _turn(anchor, fields.anchor) if name == "messages_ranking" else require_text(anchor, fields.anchor),
         _several(values[fields.positives], fields.positives),
         _several(values.get(fields.negatives) or [], fields.negatives),
         _score(values),
     )
+
+
+def _read(check: Callable[[Ranking, _Fields], None], values: Mapping[str, Any], name: str) -> Ranking:
+    fields, row = _FORMATS[name], _convert(values, name)
     if row.score is not None and len(row.positives) > 1:
         raise RowError(fields.positives, f"has {len(row.positives)} texts for one score; write a row for each")
     check(row, fields)
@@ -73,11 +85,11 @@ def _read(check: Callable[[Ranking, _Fields], None], values: Mapping[str, Any], 
 def _several(value: Any, field: str) -> tuple[str, ...]:
     """One text, a list of texts, or SWIFT's list of conversations of one turn."""
     if isinstance(value, str):
-        return (_text(value, field),)
+        return (require_text(value, field),)
     if not isinstance(value, list):
         raise RowError(field, "must be text, a list of texts, or a list of lists of turns")
     return tuple(
-        _turn(one, f"{field}[{index}]") if isinstance(one, list) else _text(one, f"{field}[{index}]")
+        _turn(one, f"{field}[{index}]") if isinstance(one, list) else require_text(one, f"{field}[{index}]")
         for index, one in enumerate(value)
     )
 
@@ -86,15 +98,7 @@ def _turn(turns: Any, field: str) -> str:
     """The text of a conversation of one turn: it is embedded as it is, with no chat template around it."""
     if not isinstance(turns, list) or len(turns) != 1 or not isinstance(turns[0], Mapping):
         raise RowError(field, "must be a list with one turn, whose content is the text; put instructions into the text")
-    return _text(turns[0].get("content"), f"{field}[0].content")
-
-
-def _text(value: Any, field: str) -> str:
-    if not isinstance(value, str):
-        raise RowError(field, f"is {type(value).__name__}; must be text")
-    if not value.strip():
-        raise RowError(field, "is empty; every row needs text")
-    return value
+    return require_text(turns[0].get("content"), f"{field}[0].content")
 
 
 def _score(values: Mapping[str, Any]) -> float | None:
@@ -153,9 +157,12 @@ def _known(name: str) -> tuple[str, ...]:
     return (fields.anchor, fields.positives, *filter(None, (fields.negatives,)), *_SCORES)
 
 
+def _described(beside: str) -> str:
+    return "; ".join(f"{name} ({fields.anchor}, {fields.positives}{beside})" for name, fields in _FORMATS.items())
+
+
 def _kind(check: Callable[[Ranking, _Fields], None], beside: str) -> RowKind[Ranking]:
-    described = (f"{name} ({fields.anchor}, {fields.positives}{beside})" for name, fields in _FORMATS.items())
-    return RowKind("ranking", "; ".join(described), _recognise, partial(_read, check), _known, _texts)
+    return RowKind("ranking", _described(beside), _recognise, partial(_read, check), _known, _texts)
 
 
 #: Kind of rows by the loss of an embedding model.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from martlet_inputs.rows.formats import RowError
+from martlet_inputs.rows.formats import RowError, require_text
 from martlet_inputs.rows.kinds import RowKind
 
 _FORMATS: Mapping[str, tuple[str, ...]] = {"text": ("text",), "content": ("content",), "messages": ("messages",)}
@@ -21,11 +21,7 @@ def _read(values: Mapping[str, Any], name: str) -> str:
         if not isinstance(text, list) or len(text) != 1 or not isinstance(text[0], Mapping):
             raise RowError("messages", "must be a list with one turn, whose content is the text; or write it as text")
         text = text[0].get("content")
-    if not isinstance(text, str):
-        raise RowError(name, f"is {type(text).__name__}; must be text")
-    if not text.strip():
-        raise RowError(name, "is empty; every row needs text")
-    return text
+    return require_text(text, name)
 
 
 TEXTS: RowKind[str] = RowKind(

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from martlet_core.errors import FailedPrecondition
+from martlet_inputs.rows.ranking import Ranking
 
 from martlet_evaluator import ranking
-from martlet_evaluator.judged_rows import Ranking, read_ranking, read_scored
+from martlet_evaluator.judged_rows import read_ranking, read_scored
 from martlet_evaluator.statistics import Measure, mean_measure
 from martlet_evaluator.suite_options import EmbeddingOptions
 from martlet_evaluator.suites.base import Record, Suite, SuiteRun, pooling
@@ -91,7 +92,7 @@ class Embedding(Suite):
 
     def _similarity(self, row: Ranking, vectors: Mapping[str, np.ndarray]) -> dict[str, float]:
         assert row.score is not None
-        return {"cosine": float(vectors[row.query] @ vectors[row.positives[0]]), "score": row.score}
+        return {"cosine": float(vectors[row.anchor] @ vectors[row.positives[0]]), "score": row.score}
 
     def _retrieval(self, rows: Mapping[int, Ranking], vectors: Mapping[str, np.ndarray]) -> Any:
         corpus = list(dict.fromkeys(text for row in rows.values() for text in (*row.positives, *row.negatives)))
@@ -100,9 +101,9 @@ class Embedding(Suite):
         k = self.options.k
 
         def score(row: Ranking, _: Mapping[str, np.ndarray]) -> dict[str, float]:
-            scores = matrix @ vectors[row.query]
-            if row.query in places and row.query not in row.positives:
-                scores[places[row.query]] = -np.inf  # it isn't to find itself
+            scores = matrix @ vectors[row.anchor]
+            if row.anchor in places and row.anchor not in row.positives:
+                scores[places[row.anchor]] = -np.inf  # it isn't to find itself
             found = ranking.ranks(scores, [places[text] for text in row.positives])
             values = {"recall@1": ranking.recall(found, 1), f"recall@{k}": ranking.recall(found, k)}
             return values | {"mrr": ranking.reciprocal_rank(found), f"ndcg@{k}": ranking.ndcg(found, k)}
@@ -135,5 +136,5 @@ def _ranks(values: Sequence[float]) -> np.ndarray:
 
 def _texts(rows: Mapping[int, Ranking]) -> list[str]:
     """All texts of the rows, each once."""
-    texts = (text for row in rows.values() for text in (row.query, *row.positives, *row.negatives))
+    texts = (text for row in rows.values() for text in (row.anchor, *row.positives, *row.negatives))
     return list(dict.fromkeys(texts))

@@ -25,7 +25,7 @@ class Rerank(Suite):
 
         def call(row: Row) -> Awaitable[Answer]:
             documents = known[row.index]
-            return asked.rerank(documents.query, [*documents.positives, *documents.negatives])
+            return asked.rerank(documents.anchor, [*documents.positives, *documents.negatives])
 
         def score(row: Row, answer: Answer) -> Record:
             scores = answer.data["scores"]

@@ -25,7 +25,7 @@ from martlet_trainer.config import DataConfig, resolve_max_length
 from martlet_trainer.data.encode import RowEncoder
 from martlet_trainer.data.load import encoded_rows
 from martlet_trainer.recipes import RECIPES
-from martlet_trainer.recipes.training import load_method
+from martlet_trainer.recipes.method import load_method
 from martlet_trainer.training.models import context_length, load_tokenizer
 
 

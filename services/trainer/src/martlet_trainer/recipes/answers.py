@@ -6,8 +6,8 @@ import numpy as np
 from martlet_core.errors import InvalidArgument
 
 from martlet_trainer.data.encode import EncodedRow
+from martlet_trainer.recipes.method import Lesson, MethodInputs, computation_on_rows
 from martlet_trainer.recipes.options import RolloutOptions
-from martlet_trainer.recipes.training import Lesson, MethodInputs, computation_on_rows
 from martlet_trainer.rewards import build, by_grader, one_by_one, require_columns, require_items
 from martlet_trainer.training.rollouts import Advantages, Rollouts, rollout_computation
 from martlet_trainer.training.sampling import Sampler

@@ -10,8 +10,8 @@ from martlet_core.errors import InvalidArgument
 from martlet_trainer.config import parse_recipe_options
 from martlet_trainer.data.encode import EncodedRow
 from martlet_trainer.data.examples import EncodedExchange, encode_exchange
+from martlet_trainer.recipes.method import Lesson, Method, MethodInputs, computation_on_rows
 from martlet_trainer.recipes.options import DistillOptions
-from martlet_trainer.recipes.training import Lesson, Method, MethodInputs, computation_on_rows
 from martlet_trainer.training.distillation import Distillation, distillation_computation
 from martlet_trainer.training.sampling import Sampler
 from martlet_trainer.training.teacher import load_teacher

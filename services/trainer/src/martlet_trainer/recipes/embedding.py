@@ -20,8 +20,8 @@ from martlet_trainer.base_tasks import is_encoder
 from martlet_trainer.config import parse_recipe_options
 from martlet_trainer.data.head_examples import encode_neighbours
 from martlet_trainer.recipes.heads import head_lesson
+from martlet_trainer.recipes.method import HeadInputs, Lesson, Method, MethodInputs
 from martlet_trainer.recipes.options import EmbeddingOptions
-from martlet_trainer.recipes.training import HeadInputs, Lesson, Method, MethodInputs
 from martlet_trainer.training.head_batches import HeadBatch, pooled
 from martlet_trainer.training.heads import Head, pooling_in
 from martlet_trainer.training.loss import Loss

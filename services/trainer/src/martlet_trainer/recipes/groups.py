@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from martlet_trainer.data.examples import EncodedGroup, rows_of
-from martlet_trainer.recipes.training import Lesson, MethodInputs, computation_on_rows
+from martlet_trainer.recipes.method import Lesson, MethodInputs, computation_on_rows
 from martlet_trainer.training.checkpoint import read_objective
 from martlet_trainer.training.computation import Computation
 from martlet_trainer.training.preference import GroupLoss, answers_of, group_computation

@@ -5,8 +5,8 @@ from __future__ import annotations
 from martlet_trainer.config import parse_recipe_options
 from martlet_trainer.data.examples import encode_question
 from martlet_trainer.recipes.answers import rollout_lesson
+from martlet_trainer.recipes.method import Lesson, Method, MethodInputs
 from martlet_trainer.recipes.options import GrpoOptions
-from martlet_trainer.recipes.training import Lesson, Method, MethodInputs
 from martlet_trainer.training.rollouts import group_relative
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from martlet_trainer.recipes.training import HeadInputs, Lesson, MethodInputs
+from martlet_trainer.recipes.method import HeadInputs, Lesson, MethodInputs
 from martlet_trainer.training.head_batches import HeadObjective, Score, head_computation
 from martlet_trainer.training.heads import Head
 from martlet_trainer.training.neftune import with_noise

@@ -17,8 +17,8 @@ from martlet_trainer.config import parse_recipe_options
 from martlet_trainer.data.encode import EncodedRow
 from martlet_trainer.data.examples import EncodedGroup, encode_feedback
 from martlet_trainer.recipes.groups import group_lesson
+from martlet_trainer.recipes.method import Lesson, Method, MethodInputs
 from martlet_trainer.recipes.options import KtoOptions
-from martlet_trainer.recipes.training import Lesson, Method, MethodInputs
 from martlet_trainer.training.preference import Answers
 
 _MEASURES = ("kl", "good_reward", "bad_reward", "reward_accuracy")

@@ -65,7 +65,7 @@ def probe(model: Any, texts: Sequence[Sequence[int]], head: Head) -> Probe:
 
 
 def _next_tokens(model: Any, tokens: torch.Tensor) -> Probe:
-    scores = model(input_ids=tokens).logits[0, :-1].float().log_softmax(-1)
+    scores = model(input_ids=tokens, use_cache=False).logits[0, :-1].float().log_softmax(-1)
     return Probe(scores.gather(-1, tokens[0, 1:, None])[:, 0], scores.argmax(-1))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from martlet_trainer.recipes.training import Lesson, MethodInputs, computation_on_rows
+from martlet_trainer.recipes.method import Lesson, MethodInputs, computation_on_rows
 
 
 def next_token_lesson(inputs: MethodInputs) -> Lesson:

@@ -10,8 +10,8 @@ from torch.nn import functional
 from martlet_trainer.config import parse_recipe_options
 from martlet_trainer.data.examples import encode_preference
 from martlet_trainer.recipes.groups import group_lesson
+from martlet_trainer.recipes.method import Lesson, Method, MethodInputs
 from martlet_trainer.recipes.options import OrpoOptions
-from martlet_trainer.recipes.training import Lesson, Method, MethodInputs
 from martlet_trainer.training.preference import PREFERENCE_MEASURES, Answers, preference_measures
 
 

@@ -6,7 +6,7 @@ A text longer than ``max_length`` is cut into pieces, each a row of its own: not
 from __future__ import annotations
 
 from martlet_trainer.data.examples import encode_text
+from martlet_trainer.recipes.method import Method
 from martlet_trainer.recipes.next_token import next_token_lesson
-from martlet_trainer.recipes.training import Method
 
 METHOD = Method(encode_text, next_token_lesson)

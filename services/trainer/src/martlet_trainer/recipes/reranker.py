@@ -10,8 +10,8 @@ from torch.nn import functional
 from martlet_trainer.config import parse_recipe_options
 from martlet_trainer.data.head_examples import encode_documents
 from martlet_trainer.recipes.heads import head_lesson, score_head
+from martlet_trainer.recipes.method import Lesson, Method, MethodInputs
 from martlet_trainer.recipes.options import RerankerOptions
-from martlet_trainer.recipes.training import Lesson, Method, MethodInputs
 from martlet_trainer.training.head_batches import HeadBatch
 from martlet_trainer.training.loss import Loss
 

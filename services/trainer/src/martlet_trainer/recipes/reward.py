@@ -9,8 +9,8 @@ from torch.nn import functional
 from martlet_trainer.config import parse_recipe_options
 from martlet_trainer.data.head_examples import encode_judged_pair
 from martlet_trainer.recipes.heads import head_lesson, score_head
+from martlet_trainer.recipes.method import Lesson, Method, MethodInputs
 from martlet_trainer.recipes.options import RewardModelOptions
-from martlet_trainer.recipes.training import Lesson, Method, MethodInputs
 from martlet_trainer.training.head_batches import HeadBatch
 from martlet_trainer.training.loss import Loss
 from martlet_trainer.training.preference import PREFERENCE_MEASURES, preference_measures

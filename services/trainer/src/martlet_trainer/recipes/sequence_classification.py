@@ -13,8 +13,8 @@ from martlet_trainer.config import parse_recipe_options
 from martlet_trainer.data.head_examples import encode_labelled
 from martlet_trainer.labels import label_id
 from martlet_trainer.recipes.heads import head_lesson
+from martlet_trainer.recipes.method import HeadInputs, Lesson, Method, MethodInputs
 from martlet_trainer.recipes.options import SequenceClassificationOptions
-from martlet_trainer.recipes.training import HeadInputs, Lesson, Method, MethodInputs
 from martlet_trainer.training.head_batches import HeadBatch
 from martlet_trainer.training.heads import Head
 from martlet_trainer.training.loss import Loss

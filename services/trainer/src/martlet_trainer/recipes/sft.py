@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from martlet_trainer.data.examples import encode_conversation
+from martlet_trainer.recipes.method import Method
 from martlet_trainer.recipes.next_token import next_token_lesson
-from martlet_trainer.recipes.training import Method
 
 METHOD = Method(encode_conversation, next_token_lesson)

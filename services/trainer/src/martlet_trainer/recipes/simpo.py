@@ -9,8 +9,8 @@ import torch
 from martlet_trainer.config import parse_recipe_options
 from martlet_trainer.data.examples import encode_preference
 from martlet_trainer.recipes.groups import group_lesson
+from martlet_trainer.recipes.method import Lesson, Method, MethodInputs
 from martlet_trainer.recipes.options import SimpoOptions
-from martlet_trainer.recipes.training import Lesson, Method, MethodInputs
 from martlet_trainer.training.preference import PREFERENCE_MEASURES, Answers, ahead, preference_measures
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from martlet_trainer.data.head_examples import HeadExample, encode_tagged
 from martlet_trainer.labels import label_id
 from martlet_trainer.recipes.heads import head_lesson
-from martlet_trainer.recipes.training import HeadInputs, Lesson, Method, MethodInputs
+from martlet_trainer.recipes.method import HeadInputs, Lesson, Method, MethodInputs
 from martlet_trainer.training.head_batches import HeadBatch
 from martlet_trainer.training.heads import Head
 from martlet_trainer.training.loss import Loss

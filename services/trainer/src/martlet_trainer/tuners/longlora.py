@@ -21,7 +21,7 @@ from martlet_trainer.config import parse_tuner_options
 from martlet_trainer.training.models import load_model
 from martlet_trainer.tuners.base import TunerInputs
 from martlet_trainer.tuners.options import LongloraOptions
-from martlet_trainer.tuners.peft_tuner import PeftTuner
+from martlet_trainer.tuners.peft_tuner import PeftTuner, places
 
 _OWN_FILE = "own_weights.safetensors"
 
@@ -50,7 +50,7 @@ class LongloraTuner(PeftTuner):
             task_type="CAUSAL_LM",
             r=options.r,
             lora_alpha=options.lora_alpha,  # type: ignore[arg-type]  fractions work; peft's annotation is too narrow
-            target_modules="all-linear",
+            **places(inputs),
         )
 
     def _own_weights(self) -> dict[str, torch.nn.Parameter]:
