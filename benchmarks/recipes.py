@@ -112,13 +112,14 @@ def main() -> None:
         prepare_model()
     if any(CASES[recipe].encoder for recipe in arguments.only):
         prepare_encoder()
-    record: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"recipes": {}}
     before = machine()
     todo = [("recipes", name) for name in arguments.only]
     if arguments.tuners is not None:
         todo = [("tuners", name) for name in arguments.tuners or TUNERS]
     for part, name in todo:
         found = measure(name) if part == "recipes" else measure("sft", name)
+        # Read anew each time: another run of this may have added its own.
+        record: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"recipes": {}}
         record.setdefault(part, {})[name] = found
         record |= {
             "machine": before,

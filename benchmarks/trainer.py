@@ -1,11 +1,11 @@
-"""The trainer's sft recipe against a bare TRL script that does the same work: tokens a second and peak memory.
+"""The trainer's sft recipe against a bare TRL script, ms-swift and LLaMA-Factory on the same work: tokens a second and peak memory.
 
-    python benchmarks/trainer.py [--steps 12] [--rounds 3]
+    python benchmarks/trainer.py [--steps 12] [--rounds 3] [--against trl ms-swift llamafactory]
 
-Same model (SmolLM2-135M), rows, batches, LoRA, arithmetic and threads; each side in a process of its own, in alternating order. Timed are
+ms-swift and LLaMA-Factory are installed from PyPI on first use, each in an environment of its own (``trainer_peers.py``). Same model (SmolLM2-135M), rows, batches, LoRA, arithmetic and threads; each side in a process of its own, in alternating order. Timed are
 optimizer steps from the third on, on the wall clock and in CPU seconds (which other work on the machine disturbs less). Tokens are those
-of the rows, padding not counted, and the same on both sides. Two workloads: ``classify`` has one-word answers and a system message that all
-rows share; ``write`` has no system message of its own and answers as long as the headlines are.
+of the rows, padding not counted, and the same on all sides. Two workloads: ``classify`` has one-word answers, ``write`` answers as long as
+the headlines are; all rows of each share a system message.
 """
 
 from __future__ import annotations
@@ -13,29 +13,36 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT, machine, write
+from environment import ROOT, machine, versions_in, write
 from headlines import DATA, LORA_RANK, MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model, prepare_rows
+from martlet_cli.pip_config import base_python, pip_options, uv_environment
+from step_clock import StepClock
 
 RESULTS = ROOT / "benchmarks" / "results" / "trainer.json"
-BATCH_SIZE, LEARNING_RATE, WARM_STEPS = 16, 1e-3, 2
+BATCH_SIZE, LEARNING_RATE, MAX_LENGTH = 16, 1e-3, 2048
 WORKLOADS = ("classify", "write")
+#: What the model's template says to rows without a system message; written out, since the peers' templates say nothing.
+_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+#: Peers that need an environment of their own, by what pip installs for them.
+PEERS = {"ms-swift": "ms-swift==4.6.0", "llamafactory": "llamafactory==0.9.5"}
+_TORCH = "torch==2.13.0"
 
 
 def main() -> None:
-    """Run it, print the table, write the JSON; or, with --side, be one of the two processes."""
+    """Run it, print the table, write the JSON; or, with --side, be one of the processes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--steps", type=int, default=12, help="optimizer steps a run, the first two not timed (default 12)"
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts (default 3)")
+    others = ("trl", *PEERS)
+    parser.add_argument("--against", nargs="+", choices=others, default=list(others), help="default: all")
     parser.add_argument("--side", choices=sorted(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -44,15 +51,40 @@ def main() -> None:
         return
     prepare_model()
     prepare_rows()
+    for peer in PEERS:
+        if peer in options.against:
+            prepare_peer(peer)
+    before = machine()
     measured: dict[str, dict[str, list[dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for workload in WORKLOADS:
             rows = write_rows(Path(scratch) / workload, workload, options.steps * BATCH_SIZE)
-            sides = measured[workload] = {name: [] for name in SIDES}
+            sides = measured[workload] = {name: [] for name in ("martlet", *options.against)}
             for number in range(options.rounds):
-                for name in sorted(SIDES, reverse=bool(number % 2)):
-                    sides[name].append(run_side(name, rows, options.steps))
-    report(measured, options.steps, options.rounds)
+                for name in reversed(sides) if number % 2 else sides:
+                    tokens = sides["martlet"][0]["tokens_per_row"] if sides["martlet"] else 0.0
+                    sides[name].append(run_side(name, rows, options.steps, tokens))
+    report(measured, options.steps, options.rounds, before)
+
+
+def prepare_peer(peer: str) -> None:
+    """Its environment, made on first use."""
+    python = peer_python(peer)
+    if python.exists() and not subprocess.run([str(python), "-c", "import peft"], capture_output=True).returncode:
+        return
+    print(f"installing {PEERS[peer]} into {python.parents[1]} (once)", flush=True)
+    uv, sources = str(ROOT / ".martlet/envs/cli/bin/uv"), uv_environment(pip_options(base_python()), os.environ)
+    subprocess.run([uv, "venv", "--quiet", "--python", base_python(), str(python.parents[1])], env=sources, check=True)
+    into = ["--quiet", "--python", str(python)]
+    subprocess.run([uv, "pip", "install", *into, _TORCH, PEERS[peer]], env=sources, check=True)
+    # PyPI has these for CUDA alone; beside a torch for CPUs they can't be loaded, and take transformers' import down with them.
+    if "+cpu" in versions_in(python, ["torch"])["torch"]:
+        subprocess.run([uv, "pip", "uninstall", *into, "torchvision", "torchaudio"], check=True)
+
+
+def peer_python(peer: str) -> Path:
+    """The interpreter of its environment."""
+    return ROOT / ".martlet" / "envs" / f"bench-{peer}" / "bin" / "python"
 
 
 def write_rows(directory: Path, workload: str, count: int) -> Path:
@@ -64,6 +96,7 @@ def write_rows(directory: Path, workload: str, count: int) -> Path:
             _, headline, answer = row["messages"]
             kind = "sarcastic" if answer["content"] == "yes" else "serious"
             row["messages"] = [
+                {"role": "system", "content": _SYSTEM},
                 {"role": "user", "content": f"Write a {kind} headline."},
                 {"role": "assistant", "content": headline["content"]},
             ]
@@ -72,10 +105,25 @@ def write_rows(directory: Path, workload: str, count: int) -> Path:
     return path
 
 
-def run_side(name: str, rows: Path, steps: int) -> dict[str, float]:
+def run_side(name: str, rows: Path, steps: int, tokens_per_row: float) -> dict[str, float]:
     """One process; what it measured of itself."""
-    command = [str(TRAINER_PYTHON), __file__, "--side", name, "--rows", str(rows), "--steps", str(steps)]
-    # Waiting threads sleep on both sides alike; two processes' worth of spinning threads would measure the scheduler.
+    if name in PEERS:
+        work = {
+            "model": str(MODEL_DIRECTORY),
+            "rows": str(rows),
+            "steps": steps,
+            "batch_size": BATCH_SIZE,
+            "learning_rate": LEARNING_RATE,
+            "lora_rank": LORA_RANK,
+            "max_length": MAX_LENGTH,
+            "tokens_per_row": tokens_per_row,
+        }
+        file = rows.with_name("work.json")
+        file.write_text(json.dumps(work))
+        command = [str(peer_python(name)), str(Path(__file__).with_name("trainer_peers.py")), name, str(file)]
+    else:
+        command = [str(TRAINER_PYTHON), __file__, "--side", name, "--rows", str(rows), "--steps", str(steps)]
+    # Waiting threads sleep on all sides alike; two processes' worth of spinning threads would measure the scheduler.
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -86,27 +134,6 @@ def run_side(name: str, rows: Path, steps: int) -> dict[str, float]:
         flush=True,
     )
     return values
-
-
-class StepClock:
-    """Notes when steps end."""
-
-    def __init__(self) -> None:
-        self._marks: list[tuple[float, float]] = []
-
-    def mark(self) -> None:
-        """A step has ended."""
-        self._marks.append((time.perf_counter(), time.process_time()))
-
-    def values(self, tokens_per_row: float) -> dict[str, float]:
-        """Rates over the timed steps, and the process's peak memory."""
-        first, last = self._marks[WARM_STEPS - 1], self._marks[-1]
-        tokens = (len(self._marks) - WARM_STEPS) * BATCH_SIZE * tokens_per_row
-        return {
-            "tokens_per_second": tokens / (last[0] - first[0]),
-            "tokens_per_cpu_second": tokens / (last[1] - first[1]),
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        }
 
 
 def run_recipe(rows: Path, steps: int) -> dict[str, Any]:
@@ -143,7 +170,7 @@ def run_recipe(rows: Path, steps: int) -> dict[str, Any]:
         result = run(spec, Path(directory), Report(), lambda: False)
     data = result.values["training_data"]
     return {
-        **clock.values(data["tokens"] / data["rows_used"]),
+        **clock.values(BATCH_SIZE, data["tokens"] / data["rows_used"]),
         "tokens_per_row": data["tokens"] / data["rows_used"],
         "last_loss": result.values["metrics"]["train_loss"],
     }
@@ -173,7 +200,8 @@ def run_trl(rows: Path, steps: int) -> dict[str, Any]:
                 max_steps=steps,
                 per_device_train_batch_size=BATCH_SIZE,
                 learning_rate=LEARNING_RATE,
-                lr_scheduler_type="cosine",
+                lr_scheduler_type="linear",
+                warmup_ratio=0.03,
                 logging_steps=1,
                 save_strategy="no",
                 report_to=[],
@@ -194,7 +222,7 @@ def run_trl(rows: Path, steps: int) -> dict[str, Any]:
     lengths = [len(tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]) - 1 for chat in chats]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
-        **clock.values(statistics.mean(lengths)),
+        **clock.values(BATCH_SIZE, statistics.mean(lengths)),
         "tokens_per_row": statistics.mean(lengths),
         "last_loss": losses[-1],
     }
@@ -203,46 +231,49 @@ def run_trl(rows: Path, steps: int) -> dict[str, Any]:
 SIDES = {"martlet": run_recipe, "trl": run_trl}
 
 
-def report(measured: dict[str, dict[str, list[dict[str, float]]]], steps: int, rounds: int) -> None:
+def report(
+    measured: dict[str, dict[str, list[dict[str, float]]]], steps: int, rounds: int, before: dict[str, Any]
+) -> None:
     """Print the table and write the JSON."""
     print(
         f"SmolLM2-135M, LoRA r={LORA_RANK} on all linear layers, float32, batches of {BATCH_SIZE} rows; median of {rounds} rounds"
     )
-    print(f"{'':10} {'tokens/s':>20} {'tokens/CPU-s':>20} {'peak MB':>16}")
-    print(f"{'':10} {'martlet  trl  ratio':>20} {'martlet  trl  ratio':>20} {'martlet  trl  ratio':>20}")
+    print(f"{'':10} {'':13} {'rows/s':>8} {'tokens/s':>9} {'tokens/CPU-s':>13} {'peak MB':>8}   martlet's ratio of tokens/s, of memory")
     summary: dict[str, Any] = {}
     for workload, sides in measured.items():
         median = {
             side: {key: statistics.median(values[key] for values in runs) for key in runs[0]}
             for side, runs in sides.items()
         }
-        ratio = {key: median["martlet"][key] / median["trl"][key] for key in median["trl"]}
-        summary[workload] = {
-            "median": median,
-            "ratio": {key: round(value, 3) for key, value in ratio.items()},
-            "runs": sides,
+        ours = median["martlet"]
+        ratios = {
+            side: {key: round(ours[key] / theirs[key], 3) for key in COMPARED}
+            for side, theirs in median.items()
+            if side != "martlet"
         }
-        cells = [
-            f"{median['martlet'][key]:7.0f} {median['trl'][key]:5.0f} {ratio[key]:6.2f}"
-            for key in ("tokens_per_second", "tokens_per_cpu_second", "peak_memory_mb")
-        ]
-        print(f"{workload:10} " + " ".join(cells))
-    print("aims: tokens/s ratio >= 1.0, peak memory ratio <= 1.02")
-    versions = subprocess.run([str(TRAINER_PYTHON), "-c", _VERSIONS], capture_output=True, text=True, check=True).stdout
+        summary[workload] = {"median": median, "ratio": ratios, "runs": sides}
+        for side, row in median.items():
+            beside = f"{ratios[side]['tokens_per_second']:7.2f} {ratios[side]['peak_memory_mb']:6.2f}" if side in ratios else ""
+            cells = f"{row['rows_per_second']:8.2f} {row['tokens_per_second']:9.0f} {row['tokens_per_cpu_second']:13.0f}"
+            print(f"{workload:10} {side:13} {cells} {row['peak_memory_mb']:8.0f} {beside}")
+    print("aims: tokens/s beside trl >= 1.0, beside ms-swift and llamafactory >= 1.15; peak memory beside trl <= 1.02")
     record = {
         "steps": steps,
         "rounds": rounds,
         "workloads": summary,
-        "machine": machine(),
-        "versions": json.loads(versions),
+        "machine": before,
+        "versions": versions_in(TRAINER_PYTHON, ["torch", "transformers", "trl", "peft", "accelerate"]),
+        "peers": {
+            peer: versions_in(peer_python(peer), ["torch", "transformers", "trl", "peft", "accelerate", peer])
+            for peer in PEERS
+            if peer in next(iter(measured.values()))
+        },
     }
     write(RESULTS, record)
 
 
-_VERSIONS = (
-    "import json; from importlib.metadata import version as v; "
-    "print(json.dumps({n: v(n) for n in ('torch', 'transformers', 'trl', 'peft', 'accelerate')}))"
-)
+#: Numbers of which ratios are told.
+COMPARED = ("rows_per_second", "tokens_per_second", "tokens_per_cpu_second", "peak_memory_mb")
 
 
 if __name__ == "__main__":

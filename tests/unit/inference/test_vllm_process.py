@@ -7,10 +7,12 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from martlet_inference.engines.base import EngineLoad, WholeModel
 from martlet_inference.engines.server import parse_metrics
 from martlet_inference.engines.server_process import ServerProcess, spawn
@@ -144,6 +146,37 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_the_pipe_of_an_ended_server_is_closed_once(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """uvloop closes a descriptor, and then the object that held it: another thread's file may have its number by then."""
+
+    async def drive() -> None:
+        process, output = await spawn([sys.executable, "-c", ""], dict(os.environ))
+        await process.wait()
+        pipe = output.transport.get_extra_info("pipe")
+        output.transport.close()
+        while _is_open(pipe.fileno()):
+            await asyncio.sleep(0)
+        another = os.open(os.devnull, os.O_RDONLY)
+        if another != pipe.fileno():
+            os.dup2(another, pipe.fileno())
+            os.close(another)
+        pipe.close()
+        assert _is_open(pipe.fileno())
+        os.close(pipe.fileno())
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(drive())
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 async def test_stopping_ends_the_whole_group_even_what_ignores_the_request(

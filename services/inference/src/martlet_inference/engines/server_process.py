@@ -77,6 +77,28 @@ class Output:
     transport: asyncio.BaseTransport
 
 
+class _PipeEnd:
+    """A descriptor that an event loop is given, and that is closed once, whichever loop it is.
+
+    asyncio's own loop closes the object. uvloop closes the number, and then the object as well (``UVSocketHandle._close``, 0.23): by then another
+    thread may have been given the number for a file of its own, which would be closed under its hands.
+    """
+
+    def __init__(self, fd: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._fd = fd
+        self._ours = isinstance(loop, asyncio.BaseEventLoop)
+
+    def fileno(self) -> int:
+        """The number."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close it, if the loop doesn't; once."""
+        if self._ours:
+            self._ours = False
+            os.close(self._fd)
+
+
 async def spawn(command_line: Sequence[str], env: Mapping[str, str]) -> tuple[asyncio.subprocess.Process, Output]:
     """Start a process in a group of its own, with its output on a pipe of ours.
 
@@ -100,8 +122,9 @@ async def spawn(command_line: Sequence[str], env: Mapping[str, str]) -> tuple[as
     finally:
         os.close(write_end)
     reader = asyncio.StreamReader(limit=2**20)
-    pipe = os.fdopen(read_end, "rb", buffering=0)
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), _PipeEnd(read_end, loop)
+    )
     return process, Output(reader, transport)
 
 

@@ -86,6 +86,7 @@ class Answer:
     detokenizer: Detokenizer
     stop: StopTexts
     top_logprobs: int | None
+    ends: frozenset[int]
     cache: Any = None
     held: list[TokenLogprobs] = field(default_factory=list)
 
@@ -270,6 +271,7 @@ class Model:
             detokenizer=Detokenizer(lambda tokens: self.tokenizer.decode(tokens, skip_special_tokens=True)),
             stop=StopTexts(request.stop),
             top_logprobs=request.top_logprobs,
+            ends=frozenset() if request.ignore_eos else self._ends,
         )
 
     def _encode(self, request: Request) -> list[int]:
@@ -331,7 +333,7 @@ class Model:
         token = self._next_token(answer)
         answer.tokens.append(token)
         self.tokens_counted += 1
-        if token in self._ends:
+        if token in answer.ends:
             self._finish(answer, answer.stop.add(answer.detokenizer.rest()), "stop")
             return
         text = answer.stop.add(answer.detokenizer.add(token))
@@ -371,7 +373,7 @@ class Model:
         if answer.temperature > 0:
             scores = torch.multinomial(scores.softmax(-1), 1, generator=answer.generator)
         token = int(scores if answer.temperature > 0 else scores.argmax(-1))
-        if answer.top_logprobs is not None and token not in self._ends:
+        if answer.top_logprobs is not None and token not in answer.ends:
             answer.held.append(_logprobs(logits[0].log_softmax(-1), token, answer.top_logprobs))
         return token
 

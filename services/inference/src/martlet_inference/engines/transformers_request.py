@@ -10,7 +10,7 @@ from typing import Any
 from martlet_inference.engines.base import Route
 
 _SAMPLING = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "n", "logprobs"}
-_ANY_ROUTE = _SAMPLING | {"model", "stream", "stream_options", "max_tokens"}
+_ANY_ROUTE = _SAMPLING | {"model", "stream", "stream_options", "max_tokens", "ignore_eos"}
 _CHAT = {"messages", "max_completion_tokens", "top_logprobs", "add_generation_prompt", "continue_final_message"}
 #: Fields that are honoured, by route.
 HONOURED: Mapping[Route, frozenset[str]] = {
@@ -67,6 +67,7 @@ class Request:
         top_logprobs: log-probabilities of the token and so many others; None for none.
         open_turn: a chat's last message is gone on with, instead of a new one begun (``continue_final_message``).
         new_turn: a chat's prompt ends with the beginning of an answer (``add_generation_prompt``).
+        ignore_eos: an answer goes on behind its end, up to ``max_tokens``: for measurements, as vLLM has it.
     """
 
     route: Route
@@ -82,6 +83,7 @@ class Request:
     top_logprobs: int | None
     open_turn: bool = False
     new_turn: bool = True
+    ignore_eos: bool = False
 
     @property
     def chat(self) -> bool:
@@ -115,6 +117,7 @@ def parse(route: Route, body: bytes) -> Request:
         top_logprobs=_top_logprobs(fields, chat),
         open_turn=open_turn,
         new_turn=new_turn,
+        ignore_eos=flag(fields, "ignore_eos", False),
     )
 
 
