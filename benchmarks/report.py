@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from environment import ROOT
-from report_rows import ROWS, Row
+from report_rows import ROWS, Row, has_learned
 
 DIRECTORY = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "benchmarks" / "RESULTS.md"
@@ -25,6 +25,10 @@ def main() -> None:
         *_gateway_table(records.get("gateway")),
         "",
         *_harness_table(records.get("harness")),
+        "",
+        *_learning_table(records.get("recipes"), "recipes"),
+        "",
+        *_learning_table(records.get("recipes"), "tuners"),
         "",
         *_machines(records),
         "",
@@ -76,6 +80,34 @@ def _harness_table(record: Any) -> list[str]:
         )
         cells = [task, found["rows"], *scores, found["same_score"], found["same_answer"], noise]
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def _learning_table(record: Any, part: str) -> list[str]:
+    """What held-out rows say before and after a training, for each recipe, or each tuner with ``sft``."""
+    if record is None or part not in record:
+        return []
+    titles = {
+        "recipes": "Recipes with LoRA of rank 16 on real rows (`recipes`): held-out rows before and after.",
+        "tuners": "Tuners with `sft` on headlines, SmolLM2-135M (`recipes --tuners`): held-out rows before and after, with each tuner's "
+        "default learning rate.",
+    }
+    lines = [
+        titles[part],
+        "",
+        f"| {part[:-1]} | model | rows seen | learning rate | measured | learned |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in record[part].items():
+        measured = ", ".join(
+            f"{measure.removeprefix('valid_').replace('_', ' ')} {row['before']:.3f} -> {row['after']:.3f}"
+            for measure, row in found["measures"].items()
+        )
+        if "majority_accuracy" in found:
+            measured += f" (the commoner label: {found['majority_accuracy']:.3f})"
+        seen = found["steps"] * found["batch"] if "batch" in found else f"{found['steps']} steps"
+        learned = "yes" if has_learned(found) else "**no**"
+        lines.append(f"| `{name}` | {found['model']} | {seen} | {found['learning_rate']:g} | {measured} | {learned} |")
     return lines
 
 

@@ -21,9 +21,10 @@ HOME = ROOT / ".martlet" / "techniques"
 OUT = ROOT / "benchmarks" / "techniques"
 COMMAND = [str(ROOT / ".martlet" / "envs" / "cli" / "bin" / "martlet"), "--home", str(HOME)]
 #: Those of the committed report.
-TECHNIQUES = (
-    "lora rslora dora lora-plus pissa adalora qlora lokr vera ia3 full lisa neftune lora-attention llamapro badam"
-).split()
+TECHNIQUES = [
+    *("lora", "rslora", "dora", "lora-plus", "pissa", "adalora", "qlora", "lokr", "vera", "ia3", "full", "lisa"),
+    *("neftune", "lora-attention", "llamapro", "badam"),
+]
 
 
 def main() -> None:

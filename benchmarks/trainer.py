@@ -2,10 +2,11 @@
 
     python benchmarks/trainer.py [--steps 12] [--rounds 3] [--against trl ms-swift llamafactory]
 
-ms-swift and LLaMA-Factory are installed from PyPI on first use, each in an environment of its own (``trainer_peers.py``). Same model (SmolLM2-135M), rows, batches, LoRA, arithmetic and threads; each side in a process of its own, in alternating order. Timed are
-optimizer steps from the third on, on the wall clock and in CPU seconds (which other work on the machine disturbs less). Tokens are those
-of the rows, padding not counted, and the same on all sides. Two workloads: ``classify`` has one-word answers, ``write`` answers as long as
-the headlines are; all rows of each share a system message.
+ms-swift and LLaMA-Factory are installed from PyPI on first use, each in an environment of its own (``trainer_peers.py``). Same model
+(SmolLM2-135M), rows, batches, LoRA, arithmetic and threads; each side in a process of its own, in alternating order. Timed are optimizer
+steps from the third on, on the wall clock and in CPU seconds (which other work on the machine disturbs less). Tokens are those of the
+rows, padding not counted, and the same on all sides. Two workloads: ``classify`` has one-word answers, ``write`` answers as long as the
+headlines are; all rows of each share a system message.
 """
 
 from __future__ import annotations
@@ -238,7 +239,9 @@ def report(
     print(
         f"SmolLM2-135M, LoRA r={LORA_RANK} on all linear layers, float32, batches of {BATCH_SIZE} rows; median of {rounds} rounds"
     )
-    print(f"{'':10} {'':13} {'rows/s':>8} {'tokens/s':>9} {'tokens/CPU-s':>13} {'peak MB':>8}   martlet's ratio of tokens/s, of memory")
+    print(
+        f"{'':10} {'':13} {'rows/s':>8} {'tokens/s':>9} {'tokens/CPU-s':>13} {'peak MB':>8}   martlet's ratio of tokens/s, of memory"
+    )
     summary: dict[str, Any] = {}
     for workload, sides in measured.items():
         median = {
@@ -253,8 +256,14 @@ def report(
         }
         summary[workload] = {"median": median, "ratio": ratios, "runs": sides}
         for side, row in median.items():
-            beside = f"{ratios[side]['tokens_per_second']:7.2f} {ratios[side]['peak_memory_mb']:6.2f}" if side in ratios else ""
-            cells = f"{row['rows_per_second']:8.2f} {row['tokens_per_second']:9.0f} {row['tokens_per_cpu_second']:13.0f}"
+            beside = (
+                f"{ratios[side]['tokens_per_second']:7.2f} {ratios[side]['peak_memory_mb']:6.2f}"
+                if side in ratios
+                else ""
+            )
+            cells = (
+                f"{row['rows_per_second']:8.2f} {row['tokens_per_second']:9.0f} {row['tokens_per_cpu_second']:13.0f}"
+            )
             print(f"{workload:10} {side:13} {cells} {row['peak_memory_mb']:8.0f} {beside}")
     print("aims: tokens/s beside trl >= 1.0, beside ms-swift and llamafactory >= 1.15; peak memory beside trl <= 1.02")
     record = {

@@ -53,6 +53,8 @@ def test_the_better_answer_gains_on_held_out_rows(make_workdir: MakeWorkdir, rec
     assert metrics["valid_reward_accuracy"] > 0.9
     if recipe == "kto":
         assert metrics["valid_good_reward"] > metrics["valid_bad_reward"]
+        margin = metrics["valid_good_reward"] - metrics["valid_bad_reward"]
+        assert metrics["valid_reward_margin"] == pytest.approx(margin, rel=1e-4)
     else:
         assert metrics["valid_reward_margin"] > report.steps[10]["valid_reward_margin"] - 1e-6
         assert metrics["valid_reward_margin"] > 0

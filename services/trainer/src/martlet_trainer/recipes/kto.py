@@ -21,7 +21,7 @@ from martlet_trainer.recipes.method import Lesson, Method, MethodInputs
 from martlet_trainer.recipes.options import KtoOptions
 from martlet_trainer.training.preference import Answers
 
-_MEASURES = ("kl", "good_reward", "bad_reward", "reward_accuracy")
+_MEASURES = ("kl", "good_reward", "bad_reward", "reward_margin", "reward_accuracy")
 
 
 def _prepare(inputs: MethodInputs) -> Lesson:
@@ -37,11 +37,13 @@ def _prepare(inputs: MethodInputs) -> Lesson:
         weight = torch.where(answers.good, options.desirable_weight, options.undesirable_weight)
         losses = weight * (1.0 - torch.sigmoid(options.beta * sign * (gained - moved)))
         reward, good = options.beta * gained.detach(), answers.good.float()
+        # Means over the rows of a kind: the training divides by all rows.
+        of_good, of_bad = reward * good / good_share, reward * (1.0 - good) / (1.0 - good_share)
         measured = {
             "kl": moved.expand_as(reward),
-            # Means over the rows of a kind: the training divides by all rows.
-            "good_reward": reward * good / good_share,
-            "bad_reward": reward * (1.0 - good) / (1.0 - good_share),
+            "good_reward": of_good,
+            "bad_reward": of_bad,
+            "reward_margin": of_good - of_bad,
             "reward_accuracy": (sign * (gained - moved) > 0).float(),
         }
         return losses, measured

@@ -1,0 +1,151 @@
+"""Packing against micro-batches of single rows and of several: rows a second, and the held-out loss after the same rows.
+
+    python benchmarks/packing.py [--rows 384] [--rounds 1]
+
+SmolLM2-135M, LoRA of rank 16, float32, one epoch of short instructions (LLaMA-Factory's demonstration set, rows of at most 300 characters).
+``single`` has one row a micro-batch, which is what trainers do by default whose batches are padded; ``batch`` has eight, end to end
+without padding; ``packed`` has packs of 512 tokens. Each takes about as many rows an optimizer step. Steps from the third on are timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from environment import ROOT, machine, versions_in, write
+from headlines import LORA_RANK, MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model
+from recipe_data import demonstrations
+
+RESULTS = ROOT / "benchmarks" / "results" / "packing.json"
+_LONGEST = 300  # characters of a row
+_PACK = 512  # tokens
+_HELD_OUT = 96
+#: Settings of a side: ``hyperparameters`` and ``data``.
+SIDES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "single": ({"per_device_batch_size": 1, "gradient_accumulation_steps": 8}, {"max_length": _PACK}),
+    "batch": ({"per_device_batch_size": 8}, {"max_length": _PACK}),
+    "packed": ({"per_device_batch_size": 1}, {"max_length": _PACK, "packing": True}),
+}
+
+
+def main() -> None:
+    """Run it, print the table, write the JSON; or, with --side, be one of the processes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=384, help="rows of the epoch (default 384)")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds, of which the median counts (default 1)")
+    parser.add_argument("--side", choices=sorted(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(train(options.side, options.data)))
+        return
+    prepare_model()
+    before = machine()
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
+    with tempfile.TemporaryDirectory() as scratch:
+        data = write_rows(Path(scratch), options.rows)
+        for number in range(options.rounds):
+            for name in reversed(SIDES) if number % 2 else SIDES:
+                runs[name].append(run_side(name, data))
+    report(runs, options.rows, before)
+
+
+def write_rows(directory: Path, count: int) -> Path:
+    """Short instructions with their answers, to train on and held out."""
+    rows = [row for part in demonstrations("alpaca_en_demo.json") for row in part]
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{row['instruction']}\n{row['input']}".strip()},
+                {"role": "assistant", "content": row["output"]},
+            ]
+        }
+        for row in rows
+        if sum(len(text) for text in row.values()) <= _LONGEST
+    ]
+    if len(chats) < count + _HELD_OUT:
+        raise SystemExit(f"{len(chats)} rows are short, fewer than {count} and {_HELD_OUT}")
+    for name, part in (("training_dataset", chats[_HELD_OUT:][:count]), ("validation_dataset", chats[:_HELD_OUT])):
+        (directory / name).mkdir()
+        (directory / name / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return directory
+
+
+def run_side(name: str, data: Path) -> dict[str, float]:
+    """One process; what it measured of itself."""
+    command = [str(TRAINER_PYTHON), __file__, "--side", name, "--data", str(data)]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
+    values = json.loads(done.stdout.strip().split("\n")[-1])
+    print(f"  {name}: {values['rows_per_second']:.2f} rows/s, loss {values['valid_loss']:.4f}", flush=True)
+    return values
+
+
+def train(side: str, data: Path) -> dict[str, float]:
+    """The recipe as the worker runs it, less the worker."""
+    from martlet_trainer.recipes.training import run
+    from martlet_trainer.testing import Recorder
+    from step_clock import WARM_STEPS, StepClock
+
+    clock = StepClock()
+
+    class Clocked(Recorder):
+        def metrics(self, step: int, total_steps: int, values: Mapping[str, float], *rest: Any, **named: Any) -> None:
+            super().metrics(step, total_steps, values, *rest, **named)
+            if "loss" in values:  # and not those of a validation
+                clock.mark()
+
+    hyperparameters, reading = SIDES[side]
+    spec = {
+        "base_model": MODEL,
+        "training_dataset": "artifacts/rows",
+        "validation_dataset": "artifacts/heldout",
+        "tuner": {"lora_rank": LORA_RANK},
+        "hyperparameters": {"epoch_count": 1, "learning_rate": 5e-4, "precision": "float32", **hyperparameters},
+        "data": dict(reading),
+        "resources": {"device": "cpu"},
+    }
+    report = Clocked()
+    with tempfile.TemporaryDirectory() as directory:
+        inputs = Path(directory) / "inputs"
+        inputs.mkdir()
+        (inputs / "base_model").symlink_to(MODEL_DIRECTORY)
+        for name in ("training_dataset", "validation_dataset"):
+            (inputs / name).symlink_to(data / name)
+        values = run(spec, Path(directory), report, lambda: False).values
+    steps = len(report.losses)
+    read = values["training_data"]
+    found = clock.values(read["rows_used"] / steps, read["tokens"] / read["rows_used"])
+    assert steps > WARM_STEPS
+    return {**found, "rows": read["rows_used"], "valid_loss": values["metrics"]["valid_loss"]}
+
+
+def report(runs: Mapping[str, list[dict[str, float]]], rows: int, before: dict[str, Any]) -> None:
+    """Print the table and write the JSON."""
+    median = {
+        side: {key: statistics.median(values[key] for values in found) for key in found[0]}
+        for side, found in runs.items()
+    }
+    print(f"{'':8} {'rows/s':>8} {'steps':>6} {'held-out loss':>14} {'peak MB':>8}   packed's ratio of rows/s")
+    for side, row in median.items():
+        ratio = median["packed"]["rows_per_second"] / row["rows_per_second"]
+        numbers = (
+            f"{row['rows_per_second']:8.2f} {row['steps']:6.0f} {row['valid_loss']:14.4f} {row['peak_memory_mb']:8.0f}"
+        )
+        print(f"{side:8} {numbers} {ratio:10.2f}")
+    print("aim: packed beside single >= 3.0, with the same held-out loss")
+    versions = versions_in(TRAINER_PYTHON, ["torch", "transformers", "peft"])
+    write(RESULTS, {"rows": rows, "median": median, "runs": runs, "machine": before, "versions": versions})
+
+
+if __name__ == "__main__":
+    main()
