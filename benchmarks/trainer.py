@@ -22,7 +22,6 @@ from typing import Any
 
 from environment import ROOT, machine, versions_in, write
 from headlines import DATA, LORA_RANK, MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model, prepare_rows
-from martlet_cli.pip_config import base_python, pip_options, uv_environment
 from step_clock import StepClock
 
 RESULTS = ROOT / "benchmarks" / "results" / "trainer.json"
@@ -70,6 +69,8 @@ def main() -> None:
 
 def prepare_peer(peer: str) -> None:
     """Its environment, made on first use."""
+    from martlet_cli.pip_config import base_python, pip_options, uv_environment  # which the sides' interpreters lack
+
     python = peer_python(peer)
     if python.exists() and not subprocess.run([str(python), "-c", "import peft"], capture_output=True).returncode:
         return
