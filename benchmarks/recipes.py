@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import tempfile
 from collections import Counter
@@ -34,7 +35,7 @@ from head_data import (
 )
 from headlines import MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model
 from methods_page import NUMBERS, TUNERS, VARIANTS
-from recipe_data import Parts, demonstrations, headline_pairs, headline_verdicts, headlines, sums
+from recipe_data import EXAMPLES, Parts, demonstrations, headline_pairs, headline_verdicts, headlines, sums
 
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.json"
 
@@ -52,6 +53,7 @@ class Case:
         held_out: held-out rows that are looked at.
         options: the recipe's.
         encoder: MiniLM is trained, not SmolLM2.
+        teacher: the recipe whose result teaches; none if empty.
     """
 
     rows: Callable[[], Parts]
@@ -62,6 +64,7 @@ class Case:
     held_out: int = 128
     options: Mapping[str, Any] = field(default_factory=dict)
     encoder: bool = False
+    teacher: str = ""
 
 
 _PAIRS = {"valid_reward_margin": True, "valid_reward_accuracy": True}
@@ -71,6 +74,8 @@ _ANSWERS = {
     "max_completion_length": 32,
     "temperature": 1.0,
 }
+#: Half of the batches are answered by the model itself.
+_TAUGHT = {"teacher_model": MODEL, "lmbda": 0.5, "max_completion_length": 8}
 CASES = {
     "sft": Case(headlines, {"valid_loss": False, "valid_token_accuracy": True}, 2e-4),
     "pretrain": Case(partial(demonstrations, "c4_demo.jsonl"), {"valid_loss": False}, 2e-4, steps=40, held_out=32),
@@ -90,6 +95,7 @@ CASES = {
     ),
     "reranker": Case(instruction_lists, {"valid_accuracy": True, "valid_mrr": True}, 1e-3, encoder=True),
     "reward": Case(headline_pairs, _PAIRS, 1e-4),
+    "distill": Case(headlines, {"valid_loss": False}, 2e-4, options=_TAUGHT, teacher="sft"),
     "rloo": Case(sums, {"valid_reward": True}, 1e-4, steps=40, batch=4, held_out=32, options=_ANSWERS),
 }
 #: Optimizer steps of each tuner's training.
@@ -173,13 +179,22 @@ def untouched(recipe: str) -> dict[str, Any]:
     return trained(recipe, "", {"max_steps": 1, "learning_rate": 1e-12})
 
 
-def trained(recipe: str, tuner: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
+def teacher(recipe: str) -> Path:
+    """The result of a recipe's case, made once."""
+    kept = EXAMPLES / "teachers" / recipe
+    if not kept.is_dir():
+        trained(recipe, "", {"max_steps": CASES[recipe].steps, "learning_rate": CASES[recipe].rate}, kept)
+    return kept
+
+
+def trained(recipe: str, tuner: str, numbers: Mapping[str, Any], kept: Path | None = None) -> dict[str, Any]:
     """One training in a process of its own, and what it measured.
 
     Args:
         recipe: by name.
         tuner: as ``measure`` has it.
         numbers: its hyperparameters, beside the batch.
+        kept: where its result is put; nowhere for None.
     """
     case = CASES[recipe]
     kind = VARIANTS.get(tuner, {"kind": tuner}) if tuner else {"lora_rank": 16}
@@ -188,6 +203,9 @@ def trained(recipe: str, tuner: str, numbers: Mapping[str, Any]) -> dict[str, An
     with tempfile.TemporaryDirectory(prefix="martlet-bench-") as scratch:
         workdir = Path(scratch) / "work"
         lay_out(workdir, rows, held_out, ENCODER_DIRECTORY if case.encoder else MODEL_DIRECTORY)
+        if case.teacher:
+            (workdir / "inputs" / "teacher_model").symlink_to(MODEL_DIRECTORY)
+            (workdir / "inputs" / "teacher_adapter").symlink_to(teacher(case.teacher))
         spec = {
             "recipe": recipe,
             "recipe_options": dict(case.options),
@@ -201,6 +219,8 @@ def trained(recipe: str, tuner: str, numbers: Mapping[str, Any]) -> dict[str, An
         }
         command = [str(TRAINER_PYTHON), __file__, "--train", json.dumps({"spec": spec, "workdir": str(workdir)})]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        if kept is not None:
+            shutil.copytree(workdir / "output" / "model", kept)
     found = {**json.loads(done.stdout.splitlines()[-1]), "rows": len(rows), "held_out_rows": len(held_out)}
     if recipe == "sequence_classification":
         counts = Counter(row["label"] for row in held_out)
