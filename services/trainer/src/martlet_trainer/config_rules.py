@@ -84,6 +84,10 @@ def _tuner_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
         for name in _chosen(tuner, *_LORA_FIELDS):
             text = f"is LoRA's, and tuner.kind is {tuner.kind}; its own are under tuner.options: {own}"
             yield FieldViolation(f"tuner.{name}", text)
+        if not (tuner.facts.chooses_targets or tuner.facts.virtual_tokens):
+            for name in _chosen(tuner, *_TARGET_FIELDS):
+                text = f"has no meaning with tuner.kind {tuner.kind}, which has its places in every layer; leave it out"
+                yield FieldViolation(f"tuner.{name}", text)
     if tuner.facts.virtual_tokens:
         yield from _virtual_token_violations(config)
     if tuner.init_weights == "loftq" and (tuner.kind != "qlora" or tuner.quantization != "nf4" or tuner.use_dora):

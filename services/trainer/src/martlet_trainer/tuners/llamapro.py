@@ -13,14 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from martlet_trainer.training.models import load_model
 from martlet_trainer.tuners.base import TunerInputs
-from martlet_trainer.tuners.blocks import layers_of
+from martlet_trainer.tuners.blocks import OUTPUTS, layers_of
 from martlet_trainer.tuners.full import FullTuner
 from martlet_trainer.tuners.options import LlamaproOptions
 
-#: Layers' last linear maps, by the names that models give them: with zeros there, a layer adds nothing to what passes it.
-_OUTPUTS = frozenset(
-    {"o_proj", "out_proj", "down_proj", "c_proj", "dense", "dense_4h_to_h", "wo", "w2", "fc2", "fc_out", "fc_o"}
-)
 _FIELD = "spec.tuner.options.num_new_blocks"
 
 
@@ -78,7 +74,7 @@ def expanded(base: Any, count: int) -> Any:
     model.generation_config = base.generation_config
     for place in places:
         for name, module in layers_of(model)[place].named_modules():
-            if name.rsplit(".", 1)[-1] in _OUTPUTS and hasattr(module, "weight"):
+            if name.rsplit(".", 1)[-1] in OUTPUTS and hasattr(module, "weight"):
                 for parameter in module.parameters():
                     parameter.zero_()
     _require_same(base, model)
