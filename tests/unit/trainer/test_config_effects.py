@@ -110,6 +110,7 @@ ELSEWHERE: Mapping[str, str] = {
     "suffix": "test_jobs.py::test_result_of_a_training",
     "hyperparameters.learning_rate_schedule": "test_config_effects.py::test_schedules_differ",
     "hyperparameters.gradient_checkpointing": "test_config_effects.py::test_gradient_checkpointing_recomputes",
+    "hyperparameters.use_liger_kernel": "test_liger.py::test_the_model_itself_gets_all_but_the_loss",
     "trackers": "test_jobs.py::test_trackers_are_kept_from_the_training_and_change_nothing_in_it",
     "resources.device": "test_config_effects.py::test_device_decides_where_a_training_runs",
     "resources.sharding": "test_sharding.py::test_spread_weights_train_as_whole_ones_and_go_on_bit_by_bit",
