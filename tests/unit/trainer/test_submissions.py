@@ -195,7 +195,7 @@ async def test_what_goes_on_from_bottlenecks_has_their_options(kit: Kit, named: 
     for tuner, message in (
         ({"kind": "lora"}, r"tuner\.kind: is lora, but .* is an adapter of kind adapter; leave it out"),
         (
-            {"options": {"adapter_length": 8}},
+            {"kind": "adapter", "options": {"adapter_length": 8}},
             r"tuner\.options\.adapter_length: is 8, but .* has 64, which",
         ),
         ({"lora_rank": 4}, r"tuner\.lora_rank: is LoRA's"),
