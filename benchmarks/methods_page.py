@@ -42,6 +42,7 @@ TUNERS: Mapping[str, str] = {
         "merged",
     ),
     **dict.fromkeys(("delora", "ia3", "ln_tuning"), "merged"),
+    "adapter": "no: layers of our own; martlet reads them",
     **dict.fromkeys(("prompt_tuning", "prefix_tuning", "p_tuning"), "no: virtual tokens; peft reads them"),
 }
 
@@ -73,8 +74,9 @@ _INTRODUCTION = """# Which recipe trains with which tuner
 Llama (two layers, bytes as tokens), and its outcome is in [methods.json](methods.json). A test sees to it that the page says what the JSON says.
 
 `yes`: the loss falls over 24 steps (with `grpo` and `rloo`: the reward rises); the same training, stopped half-way and gone on with from its
-checkpoint, ends with the same weights, byte by byte; peft (or transformers) reads the result back, and it says something else than the base
-model; an adapter merges, and the merged model says what the adapter said. It shows **that a combination works, not how good it is**.
+checkpoint, ends with the same weights, byte by byte; peft (or transformers; of `adapter` the trainer's own code) reads the result back, and it
+says something else than the base model; an adapter merges, and the merged model says what the adapter said. It shows **that a combination
+works, not how good it is**.
 `refused`: at submission, with what to do instead; the JSON has the words. What each recipe does on real data is in
 [benchmarks/RESULTS.md](../../benchmarks/RESULTS.md).
 

@@ -12,20 +12,30 @@ from collections.abc import Callable
 from typing import Any
 
 
+def fork(life: Callable[[], object]) -> int:
+    """Start a fork of this process, which does ``life`` and ends, whatever comes of it; returns its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        life()
+    except BaseException:  # noqa: BLE001  # a fork must never go on as its parent would
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 def apart(work: Callable[[], dict[str, Any]], limit_seconds: float) -> dict[str, Any]:
     """What a function returns in a fork of this process, which is killed with its children after a time."""
     read, write = os.pipe()
-    child = os.fork()
-    if not child:
+
+    def told() -> None:
         os.setsid()
-        try:
-            os.write(write, json.dumps(work()).encode())
-        except BaseException:  # noqa: BLE001  # a fork must never go on as its parent would
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
+        os.write(write, json.dumps(work()).encode())
+
+    child = fork(told)
     os.close(write)
     deadline, late = time.monotonic() + limit_seconds, False
     while not os.waitpid(child, os.WNOHANG)[0]:

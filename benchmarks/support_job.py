@@ -13,7 +13,6 @@ import os
 import shutil
 import sys
 import time
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from martlet_core.errors import MartletError
 from martlet_core.recipe import FailedWithResult
 from martlet_quantizer import quantize, step, steps, testing
 from martlet_quantizer.texts import heldout_rows
-from support_fork import apart
+from support_fork import apart, fork
 
 #: Rows of the built-in texts that tiny models are measured on.
 _ROWS = 4
@@ -97,10 +96,12 @@ def run_forked(name: str, arguments: Mapping[str, Any], report: Any, *_: Any, wo
     if "python" in more:
         return steps.run_step(name, arguments, report, lambda: False, workdir=workdir, **more)
     read, write = os.pipe()
-    child = os.fork()
-    if not child:
+
+    def life() -> None:
         os.close(read)
         _be_a_step(name, arguments, write)
+
+    child = fork(life)
     os.close(write)
     try:
         final = steps._listen(read, report, lambda: False)
@@ -111,18 +112,11 @@ def run_forked(name: str, arguments: Mapping[str, Any], report: Any, *_: Any, wo
 
 
 def _be_a_step(name: str, arguments: Mapping[str, Any], fd: int) -> None:
-    """The rest of a forked process's life."""
-    try:
-        file = Path(arguments["scratch"] if "scratch" in arguments else arguments["directory"]).parent / "step.json"
-        file.write_text(json.dumps(arguments))
-        os.environ[steps.REPORT_FD] = str(fd)
-        step.main(["step", name, str(file)])
-    except BaseException:  # noqa: BLE001  # a fork must never go on as its parent would
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    """What a forked process does."""
+    file = Path(arguments["scratch"] if "scratch" in arguments else arguments["directory"]).parent / "step.json"
+    file.write_text(json.dumps(arguments))
+    os.environ[steps.REPORT_FD] = str(fd)
+    step.main(["step", name, str(file)])
 
 
 def _facts(result: Mapping[str, Any], workdir: Path) -> dict[str, Any]:

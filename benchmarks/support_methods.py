@@ -101,7 +101,7 @@ def _merges(tuner: str) -> bool:
     from martlet_trainer.tuners.kinds import KINDS
 
     kind = KINDS[_kind(tuner)]
-    return not (kind.whole_model or kind.virtual_tokens)
+    return not (kind.whole_model or kind.unmergeable)
 
 
 def _kind(tuner: str) -> str:
@@ -181,13 +181,16 @@ def _said(base: Path, result: Path, *, tuned: bool, whole_model: bool = False) -
     import torch
     from martlet_trainer.training.heads import head_in
     from martlet_trainer.training.models import load_model
+    from martlet_trainer.tuners.bottleneck import load_bottlenecks
+    from martlet_trainer.tuners.continued import own_adapter_config
     from peft import PeftModel
 
     head = head_in(result)
     torch.manual_seed(0)  # of a head that the base model lacks
     model = load_model(result if tuned and whole_model else base, torch.float32, torch.device("cpu"), head=head)
     if tuned and not whole_model:
-        model = PeftModel.from_pretrained(model, result)
+        own = own_adapter_config(result)
+        model = load_bottlenecks(model, result) if own else PeftModel.from_pretrained(model, result)
     with torch.no_grad():
         found = model.eval()(torch.tensor([[1, 9, 40, 41, 42, 43, 2, 1, 10, 44, 45]]))
     return found.last_hidden_state if head.task == "embedding" else found.logits

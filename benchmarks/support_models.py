@@ -15,7 +15,6 @@ import os
 import resource
 import signal
 import statistics
-import sys
 import tempfile
 import time
 import traceback
@@ -28,6 +27,7 @@ from typing import Any
 
 from environment import ROOT, machine, versions
 from models_page import DATA, PAGE, TRIALS, page
+from support_fork import fork
 
 STEPS = 24
 LIMIT_SECONDS, LIMIT_BYTES = 180.0, 6 << 30
@@ -102,22 +102,15 @@ def run_apart(names: Sequence[str], processes: int) -> None:
 
 
 def _fork(name: str) -> int:
-    child = os.fork()
-    if child:
-        return child
-    os.setsid()
-    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_BYTES, LIMIT_BYTES))
-    try:
+    def life() -> None:
+        os.setsid()
+        resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_BYTES, LIMIT_BYTES))
         with open(CELLS / f"{name}.log", "w") as log, tempfile.TemporaryDirectory(prefix="martlet-bench-") as scratch:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
             (CELLS / f"{name}.part").write_text(json.dumps(try_architecture(name, Path(scratch))))
-    except BaseException:  # noqa: BLE001  # a fork must never go on as its parent would
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+
+    return fork(life)
 
 
 def _note_end(name: str, seconds: float, *, late: bool) -> None:

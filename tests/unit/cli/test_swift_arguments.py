@@ -129,6 +129,10 @@ def test_every_tuner_can_be_chosen() -> None:
         (["lisa", "--lisa_activated_layers", "3"], {"options": {"activated_layers": 3}}),
         (["llamapro", "--llamapro_num_new_blocks", "2"], {"options": {"num_new_blocks": 2}}),
         (
+            ["adapter", "--adapter_length", "64", "--adapter_act", "relu"],
+            {"options": {"adapter_length": 64, "adapter_act": "relu"}},
+        ),
+        (
             ["full", "--freeze_parameters", "model.a", "model.b"],
             {"options": {"freeze_parameters": ["model.a", "model.b"]}},
         ),

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from martlet_cli.commands import bench as bench_command
+from martlet_cli.context import Parser
 from martlet_cli.techniques import report
 from martlet_cli.techniques.bench import BASE, Budget, Measured, definition
 from martlet_cli.techniques.catalog import chosen, known
@@ -18,6 +20,19 @@ from martlet_core.errors import InvalidArgument
 
 BUDGET = Budget("tiny", "artifacts/a", "artifacts/b", "classification", 10, 4, 1e-3, 64, None)
 NUMBERS = {"accuracy": 0.6, "trained_parameters": 4.9e6, "peak_memory_bytes": 1.5e9, "train_seconds": 100.0}
+
+
+def test_the_table_is_read_when_its_names_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not at every start of the command."""
+    asked: list[None] = []
+    monkeypatch.setattr(bench_command, "known", lambda: asked.append(None) or known())
+    parser = Parser(prog="martlet")
+    commands = parser.add_subparsers()
+    bench_command.add(commands)
+    assert asked == []
+    shown = commands.choices["bench"]._subparsers._group_actions[0].choices["techniques"].format_help()
+    assert "lora-attention" in shown
+    assert asked
 
 
 def test_at_least_twelve_techniques_are_known() -> None:

@@ -74,3 +74,10 @@ def test_virtual_tokens_are_refused_without_the_advice_to_merge(facts: dict[str,
     with pytest.raises(FailedPrecondition, match="virtual tokens") as caught:
         check_plain_lora(PublishedModel("ft:x", "adapter"), facts)
     assert caught.value.reason == "ADAPTER_NOT_SERVED"
+
+
+def test_bottlenecks_are_refused_by_metadata_and_by_file() -> None:
+    with pytest.raises(FailedPrecondition, match=r"is bottlenecks .* train an adapter of kind lora") as caught:
+        check_plain_lora(PublishedModel("ft:x", "adapter"), {"tuner": "adapter", "format": 1, "adapter_length": 128})
+    assert caught.value.reason == "ADAPTER_NOT_SERVED"
+    assert "merge" not in caught.value.message

@@ -58,6 +58,21 @@ SETS: Mapping[str, Mapping[str, Any]] = {
         "gateway": {"autoscaling": {"enabled": False}},
         "podDisruptionBudgets": {"enabled": False},
     },
+    "trackers and rewards": {
+        "trainer": {
+            "allowedRewardServices": ["https://rewards.example.org/score", "rewards.ml.svc:8080"],
+            "trackers": {
+                "kinds": ["tensorboard", "mlflow"],
+                "toolEnv": {"MLFLOW_TRACKING_URI": "http://mlflow.ml.svc:5000"},
+                "existingSecret": "tools",
+                "tensorboardClaim": "boards",
+            },
+        },
+        "networkPolicy": {
+            "rewardServicesTo": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ml"}}}],
+            "trackersTo": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ml"}}}],
+        },
+    },
     "everything else": {
         "gateway": {"ingress": {"enabled": True, "host": "m.example.org", "tlsSecret": "tls", "className": "nginx", "annotations": {"a": "b"}}},
         "models": {"existingClaim": "models"},

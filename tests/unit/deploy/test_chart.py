@@ -113,7 +113,7 @@ def test_every_pod_that_stays_is_probed(rendered: Any, tools: Any) -> None:
             for how in ("grpc", "httpGet", "tcpSocket"):
                 port = probe.get(how, {}).get("port")
                 assert port is None or port in pod.ports.values() or port in pod.ports, pod.owner
-        if pod.component.endswith("-worker"):
+        if pod.component.endswith(("-worker", "-tracker")):
             assert tools.environ(pod.main)["MARTLET_ALIVE_FILE"] in pod.main["livenessProbe"]["exec"]["command"]
 
 
@@ -170,7 +170,7 @@ def test_every_variable_is_a_setting(rendered: Any, tools: Any) -> None:
     for pod in rendered.pods():
         if pod.component == "valkey":
             continue
-        stage = pod.component.removesuffix("-worker").replace("bootstrap", "gateway")
+        stage = pod.component.removesuffix("-worker").removesuffix("-tracker").replace("bootstrap", "gateway")
         settings = SETTINGS[stage]
         known = {f"MARTLET_{name.upper()}{end}" for name in settings.model_fields for end in ("", "_FILE")}
         given = {name for name in tools.environ(pod.main) if name.startswith("MARTLET_")}

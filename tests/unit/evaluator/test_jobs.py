@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from martlet_core.artifacts.store import ContentAddressedStore
 from martlet_core.artifacts.types import PublishedModel
-from martlet_core.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable
+from martlet_core.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from martlet_core.jobs import Job, JobState
 from martlet_core.models import ObjectModelRegistry
 from martlet_core.service_tokens import tenant_of_service_token
@@ -145,6 +145,20 @@ async def test_in_process_targets_are_resolved_for_the_tenant(kit: Kit) -> None:
         "adapter-1": "a1",
     }
     assert prepared.config["models"] == {"in": {"model": "model-1", "adapter": "adapter-1"}}
+
+
+async def test_bottlenecks_are_refused_in_process(kit: Kit) -> None:
+    """Which only the trainer can load, by their model's name and by their artifact."""
+    facts = {"tuner": "adapter", "base_model": kit.artifact("model", {"config.json": "{}"})}
+    artifact = kit.artifact("adapter", {"adapter_config.json": "{}"}, **facts)
+    named = PublishedModel(
+        "ft:x", "adapter", "acme", "a1", base_model=facts["base_model"], metadata={"tuner": "adapter"}
+    )
+    kit.stores.models.publish(named)
+    for model in ("ft:x", artifact):
+        with pytest.raises(FailedPrecondition, match=r"spec\.targets\.0\.model: .* is bottlenecks") as caught:
+            await kit.check(targets=[{"name": "in", "model": model, "engine": "transformers"}])
+        assert caught.value.reason == "ADAPTER_NOT_SERVED"
 
 
 def test_a_jobs_process_gets_a_token_for_its_tenant_and_not_the_internal_one(kit: Kit) -> None:

@@ -150,3 +150,6 @@ async def test_a_model_card_is_hugging_faces_form(gateway: Any, made: Made) -> N
     assert "`c0ffee`" in body
     adapter = await gateway.http().get(f"/v1/martlet/lineage/{TUNED}", params={"form": "card"})
     assert "library_name: peft" in adapter.text
+    own = made.artifact("adapter", "weights", "adapter.bin", metadata={"base_model": BASE, "tuner": "adapter"})
+    card = await gateway.http().get(f"/v1/martlet/lineage/artifacts/{own.id}", params={"form": "card"})
+    assert "library_name: martlet" in card.text

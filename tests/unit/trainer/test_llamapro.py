@@ -11,7 +11,8 @@ import torch
 from martlet_core.errors import InvalidArgument
 from martlet_core.recipe import StopRequested
 from martlet_trainer.recipes.training import run
-from martlet_trainer.testing import Recorder, chat_rows, save_random_model, training_spec
+from martlet_trainer.testing import Recorder, chat_rows, lay_out, save_random_model, training_spec
+from martlet_trainer.testing_architectures import tiny_config
 from martlet_trainer.training.models import load_model
 from martlet_trainer.tuners.llamapro import added_places, expanded
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -86,3 +87,43 @@ def test_places() -> None:
     assert added_places(4, 2) == [2, 5]
     with pytest.raises(InvalidArgument, match=r"num_new_blocks: is 3, .* 4 layers; give one of 1, 2, 4"):
         added_places(4, 3)
+
+
+def text_model_of_another(directory: Path) -> Path:
+    """A model that reads pictures too, of which the trainer loads the text model alone; its files say what the whole is."""
+    config = tiny_config("qwen3_5")
+    save_random_model(directory, config)
+    config.save_pretrained(directory)
+    return directory
+
+
+def test_a_text_model_is_saved_with_its_new_layers(tmp_path: Path) -> None:
+    base = text_model_of_another(tmp_path / "base")
+    workdir = lay_out(tmp_path / "a", base, chat_rows(4))
+    result, _ = train(workdir, max_steps=2)
+    output = result.outputs["model"].path
+    config = AutoConfig.from_pretrained(output)
+    assert (config.model_type, config.get_text_config().num_hidden_layers) == ("qwen3_5", 3)
+    assert len(config.get_text_config().layer_types) == 3
+    model = load_model(output, torch.float32, CPU)
+    own = [layer for place, layer in enumerate(model.model.layers) if place not in added_places(2, 1)]
+    before = load_model(base, torch.float32, CPU).model.layers
+    for mine, theirs in zip(own, before, strict=True):
+        assert all(torch.equal(weight, theirs.get_parameter(name)) for name, weight in mine.named_parameters())
+
+
+def test_a_text_model_is_saved_with_its_new_positions(tmp_path: Path) -> None:
+    """LongLoRA's, which changes the same config in another way."""
+    base = text_model_of_another(tmp_path / "base")
+    spec = {**training_spec(hyperparameters={"max_steps": 1}), "tuner": {"kind": "longlora"}}
+    result = run(spec, lay_out(tmp_path / "a", base, chat_rows(4)), Recorder(), lambda: False)
+    old, new = (AutoConfig.from_pretrained(path) for path in (base, result.outputs["model"].path))
+    assert new.model_type == "qwen3_5"
+    assert new.get_text_config().max_position_embeddings == 4 * old.get_text_config().max_position_embeddings
+    assert new.get_text_config().rope_parameters["rope_type"] == "yarn"
+
+
+def test_layers_that_follow_from_their_places_are_refused(tmp_path: Path) -> None:
+    base = load_model(save_random_model(tmp_path, tiny_config("llama4_text")), torch.float32, CPU)
+    with pytest.raises(InvalidArgument, match="which layers this model has follows from their places; use lora"):
+        expanded(base, 1)

@@ -25,7 +25,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{/* Arguments: root, image (trainer), gpu (count). Images that compute come in two variants, the others in one. */}}
 {{- define "martlet.image" -}}
 {{- $variant := ternary "-cuda" "-cpu" (gt (int .gpu) 0) -}}
-{{- if has .image (list "gateway" "quantizer" "evaluator") }}{{ $variant = "" }}{{ end -}}
+{{- if has .image (list "gateway" "quantizer" "evaluator" "trainer-tracking") }}{{ $variant = "" }}{{ end -}}
 {{ .root.Values.images.repository }}/{{ .image }}:{{ .root.Values.images.tag | default .root.Chart.AppVersion }}{{ $variant }}
 {{- end -}}
 

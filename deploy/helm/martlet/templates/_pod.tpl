@@ -4,7 +4,9 @@ One pod of ours. Arguments:
   image, gpu                image's name; {count, resource, runtimeClassName} or nil
   variantOf                 the gpu that chooses the image's variant where it isn't the pod's own; may be missing
   args                      of the image's entry point
-  environ                   MARTLET_* variables, beside those every service has
+  environ                   variables, beside those every service has
+  environFrom               secret whose keys are variables too; empty or missing: none
+  more                      volumes of its own, as a list of {name, path, source}; may be missing
   secrets                   keys of the secret that it needs
   port, portName            where it listens; port 0: nowhere
   probes                    startupProbe, livenessProbe, readinessProbe as YAML
@@ -125,6 +127,10 @@ env:
   {{- range $name, $value := $environ }}
   - {name: {{ $name }}, value: {{ $value | toString | quote }}}
   {{- end }}
+{{- with .environFrom }}
+envFrom:
+  - secretRef: {name: {{ . }}}
+{{- end }}
 volumeMounts:
   - {name: scratch, mountPath: /var/lib/martlet/scratch}
   - {name: tmp, mountPath: /tmp}
@@ -134,6 +140,9 @@ volumeMounts:
   {{- end }}
   {{- if .values.shmSize }}
   - {name: shm, mountPath: /dev/shm}
+  {{- end }}
+  {{- range .more }}
+  - {name: {{ .name }}, mountPath: {{ .path }}}
   {{- end }}
 {{- end -}}
 
@@ -161,5 +170,9 @@ volumeMounts:
 {{- if .values.shmSize }}
 - name: shm
   emptyDir: {medium: Memory, sizeLimit: {{ .values.shmSize }}}
+{{- end }}
+{{- range .more }}
+- name: {{ .name }}
+  {{- toYaml .source | nindent 2 }}
 {{- end }}
 {{- end -}}

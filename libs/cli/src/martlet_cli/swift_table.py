@@ -88,6 +88,7 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
         Argument("--optim", f"{NUMBERS}.optimizer", str, "by its transformers name (default adamw_torch)"),
         Argument("--torch_dtype", f"{NUMBERS}.precision", str, "default: what the device is fast at", choices=DTYPES),
         Argument("--gradient_checkpointing", f"{NUMBERS}.gradient_checkpointing", boolean, "saves memory, costs time"),
+        Argument("--use_liger_kernel", f"{NUMBERS}.use_liger_kernel", boolean, "Liger's kernels; needs a GPU"),
         Argument("--neftune_noise_alpha", f"{NUMBERS}.neftune_noise_alpha", float, "noise on embeddings (NEFTune)"),
         Argument("--eval_steps", f"{NUMBERS}.eval_steps", int, "steps between validations (default: each epoch)"),
         Argument(

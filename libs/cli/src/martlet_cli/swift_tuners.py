@@ -22,7 +22,8 @@ TUNERS = (
         "vera",
     ),
     *("randlora", "vblora"),
-    *("fourierft", "miss", "shira", "road", "delora", "ia3", "ln_tuning", "prompt_tuning", "prefix_tuning"),
+    *("fourierft", "miss", "shira", "road", "delora", "ia3", "ln_tuning", "adapter", "prompt_tuning"),
+    "prefix_tuning",
     "p_tuning",
 )
 STARTS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva", "lora_ga", "loftq")
@@ -70,6 +71,8 @@ KIND_ARGUMENTS: tuple[Argument, ...] = (
         "--lisa_step_interval", f"{_OPTIONS}.step_interval", int, "lisa: steps until others are drawn (default 20)"
     ),
     Argument("--llamapro_num_new_blocks", f"{_OPTIONS}.num_new_blocks", int, "llamapro: added layers (default 4)"),
+    Argument("--adapter_length", f"{_OPTIONS}.adapter_length", int, "adapter: width of its bottlenecks (default 128)"),
+    Argument("--adapter_act", f"{_OPTIONS}.adapter_act", str, "adapter: activation in them (default gelu)"),
     Argument(
         "--freeze_parameters_ratio", f"{_OPTIONS}.freeze_parameters_ratio", float, "full: share that stays as it is"
     ),

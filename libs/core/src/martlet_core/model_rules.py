@@ -98,6 +98,8 @@ def serves_base(served: str, base_model: str) -> bool:
 
 #: Kinds of adapters that are tokens in front of a request, by the trainer's and by peft's names.
 _VIRTUAL_TOKENS = ("prompt_tuning", "prefix_tuning", "p_tuning")
+#: Kind of the adapters that are the trainer's own layers.
+BOTTLENECKS = "adapter"
 
 
 def check_plain_lora(model: PublishedModel, facts: Mapping[str, Any]) -> None:
@@ -116,6 +118,13 @@ def check_plain_lora(model: PublishedModel, facts: Mapping[str, Any]) -> None:
         raise FailedPrecondition(
             f"The adapter {model.name!r} is virtual tokens ({kind.lower()}), which engines don't take and no weights can hold. Load it "
             "with peft, or train an adapter of kind lora, which is served.",
+            reason="ADAPTER_NOT_SERVED",
+            metadata={"model": model.name, "param": "model"},
+        )
+    if kind.lower() == BOTTLENECKS:
+        raise FailedPrecondition(
+            f"The adapter {model.name!r} is bottlenecks ({BOTTLENECKS}): layers of the trainer's own, which engines don't take and no weights"
+            " can hold. Load it with martlet_trainer.tuners.bottleneck, or train an adapter of kind lora, which is served.",
             reason="ADAPTER_NOT_SERVED",
             metadata={"model": model.name, "param": "model"},
         )

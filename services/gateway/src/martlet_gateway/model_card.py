@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import yaml
+from martlet_core.model_rules import BOTTLENECKS
 
 from martlet_gateway.lineage import Node
 
-_LIBRARIES = {"adapter": "peft"}
 _MOST_SHOWN = 40
 
 
@@ -37,7 +37,7 @@ def _front_matter(
     lineage: Node, bases: Sequence[str], evaluations: Sequence[Mapping[str, Any]], licenses: Mapping[str, str]
 ) -> list[str]:
     found = {licenses[base] for base in bases if licenses.get(base)}
-    front: dict[str, Any] = {"library_name": _LIBRARIES.get(lineage.kind, "transformers")}
+    front: dict[str, Any] = {"library_name": _library(lineage)}
     if bases:
         front["base_model"] = bases[0] if len(bases) == 1 else list(bases)
         relations = {"adapter": "adapter", "merged_model": "merge", "quantized_model": "quantized"}
@@ -48,6 +48,13 @@ def _front_matter(
     if evaluations:
         front["model-index"] = [{"name": lineage.name, "results": [_result(e) for e in evaluations]}]
     return yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip().split("\n")
+
+
+def _library(lineage: Node) -> str:
+    """What loads it."""
+    if lineage.kind != "adapter":
+        return "transformers"
+    return "martlet" if lineage.facts.get("metadata", {}).get("tuner") == BOTTLENECKS else "peft"
 
 
 def _result(evaluation: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from martlet_core.config import refuse
 from martlet_core.errors import FailedPrecondition, FieldViolation, InvalidArgument
+from martlet_core.model_rules import BOTTLENECKS
 
-from martlet_trainer.config import TunerConfig
+from martlet_trainer.config import TrainingConfig, TunerConfig
+from martlet_trainer.config_rules import combination_violations
 from martlet_trainer.tuners.kinds import KINDS
 
 #: Names of modules that a message lists.
@@ -55,20 +58,45 @@ def require_shape(tuner: TunerConfig, adapter: str, shape: Mapping[str, Any]) ->
         raise InvalidArgument(text, reason="ADAPTER_SHAPE", violations=tuple(violations))
 
 
+def as_bottlenecks(config: TrainingConfig, options: Mapping[str, Any]) -> TrainingConfig:
+    """The config of a training that goes on from bottlenecks: their kind and their options, which nothing in it contradicts.
+
+    Args:
+        config: as asked for, before defaults were filled in.
+        options: the bottlenecks'; empty where they aren't known, and nothing is compared.
+
+    Raises:
+        InvalidArgument: with a violation for each field that contradicts, or has no meaning with them.
+    """
+    tuner = config.tuner
+    if "kind" in tuner.model_fields_set and tuner.kind != BOTTLENECKS:
+        text = f"is {tuner.kind}, but {config.base_model} is an adapter of kind {BOTTLENECKS}; leave it out"
+        raise InvalidArgument.field("spec.tuner.kind", text, reason="ADAPTER_SHAPE")
+    for name, value in tuner.options.items():
+        if name in options and value != options[name]:
+            text = f"is {value}, but {config.base_model} has {options[name]}, which training can't change; leave it out"
+            raise InvalidArgument.field(f"spec.tuner.options.{name}", text, reason="ADAPTER_SHAPE")
+    chosen = tuner.model_copy(update={"kind": BOTTLENECKS, "options": {**tuner.options, **options}})
+    found = config.model_copy(update={"tuner": chosen})
+    refuse(combination_violations(found), "spec")
+    return found
+
+
 def require_mergeable(kind: str) -> None:
     """Refuse to merge adapters that no weights could hold.
 
     Args:
-        kind: the adapter's, by its metadata or by peft's name, which is the same for these.
+        kind: the adapter's, by its metadata, its files or peft's name, which are the same for these.
 
     Raises:
         FailedPrecondition: reason ``ADAPTER_CANNOT_MERGE``.
     """
     found = KINDS.get(kind.lower())
-    if found is not None and found.virtual_tokens:
+    if found is not None and found.unmergeable:
+        whose = "the trainer's own (tuners/bottleneck.py)" if kind.lower() == BOTTLENECKS else "peft"
         raise FailedPrecondition(
-            f"spec.adapter: is of kind {kind.lower()}, virtual tokens in front of each row, which no weights of the base model can"
-            " hold. Load it with peft as it is, or train an adapter that merges (tuner.kind lora).",
+            f"spec.adapter: is of kind {kind.lower()}, {found.unmergeable}, which no weights of the base model can hold. Load it"
+            f" with {whose} as it is, or train an adapter that merges (tuner.kind lora).",
             reason="ADAPTER_CANNOT_MERGE",
         )
 

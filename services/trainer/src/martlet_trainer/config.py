@@ -145,6 +145,9 @@ class Hyperparameters(Config):
         default=None,
         description="Of the same: factor on the updates. Default: 0.25 for galore_adamw, 1 for apollo_adamw.",
     )
+    use_liger_kernel: bool = Field(
+        default=False, description="Liger's kernels for norms, rotary positions and feed-forward parts; needs a GPU."
+    )
     neftune_noise_alpha: Annotated[Float, Gt(0), Le(1000)] | None = Field(
         default=None, description="Noise on embeddings while training (NEFTune, arXiv 2310.05914). Default: none."
     )

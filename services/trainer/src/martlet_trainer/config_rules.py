@@ -22,6 +22,8 @@ _BY_TURNS = ("lisa", "badam")
 _PROJECTING = ("galore_adamw", "apollo_adamw")
 #: Tuners and starts that recipes with a head don't go with.
 _WITHOUT_HEADS = ("lisa", "badam", "llamapro", "longlora", "eva", "lora_ga", "loftq")
+#: Tuners that wrap norms.
+_OWN_NORMS = ("ln_tuning",)
 #: Recipes whose loss may have no gradient.
 _BY_REWARDS = ("grpo", "rloo")
 #: Fields that choose modules.
@@ -84,6 +86,10 @@ def _tuner_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
         for name in _chosen(tuner, *_LORA_FIELDS):
             text = f"is LoRA's, and tuner.kind is {tuner.kind}; its own are under tuner.options: {own}"
             yield FieldViolation(f"tuner.{name}", text)
+        if not (tuner.facts.chooses_targets or tuner.facts.virtual_tokens):
+            for name in _chosen(tuner, *_TARGET_FIELDS):
+                text = f"has no meaning with tuner.kind {tuner.kind}, which has its places in every layer; leave it out"
+                yield FieldViolation(f"tuner.{name}", text)
     if tuner.facts.virtual_tokens:
         yield from _virtual_token_violations(config)
     if tuner.init_weights == "loftq" and (tuner.kind != "qlora" or tuner.quantization != "nf4" or tuner.use_dora):
@@ -146,6 +152,13 @@ def _number_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
         yield FieldViolation(
             "hyperparameters.precision", "is float16, which needs a GPU; use auto, float32 or bfloat16"
         )
+    if numbers.use_liger_kernel:
+        if config.resources.device == "cpu":
+            text = "is true, and its kernels need a GPU, but resources.device is cpu; leave it out"
+            yield FieldViolation("hyperparameters.use_liger_kernel", text)
+        if config.tuner.kind in _OWN_NORMS:
+            text = f"would take the place of the norms that {config.tuner.kind} trains; leave it out, or use lora"
+            yield FieldViolation("hyperparameters.use_liger_kernel", text)
     if not config.validation_dataset and config.data.validation_split == 0:
         for name in ("early_stopping_patience", "eval_steps"):
             if getattr(numbers, name) is not None:

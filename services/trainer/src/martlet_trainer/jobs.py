@@ -15,7 +15,7 @@ from typing import Any
 
 from martlet_core.artifacts.types import ArtifactStore, ModelRegistry, PublishedModel
 from martlet_core.errors import InvalidArgument
-from martlet_core.model_rules import ARTIFACT_PREFIX, PUBLISHED_PREFIX
+from martlet_core.model_rules import ARTIFACT_PREFIX, BOTTLENECKS, PUBLISHED_PREFIX
 from martlet_inputs.base_models.catalog import Reference
 from martlet_inputs.base_models.model_files import file_at_hand, files_at_hand
 from martlet_inputs.base_models.resolve import get_artifact, get_model, resolve_adapter, resolve_base_model
@@ -23,7 +23,7 @@ from martlet_inputs.base_models.vocabulary import TOKENIZER, read_vocabulary, re
 from martlet_inputs.datasets import DatasetChecker
 from martlet_inputs.rows.report import DataReport, joined
 
-from martlet_trainer.adapter_shape import SHAPE_FIELDS, require_mergeable, require_shape
+from martlet_trainer.adapter_shape import SHAPE_FIELDS, as_bottlenecks, require_mergeable, require_shape
 from martlet_trainer.base_tasks import check_adapter_task, check_base_task
 from martlet_trainer.config import (
     MergeConfig,
@@ -100,7 +100,11 @@ class Submissions:
         check_offered(config.trackers, self._trackers)
         base = resolve_training_base(config, tenant, self._artifacts, self._models, self._model_roots)
         if base.adapter is not None:
-            require_shape(config.tuner, config.base_model, adapter_shape(base.adapter, tenant, self._artifacts))
+            shape = adapter_shape(base.adapter, tenant, self._artifacts)
+            if base.adapter.metadata.get("tuner") == BOTTLENECKS:
+                config = as_bottlenecks(config, shape.get("options", {}))
+            else:
+                require_shape(config.tuner, config.base_model, shape)
             check_adapter_task(config, base.adapter.metadata.get("task"))
         files = files_at_hand(base.reference, self._artifacts, self._models_dir)
         if files is not None:
@@ -241,7 +245,7 @@ def _may_be_adapter(name: str, tenant: str, artifacts: ArtifactStore, models: Mo
 
 
 def adapter_shape(adapter: PublishedModel, tenant: str, artifacts: ArtifactStore) -> dict[str, Any]:
-    """What is known of an adapter's shape without its files, by the names of ``SHAPE_FIELDS``."""
+    """What is known of an adapter's shape without its files, by the names of ``SHAPE_FIELDS``; of bottlenecks their ``options``."""
     metadata = get_artifact(artifacts, ARTIFACT_PREFIX + adapter.artifact_id, tenant, "spec.base_model").metadata
-    known = {field: metadata[field] for field in SHAPE_FIELDS if field in metadata}
+    known = {field: metadata[field] for field in (*SHAPE_FIELDS, "options") if field in metadata}
     return {**known, "lora_rank": adapter.lora_rank} if adapter.lora_rank else known

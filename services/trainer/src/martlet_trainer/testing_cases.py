@@ -23,6 +23,7 @@ SMALL_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "badam": {"switch_interval": 3},
     "prompt_tuning": {"num_virtual_tokens": 8},
     "prefix_tuning": {"num_virtual_tokens": 8},
+    "adapter": {"adapter_length": 16},
     "p_tuning": {"num_virtual_tokens": 8, "encoder_hidden_size": 64},
 }
 #: Learning rates with which a few steps on such a model show something; 1e-2 for all others.

@@ -22,6 +22,13 @@ _EXAMPLE = """example:
 a command that was interrupted goes on where it was when it is given again: its parts are jobs"""
 
 
+class _Known:
+    """The names of our techniques as a text; their table is read when that is shown, and not at every start of the command."""
+
+    def __str__(self) -> str:
+        return ", ".join(known())
+
+
 def add(subparsers: Subparsers) -> None:
     """Add the group."""
     commands = group(subparsers, "bench", "measurements of the platform's own work")
@@ -35,7 +42,8 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument("--train", required=True, help="rows to train on: a local file or the id of an uploaded one")
     parser.add_argument("--test", required=True, help="held-out rows, whose answers are judged: likewise")
     parser.add_argument("--model", default="smollm2-135m-instruct", help="base model (default smollm2-135m-instruct)")
-    parser.add_argument("--techniques", nargs="+", metavar="NAME", help=f"some of {', '.join(known())} (default: all)")
+    named = parser.add_argument("--techniques", nargs="+", metavar="NAME", help="some of %(known)s (default: all)")
+    vars(named)["known"] = _Known()
     parser.add_argument("--file", type=Path, help="TOML with techniques of your own, in the form of ours")
     parser.add_argument("--suite", choices=("classification", "exact_match"), default="classification")
     parser.add_argument("--steps", type=int, default=60, metavar="N", help="optimizer steps of each (default 60)")

@@ -88,7 +88,7 @@ def resolve_adapter(
         base_model=base_model,
         lora_rank=int(artifact.metadata.get("lora_rank", 0)),
         source_job=artifact.source_job,
-        metadata={"task": artifact.metadata["task"]} if "task" in artifact.metadata else {},
+        metadata={key: artifact.metadata[key] for key in ("task", "tuner") if key in artifact.metadata},
     )
 
 

@@ -29,7 +29,7 @@ from martlet_trainer.quantized_bases import check_mergeable
 from martlet_trainer.recipes.merge_probes import Probe, encode_probes, probe
 from martlet_trainer.training.heads import Head, head_in, with_padding, write_head
 from martlet_trainer.training.models import dequantize, load_model, load_tokenizer, save_model
-from martlet_trainer.tuners.continued import attach
+from martlet_trainer.tuners.continued import attach, own_adapter_config
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Mean difference in nats that rounding explains, by bytes a stored weight.
@@ -80,7 +80,8 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
     )
     files = files_in(base, "spec.adapter")
     check_mergeable(base_name, files)
-    require_mergeable(PeftType(PeftConfig.from_pretrained(str(adapter)).peft_type).value)
+    own = own_adapter_config(adapter).get("tuner")
+    require_mergeable(own or PeftType(PeftConfig.from_pretrained(str(adapter)).peft_type).value)
     dtype = _storage_type(settings, base)
     head, tokenizer = head_in(adapter), load_tokenizer(base)
     if head.task != "causal_lm":

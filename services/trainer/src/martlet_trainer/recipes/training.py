@@ -38,6 +38,7 @@ from martlet_trainer.training import launch
 from martlet_trainer.training.computation import Computation
 from martlet_trainer.training.devices import Placement, describe, place, set_threads
 from martlet_trainer.training.heads import Head, with_padding
+from martlet_trainer.training.liger import require_liger, use_liger
 from martlet_trainer.training.loop import LoopInputs, TrainingLoop, count_parameters
 from martlet_trainer.training.models import load_tokenizer
 from martlet_trainer.training.plan import PlanSettings, StepPlan
@@ -106,6 +107,8 @@ def train(
     _quiet_libraries()
     set_threads(config.resources.device_count)
     placement = place(config, launch.local_rank())
+    if config.hyperparameters.use_liger_kernel:
+        require_liger(placement.device)
     report.partial_result({"device": describe(placement, config.resources.device_count)})
     base_model = required_input(workdir / "inputs" / "base_model")
     report.phase("reading data")
@@ -142,6 +145,9 @@ def train(
     base_name = adapter_base or (base_name_of(adapter) if adapter is not None else "") or config.base_model
     tuner = build_tuner(TunerInputs(config, placement, base_model, base_name, tokenizer, adapter, resume, head))
     check_stop()
+    if config.hyperparameters.use_liger_kernel:
+        use_liger(tuner.model)
+        report.log("Liger's kernels compute what they know of this architecture; the loss stays the trainer's own")
     config = _with_device_defaults(config, placement, tuner)
     report.partial_result({"resolved_config": shown(config)})
     processes = Processes(placement, config.resources.sharding)

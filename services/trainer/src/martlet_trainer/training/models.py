@@ -20,6 +20,16 @@ from martlet_trainer.training.heads import AUTO_CLASSES, CAUSAL_LM, NAMES, Head,
 
 #: Field of the request that most models are named by.
 _FIELD = "spec.base_model"
+#: Keys of a config that say how a model is stored, and not what it is.
+_OF_FILES = (
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "model_type",
+    "transformers_version",
+    "_name_or_path",
+    "use_cache",
+)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -123,11 +133,15 @@ def _of_the_backbone(info: Mapping[str, Any], model: Any, head: Head) -> Mapping
 
 def save_model(model: Any, directory: Path, base: Path) -> None:
     """Write a whole model that came from ``base`` so that ``load_model`` reads it: the text model of a model with other parts keeps that one's
-    config, by which it was found.
+    config, by which it was found, with what training changed in the text model's (how many layers, which positions).
     """
     model.save_pretrained(directory)
     if files_in(base).config.get("model_type") != model.config.model_type:
         config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
+        text, own = config.get_text_config(), model.config.to_dict()
+        for name, value in text.to_dict().items():
+            if name not in _OF_FILES and name in own and own[name] != value:
+                setattr(text, name, own[name])
         config.dtype = model.dtype
         config.save_pretrained(directory)
 

@@ -18,6 +18,8 @@ from martlet_trainer.training.devices import Placement
 from martlet_trainer.training.distillation import Teacher
 from martlet_trainer.training.models import context_length, load_model, load_tokenizer
 from martlet_trainer.training.sampling import Sampler
+from martlet_trainer.tuners.bottleneck import load_bottlenecks
+from martlet_trainer.tuners.continued import own_adapter_config
 
 _FIELD = "spec.recipe_options.teacher_model"
 
@@ -55,7 +57,10 @@ def load_teacher(
     model = load_model(directory, placement.dtype, placement.device, field=_FIELD)
     if adapter.is_dir():
         try:
-            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+            if own_adapter_config(adapter):
+                model = load_bottlenecks(model, adapter)
+            else:
+                model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
             raise InvalidArgument.field(_FIELD, f"its adapter can't be loaded: {error}") from error
     model.requires_grad_(False)

@@ -18,6 +18,13 @@ from martlet_trainer.tuners.base import Companion, TunerInputs
 from martlet_trainer.tuners.full import FullTuner
 from martlet_trainer.tuners.options import BadamOptions, LisaOptions
 
+#: Linear maps that end a part of a layer, by the names that models give them: what they give is added to what passes the layer.
+OUTPUTS = frozenset(
+    {
+        *("o_proj", "out_proj", "down_proj", "c_proj", "dense", "dense_4h_to_h", "wo", "w2", "fc2", "fc_out", "fc_o"),
+        *("Wo", "out_lin", "lin2"),  # of encoders
+    }
+)
 #: Layers that are trained in a period, counted from 0.
 Choice = Callable[[int], Sequence[int]]
 

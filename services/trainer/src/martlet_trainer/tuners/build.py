@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from martlet_trainer.tuners.adalora import AdaloraTuner
 from martlet_trainer.tuners.base import Tuner, TunerInputs
 from martlet_trainer.tuners.blocks import BlocksTuner
+from martlet_trainer.tuners.bottleneck import BottleneckTuner
 from martlet_trainer.tuners.data_starts import EvaTuner, LoftqTuner, LoraGaTuner
 from martlet_trainer.tuners.full import FullTuner
 from martlet_trainer.tuners.kinds import KINDS
@@ -26,6 +27,7 @@ _OWN: Mapping[str, Callable[[TunerInputs], Tuner]] = {
     "llamapro": LlamaproTuner,
     "longlora": LongloraTuner,
     "adalora": AdaloraTuner,
+    "adapter": BottleneckTuner,
     **{name: VirtualTokensTuner for name, kind in KINDS.items() if kind.virtual_tokens},
 }
 #: LoRA with a start of its own, by ``tuner.init_weights``.

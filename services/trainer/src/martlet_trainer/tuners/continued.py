@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 from martlet_core.errors import FailedPrecondition, InvalidArgument
+from martlet_core.model_rules import BOTTLENECKS
 from peft import LoraConfig, PeftConfig, PeftModel
 
-from martlet_trainer.adapter_shape import require_shape
+from martlet_trainer.adapter_shape import as_bottlenecks, require_shape
 from martlet_trainer.config import TrainingConfig
 from martlet_trainer.training.heads import NAMES, Head, head_in
+from martlet_trainer.tuners.options import AdapterOptions
+
+CONFIG_FILE = "adapter_config.json"
+
+
+def own_adapter_config(directory: Path) -> dict[str, Any]:
+    """The config of bottlenecks (``tuners.bottleneck``); empty for adapters of peft and for what can't be read.
+
+    Raises:
+        FailedPrecondition: a later version of this code wrote it.
+    """
+    try:
+        found = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict) or found.get("tuner") != BOTTLENECKS:
+        return {}
+    if found.get("format") != 1:
+        raise FailedPrecondition(f"the adapter has another format ({found.get('format')})", reason="BAD_ADAPTER")
+    return found
 
 
 def read_adapter_config(directory: Path) -> LoraConfig:
@@ -28,7 +50,7 @@ def read_adapter_config(directory: Path) -> LoraConfig:
         ) from error
     if not isinstance(config, LoraConfig):
         raise FailedPrecondition(
-            f"spec.base_model: is an adapter of kind {config.peft_type}; only LoRA adapters can be trained on",
+            f"spec.base_model: is an adapter of kind {config.peft_type}; only LoRA adapters and bottlenecks can be trained on",
             reason="BAD_ADAPTER",
         )
     return config
@@ -39,12 +61,15 @@ def with_shape_of(config: TrainingConfig, adapter: Path) -> TrainingConfig:
 
     Args:
         config: as asked for, before defaults were filled in.
-        adapter: a peft directory.
+        adapter: a peft directory, or bottlenecks'.
 
     Raises:
         InvalidArgument: the request asks for another shape.
-        FailedPrecondition: the directory holds no LoRA adapter.
+        FailedPrecondition: the directory holds no adapter that can be trained on.
     """
+    own = own_adapter_config(adapter)
+    if own:
+        return as_bottlenecks(config, {name: own[name] for name in AdapterOptions.model_fields})
     found = read_adapter_config(adapter)
     targets = found.target_modules
     shape: dict[str, Any] = {
@@ -64,6 +89,9 @@ def with_shape_of(config: TrainingConfig, adapter: Path) -> TrainingConfig:
 
 def base_name_of(adapter: Path) -> str:
     """The base model's name as the adapter itself records it; empty if it doesn't."""
+    own = own_adapter_config(adapter)
+    if own:
+        return str(own["base_model_name_or_path"])
     return str(read_adapter_config(adapter).base_model_name_or_path or "")
 
 

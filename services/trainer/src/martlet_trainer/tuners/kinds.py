@@ -22,7 +22,8 @@ class TunerKind:
         chooses_targets: whether ``tuner.target_modules`` has a meaning; all linear layers by default.
         low_rank: it is LoRA, so that ``lora_*`` fields mean something and engines serve it as an adapter.
         whole_model: the base model's own weights are trained, and the result is a whole model.
-        virtual_tokens: tokens in front of each row are trained; they can't be merged, and packed rows would have none.
+        virtual_tokens: tokens in front of each row are trained; packed rows would have none.
+        unmergeable: what its adapters are, of which no weights of a base model can hold anything; empty for those that merge.
     """
 
     paper: str
@@ -33,7 +34,10 @@ class TunerKind:
     low_rank: bool = False
     whole_model: bool = False
     virtual_tokens: bool = False
+    unmergeable: str = ""
 
+
+_VIRTUAL = "virtual tokens in front of each row"
 
 #: Tuner by name.
 KINDS: Mapping[str, TunerKind] = {
@@ -64,6 +68,13 @@ KINDS: Mapping[str, TunerKind] = {
     "delora": TunerKind("arXiv 2503.18225", "DeloraConfig", options.DeloraOptions, rate_factor=5),
     "ia3": TunerKind("arXiv 2205.05638", "IA3Config", rate_factor=20),
     "ln_tuning": TunerKind("arXiv 2312.11420", "LNTuningConfig", rate_factor=5),
+    "adapter": TunerKind(
+        "arXiv 1902.00751",
+        options=options.AdapterOptions,
+        rate_factor=5,
+        chooses_targets=False,
+        unmergeable="maps with an activation between them",
+    ),
     "prompt_tuning": TunerKind(
         "arXiv 2104.08691",
         "PromptTuningConfig",
@@ -71,6 +82,7 @@ KINDS: Mapping[str, TunerKind] = {
         rate_factor=100,
         chooses_targets=False,
         virtual_tokens=True,
+        unmergeable=_VIRTUAL,
     ),
     "prefix_tuning": TunerKind(
         "arXiv 2101.00190",
@@ -79,6 +91,7 @@ KINDS: Mapping[str, TunerKind] = {
         rate_factor=50,
         chooses_targets=False,
         virtual_tokens=True,
+        unmergeable=_VIRTUAL,
     ),
     "p_tuning": TunerKind(
         "arXiv 2103.10385",
@@ -87,5 +100,6 @@ KINDS: Mapping[str, TunerKind] = {
         rate_factor=5,
         chooses_targets=False,
         virtual_tokens=True,
+        unmergeable=_VIRTUAL,
     ),
 }

@@ -9,18 +9,13 @@ from typing import Any
 import torch
 from martlet_core.errors import InvalidArgument
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from martlet_trainer.training.models import load_model
 from martlet_trainer.tuners.base import TunerInputs
-from martlet_trainer.tuners.blocks import layers_of
+from martlet_trainer.tuners.blocks import OUTPUTS, layers_of
 from martlet_trainer.tuners.full import FullTuner
 from martlet_trainer.tuners.options import LlamaproOptions
 
-#: Layers' last linear maps, by the names that models give them: with zeros there, a layer adds nothing to what passes it.
-_OUTPUTS = frozenset(
-    {"o_proj", "out_proj", "down_proj", "c_proj", "dense", "dense_4h_to_h", "wo", "w2", "fc2", "fc_out", "fc_o"}
-)
 _FIELD = "spec.tuner.options.num_new_blocks"
 
 
@@ -71,14 +66,21 @@ def expanded(base: Any, count: int) -> Any:
     places = added_places(len(own), count)
     sources = _sources(len(own), places)
     path = next(name for name, module in base.named_modules() if module is own)
-    model = AutoModelForCausalLM.from_config(_config(base.config, sources))
-    weights, states = model.state_dict(), base.state_dict()
-    found = {name: states[_source(name, path, sources)] for name in weights}
+    model = type(base)._from_config(
+        _config(base.config, sources)
+    )  # the text model of one with other parts has no auto class
+    states = base.state_dict()
+    found = {name: states.get(_source(name, path, sources)) for name in model.state_dict()}
+    shapes = {name: weight.shape for name, weight in model.state_dict().items()}
+    if any(found[name] is None or found[name].shape != shape for name, shape in shapes.items()):
+        raise InvalidArgument.field(
+            "spec.tuner.kind", "is llamapro, and which layers this model has follows from their places; use lora"
+        )
     model.load_state_dict(found)
     model.generation_config = base.generation_config
     for place in places:
         for name, module in layers_of(model)[place].named_modules():
-            if name.rsplit(".", 1)[-1] in _OUTPUTS and hasattr(module, "weight"):
+            if name.rsplit(".", 1)[-1] in OUTPUTS and hasattr(module, "weight"):
                 for parameter in module.parameters():
                     parameter.zero_()
     _require_same(base, model)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from martlet_trainer.config import parse_tuner_options
-from martlet_trainer.training.models import load_model
+from martlet_trainer.training.models import load_model, save_model
 from martlet_trainer.tuners.base import TunerInputs
 from martlet_trainer.tuners.options import LongloraOptions
 from martlet_trainer.tuners.peft_tuner import PeftTuner, places
@@ -79,8 +79,8 @@ class LongloraTuner(PeftTuner):
         """Write the merged model and its tokenizer, the weights in the base model's own type. The model in memory is changed by it."""
         config = json.loads((self._inputs.base_model / "config.json").read_text(encoding="utf-8"))
         stored = config.get("dtype") or config.get("torch_dtype") or "float32"
-        merged = self.model.merge_and_unload()
-        merged.to(getattr(torch, str(stored), torch.float32)).save_pretrained(directory)
+        merged = self.model.merge_and_unload().to(getattr(torch, str(stored), torch.float32))
+        save_model(merged, directory, self._inputs.base_model)
         self._inputs.tokenizer.save_pretrained(directory)
 
     def metadata(self) -> dict[str, Any]:

@@ -155,6 +155,15 @@ class AdaloraOptions(Config):
         return self
 
 
+class AdapterOptions(Config):
+    """``adapter``, under SWIFT's names."""
+
+    adapter_length: Annotated[Int, Ge(1), Le(65536)] = Field(default=128, description="Width of each bottleneck.")
+    adapter_act: Literal["gelu", "gelu_new", "quick_gelu", "relu", "leaky_relu", "silu", "swish", "mish", "tanh"] = (
+        Field(default="gelu", description="Activation in it, by transformers' name.")
+    )
+
+
 class PromptTuningOptions(Config):
     """``prompt_tuning``."""
 

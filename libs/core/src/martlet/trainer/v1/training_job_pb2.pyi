@@ -163,7 +163,7 @@ class TunerConfig(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., lora_rank: _Optional[int] = ..., lora_alpha: _Optional[float] = ..., lora_dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., modules_to_save: _Optional[_Iterable[str]] = ..., use_rslora: bool = ..., use_dora: bool = ..., quantization: _Optional[str] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., init_weights: _Optional[str] = ..., target_regex: _Optional[str] = ...) -> None: ...
 
 class Hyperparameters(_message.Message):
-    __slots__ = ("epoch_count", "max_steps", "per_device_batch_size", "gradient_accumulation_steps", "learning_rate", "learning_rate_multiplier", "learning_rate_schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "eval_steps", "early_stopping_patience", "optimizer", "precision", "gradient_checkpointing", "lora_plus_ratio", "neftune_noise_alpha", "projection_rank", "projection_interval", "projection_scale")
+    __slots__ = ("epoch_count", "max_steps", "per_device_batch_size", "gradient_accumulation_steps", "learning_rate", "learning_rate_multiplier", "learning_rate_schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "eval_steps", "early_stopping_patience", "optimizer", "precision", "gradient_checkpointing", "lora_plus_ratio", "neftune_noise_alpha", "projection_rank", "projection_interval", "projection_scale", "use_liger_kernel")
     EPOCH_COUNT_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     PER_DEVICE_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -184,6 +184,7 @@ class Hyperparameters(_message.Message):
     PROJECTION_RANK_FIELD_NUMBER: _ClassVar[int]
     PROJECTION_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     PROJECTION_SCALE_FIELD_NUMBER: _ClassVar[int]
+    USE_LIGER_KERNEL_FIELD_NUMBER: _ClassVar[int]
     epoch_count: float
     max_steps: int
     per_device_batch_size: int
@@ -204,7 +205,8 @@ class Hyperparameters(_message.Message):
     projection_rank: int
     projection_interval: int
     projection_scale: float
-    def __init__(self, epoch_count: _Optional[float] = ..., max_steps: _Optional[int] = ..., per_device_batch_size: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., learning_rate_multiplier: _Optional[float] = ..., learning_rate_schedule: _Optional[str] = ..., warmup_ratio: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., eval_steps: _Optional[int] = ..., early_stopping_patience: _Optional[int] = ..., optimizer: _Optional[str] = ..., precision: _Optional[str] = ..., gradient_checkpointing: bool = ..., lora_plus_ratio: _Optional[float] = ..., neftune_noise_alpha: _Optional[float] = ..., projection_rank: _Optional[int] = ..., projection_interval: _Optional[int] = ..., projection_scale: _Optional[float] = ...) -> None: ...
+    use_liger_kernel: bool
+    def __init__(self, epoch_count: _Optional[float] = ..., max_steps: _Optional[int] = ..., per_device_batch_size: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., learning_rate_multiplier: _Optional[float] = ..., learning_rate_schedule: _Optional[str] = ..., warmup_ratio: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., eval_steps: _Optional[int] = ..., early_stopping_patience: _Optional[int] = ..., optimizer: _Optional[str] = ..., precision: _Optional[str] = ..., gradient_checkpointing: bool = ..., lora_plus_ratio: _Optional[float] = ..., neftune_noise_alpha: _Optional[float] = ..., projection_rank: _Optional[int] = ..., projection_interval: _Optional[int] = ..., projection_scale: _Optional[float] = ..., use_liger_kernel: bool = ...) -> None: ...
 
 class DataConfig(_message.Message):
     __slots__ = ("max_length", "packing", "on_bad_rows", "on_long_rows", "validation_split", "assistant_only_loss", "system", "last_round_only")
