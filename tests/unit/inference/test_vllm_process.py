@@ -163,8 +163,7 @@ def test_the_pipe_of_an_ended_server_is_closed_once(factory: Callable[[], asynci
         await process.wait()
         pipe = output.transport.get_extra_info("pipe")
         output.transport.close()
-        while _is_open(pipe.fileno()):
-            await asyncio.sleep(0)
+        await wait_until(lambda: not _is_open(pipe.fileno()))
         another = os.open(os.devnull, os.O_RDONLY)
         if another != pipe.fileno():
             os.dup2(another, pipe.fileno())
