@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from martlet_core.errors import FailedPrecondition, InvalidArgument, NotFound, P
 from martlet_core.job_resource import spec_to_dict
 from martlet_core.job_service import JobService
 from martlet_core.jobs import Job, JobState
-from martlet_core.model_rules import published_name
+from martlet_core.model_rules import check_plain_lora, published_name
 from martlet_core.models import ObjectModelRegistry
+from martlet_core.service_tokens import tenant_of_service_token
 from martlet_core.stores import Stores
 from martlet_core.testing.bell import MemoryBell
 from martlet_core.testing.job_store import MemoryJobStore
@@ -26,7 +28,7 @@ from martlet_core.testing.object_store import MemoryObjectStore
 from martlet_inputs.base_models.locate import ModelDirs
 from martlet_trainer import convert
 from martlet_trainer.config import parse_merge_config, parse_training_config
-from martlet_trainer.handlers import MergeHandler, TrainingHandler
+from martlet_trainer.handlers import GatewayAccess, MergeHandler, TrainingHandler
 from martlet_trainer.jobs import Submissions
 from martlet_trainer.naming import MERGE, TRAINING, checkpoint_model_name
 
@@ -56,10 +58,13 @@ class Kit:
             allowed_services=[SERVICE],
             trackers=("tensorboard",),
         )
-        dirs = ModelDirs(tmp_path / "models", tmp_path / "hub", (self.root,))
-        self.training = TrainingHandler(self.stores, dirs, [SERVICE])
+        self._dirs = dirs = ModelDirs(tmp_path / "models", tmp_path / "hub", (self.root,))
+        self.training = self.handler(GatewayAccess())
         self.merge = MergeHandler(self.stores, dirs)
         self.dataset = self.artifact("dataset", {"train.jsonl": ROW * 3})
+
+    def handler(self, gateway: GatewayAccess) -> TrainingHandler:
+        return TrainingHandler(self.stores, self._dirs, [SERVICE], gateway)
 
     def artifact(self, kind: str, files: dict[str, str], *, tenant: str = "acme", **metadata: Any) -> str:
         directory = self._tmp_path / f"{kind}-{len(list(self._tmp_path.iterdir()))}"
@@ -302,6 +307,46 @@ async def test_a_reward_service_must_be_allowed(kit: Kit) -> None:
         with pytest.raises(PermissionDenied, match="MARTLET_ALLOWED_REWARD_SERVICES"):
             await kit.check(**asked)
     assert kit.training.prepare(kit.job()).config["allowed_reward_services"] == [SERVICE]
+
+
+GATEWAY = GatewayAccess("http://gateway:8000/v1", "internal")
+BY_REPLICAS = {"recipe": "grpo", "recipe_options": {"rollouts": {"via": "inference"}}}
+
+
+def test_a_job_that_asks_replicas_gets_a_token_for_its_tenant(kit: Kit) -> None:
+    handler = kit.handler(GATEWAY)
+    told = handler.prepare(kit.job(**BY_REPLICAS)).config["gateway"]
+    assert told["base_url"] == "http://gateway:8000/v1"
+    assert tenant_of_service_token(told["token"], "internal") == "acme"
+    assert handler.prepare(kit.job()).config["gateway"] is None, "others ask for nothing there"
+
+
+@pytest.mark.parametrize(
+    ("access", "missing"),
+    [
+        (GatewayAccess(), "MARTLET_GATEWAY_URL"),
+        (GatewayAccess(internal_token="internal"), "MARTLET_GATEWAY_URL"),
+        (GatewayAccess("http://gateway:8000/v1"), "MARTLET_INTERNAL_TOKEN"),
+    ],
+)
+def test_a_worker_that_knows_no_gateway_says_what_it_lacks(kit: Kit, access: GatewayAccess, missing: str) -> None:
+    with pytest.raises(FailedPrecondition, match=f"{missing} isn't set") as caught:
+        kit.handler(access).prepare(kit.job(**BY_REPLICAS))
+    assert caught.value.reason == "WORKER_KNOWS_NO_GATEWAY"
+
+
+def test_adapters_for_a_while_have_names_that_were_never_used(kit: Kit) -> None:
+    tuner = {"lora_rank": 4, "init_weights": "pissa"}
+    job = replace(kit.job(tuner=tuner, suffix="birds", **BY_REPLICAS), attempt=2)
+    model = kit.training.temporary_model(job, 7, "x")
+    assert model.name == f"ft:{BASE}:acme:birds:cdefghjk:rollouts-2-7"
+    assert (model.kind, model.base_model, model.lora_rank, model.artifact_id) == ("adapter", BASE, 8, "x")
+    check_plain_lora(model, model.metadata)
+    continued = replace(kit.job(base_model=kit.adapter(), **BY_REPLICAS), attempt=1)
+    assert kit.training.temporary_model(continued, 0, "y").base_model == BASE
+    kit.stores.models.delete("ft:base:acme:x:12345678", tenant="acme")
+    with pytest.raises(FailedPrecondition, match="deleted while"):
+        kit.training.temporary_model(continued, 1, "z")
 
 
 def test_inputs_of_a_merge(kit: Kit) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from martlet_inference.engines.base import Route
 
 _SAMPLING = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "n", "logprobs"}
-_ANY_ROUTE = _SAMPLING | {"model", "stream", "stream_options", "max_tokens"}
+_ANY_ROUTE = _SAMPLING | {"model", "stream", "stream_options", "max_tokens", "return_token_ids"}
 _CHAT = {"messages", "max_completion_tokens", "top_logprobs", "add_generation_prompt", "continue_final_message"}
 #: Fields that are honoured, by route.
 HONOURED: Mapping[Route, frozenset[str]] = {
@@ -67,6 +67,7 @@ class Request:
         top_logprobs: log-probabilities of the token and so many others; None for none.
         open_turn: a chat's last message is gone on with, instead of a new one begun (``continue_final_message``).
         new_turn: a chat's prompt ends with the beginning of an answer (``add_generation_prompt``).
+        token_ids: the tokens are told too, an answer's end among them (vLLM's ``return_token_ids``).
     """
 
     route: Route
@@ -82,6 +83,7 @@ class Request:
     top_logprobs: int | None
     open_turn: bool = False
     new_turn: bool = True
+    token_ids: bool = False
 
     @property
     def chat(self) -> bool:
@@ -101,11 +103,14 @@ def parse(route: Route, body: bytes) -> Request:
     options = fields.get("stream_options", {})
     if not isinstance(options, dict) or set(options) - {"include_usage"}:
         raise BadRequest("stream_options may hold include_usage alone.", "stream_options")
+    stream, token_ids = flag(fields, "stream", False), flag(fields, "return_token_ids", False)
+    if stream and token_ids:
+        raise BadRequest("return_token_ids needs stream false with the engine `transformers`.", "return_token_ids")
     return Request(
         route=route,
         model=str(fields.get("model", "")),
         input=messages_of(fields.get("messages")) if chat else _prompt(fields.get("prompt")),
-        stream=flag(fields, "stream", False),
+        stream=stream,
         include_usage=flag(options, "include_usage", False),
         max_tokens=whole_number(fields, longest, 1, None, None if chat else COMPLETION_TOKENS),
         sampling=_sampling(fields),
@@ -115,6 +120,7 @@ def parse(route: Route, body: bytes) -> Request:
         top_logprobs=_top_logprobs(fields, chat),
         open_turn=open_turn,
         new_turn=new_turn,
+        token_ids=token_ids,
     )
 
 
