@@ -299,7 +299,7 @@ def test_wrong_arguments_are_said_as_they_were_asked_for(
 def test_every_target_is_a_field_of_the_contract(argument: swift_table.Argument) -> None:
     message = TrainingSpec.DESCRIPTOR
     *parents, last = argument.target.split(".")
-    if parents == ["recipe_options"]:  # the recipes' own, which the trainer judges
+    if parents[:1] == ["recipe_options"]:  # the recipes' own, which the trainer judges
         assert "recipe_options" in message.fields_by_name
         return
     if parents == [
