@@ -15,7 +15,14 @@ from martlet_core.recipe import RecipeResult, Report
 from martlet_inputs.base_models.locate import link_base_model
 from martlet_inputs.hub_datasets import link_hub_datasets
 
-from martlet_trainer.config import answers_options, parse_training_config, require_allowed, reward_services
+from martlet_trainer import judges
+from martlet_trainer.config import (
+    answers_options,
+    judging_graders,
+    parse_training_config,
+    require_allowed,
+    reward_services,
+)
 from martlet_trainer.gateway_calls import Gateway
 from martlet_trainer.replica_answers import GatewayReplica, require_served
 
@@ -28,7 +35,7 @@ def run_training(
 ) -> RecipeResult:
     """Run the recipe that the spec names."""
     _let_threads_sleep()
-    _require_replicas(config, workdir, report, should_stop)
+    _require_models(config, workdir, report, should_stop)
     link_base_model(config["base_model"], workdir, report, should_stop)
     if "teacher_model" in config:
         link_base_model(config["teacher_model"], workdir, report, should_stop, name="teacher_model")
@@ -52,22 +59,26 @@ def train_with_services(
     config = parse_values(spec)[0]
     services = reward_services(config)
     require_allowed(services, allowed)
-    replica = None
-    if answers_options(config).via == "inference":
-        replica = GatewayReplica(Gateway(**where, should_stop=should_stop), workdir, report, should_stop)
-    return train(spec, workdir, report, should_stop, connect(services, should_stop), replica)
+    rewards, replica = dict(connect(services, should_stop)), None
+    if where is not None:
+        gateway = Gateway(**where, should_stop=should_stop)
+        rewards |= judges.connect(judging_graders(config), gateway, config.seed)
+        if answers_options(config).via == "inference":
+            replica = GatewayReplica(gateway, workdir, report, should_stop)
+    return train(spec, workdir, report, should_stop, rewards, replica)
 
 
-def _require_replicas(
-    config: Mapping[str, Any], workdir: Path, report: Report, should_stop: Callable[[], bool]
-) -> None:
-    """Fail early where replicas are to answer and none can. One that was there when the job began is waited for."""
-    values = {name: value for name, value in config["spec"].items() if name != "adapter_base_model"}
-    if answers_options(parse_training_config(values)).via != "inference" or (workdir / "resume").exists():
+def _require_models(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: Callable[[], bool]) -> None:
+    """Fail early where models are to be asked that aren't there. Those that were there when the job began are waited for."""
+    if config.get(_GATEWAY) is None or (workdir / "resume").exists():
         return
-    report.phase("looking for replicas")
-    base_model = config["spec"].get("adapter_base_model") or config["spec"]["base_model"]
-    require_served(Gateway(**config[_GATEWAY], should_stop=should_stop), base_model)
+    spec = {name: value for name, value in config["spec"].items() if name != "adapter_base_model"}
+    asked = parse_training_config(spec)
+    report.phase("looking for models to ask")
+    gateway = Gateway(**config[_GATEWAY], should_stop=should_stop)
+    if answers_options(asked).via == "inference":
+        require_served(gateway, config["spec"].get("adapter_base_model") or asked.base_model)
+    judges.require_judges(judging_graders(asked), gateway)
 
 
 def run_merge(

@@ -26,6 +26,7 @@ from martlet_core.config import (
 )
 from martlet_core.errors import FieldViolation, InvalidArgument, PermissionDenied
 from martlet_core.model_rules import parse_hub_id
+from martlet_core.reward_graders import asks_models
 from martlet_inputs.rows.kinds import RowKind
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -311,6 +312,12 @@ def answers_options(config: TrainingConfig) -> AnswersOptions:
     """Where the config's recipe has answers drawn."""
     options = parse_recipe_options(config)
     return options.rollouts if isinstance(options, (RolloutOptions, DistillOptions)) else AnswersOptions()
+
+
+def judging_graders(config: TrainingConfig) -> Sequence[Mapping[str, Any]]:
+    """The graders of the config's recipe that ask models."""
+    options = parse_recipe_options(config)
+    return [grader for grader in options.graders if asks_models(grader)] if isinstance(options, RolloutOptions) else []
 
 
 def reward_services(config: TrainingConfig) -> Sequence[RewardServiceOptions]:

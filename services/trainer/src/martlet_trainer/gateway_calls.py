@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -55,6 +56,7 @@ class Gateway:
     def __init__(self, base_url: str, token: str, should_stop: ShouldStop) -> None:
         self._base_url = base_url.rstrip("/")
         self._token = token
+        self._given_up = threading.Event()
         self._should_stop = should_stop
         self._pool = urllib3.PoolManager(
             maxsize=_PARALLEL,
@@ -83,8 +85,8 @@ class Gateway:
         return self._patiently(what, partial(self._send, "POST", route, json.dumps(body).encode()))
 
     def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """What calls return, made beside one another; the first error ends it all. StopRequested once the job is to stop, also while
-        an answer is under way.
+        """What calls return, made beside one another. StopRequested once the job is to stop, also while an answer is under way. The first
+        error ends it all: what else is under way is given up, and nothing more can be asked.
         """
         threads = ThreadPoolExecutor(max(1, min(_PARALLEL, len(calls))), thread_name_prefix="gateway")
         try:
@@ -97,6 +99,9 @@ class Gateway:
                     raise StopRequested
                 pending = list(rest)
             return [future.result() for future in futures]
+        except BaseException:
+            self._given_up.set()
+            raise
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -112,20 +117,23 @@ class Gateway:
                 raise
 
         try:
-            return retry_unavailable(what, once, give_up=lambda: self._should_stop() or time.monotonic() > deadline)
+            return retry_unavailable(what, once, give_up=lambda: self._must_stop() or time.monotonic() > deadline)
         except TokenEnded:
             raise Unavailable(
                 "The job's token for the gateway is over; the next attempt gets a new one.",
                 reason="GATEWAY_UNAVAILABLE",
             ) from None
         except GaveUp:
-            if self._should_stop():
+            if self._must_stop():
                 raise StopRequested from None
             said = f" Its last word: {last[0].message}" if last else ""
             raise Unavailable(
                 f"The gateway at {self._base_url} gave no answer for {PATIENCE_SECONDS:.0f} s ({what}).{said}",
                 reason="GATEWAY_UNAVAILABLE",
             ) from None
+
+    def _must_stop(self) -> bool:
+        return self._should_stop() or self._given_up.is_set()
 
     def _send(self, method: str, route: str, data: bytes | None) -> Mapping[str, Any] | Refused:
         try:

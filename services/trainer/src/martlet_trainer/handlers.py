@@ -18,7 +18,13 @@ from martlet_core.stores import Stores
 from martlet_inputs.base_models.locate import ModelDirs
 from martlet_inputs.base_models.resolve import resolve_adapter, resolve_base_model
 
-from martlet_trainer.config import TrainingConfig, answers_options, parse_merge_config, parse_training_config
+from martlet_trainer.config import (
+    TrainingConfig,
+    answers_options,
+    judging_graders,
+    parse_merge_config,
+    parse_training_config,
+)
 from martlet_trainer.jobs import adapter_shape, resolve_teacher, resolve_training_base
 from martlet_trainer.naming import MERGE, TRAINING, checkpoint_model_name
 from martlet_trainer.recipes import RECIPES
@@ -119,9 +125,11 @@ class TrainingHandler:
 
     def _gateway_of(self, job: Job, config: TrainingConfig) -> dict[str, str] | None:
         """What the job's process is told of the gateway; None where it asks for nothing there."""
-        if answers_options(config).via != "inference":
-            return None
-        return self._gateway.for_tenant(job.tenant, "recipe_options.rollouts.via inference")
+        if answers_options(config).via == "inference":
+            return self._gateway.for_tenant(job.tenant, "recipe_options.rollouts.via inference")
+        if graders := judging_graders(config):
+            return self._gateway.for_tenant(job.tenant, f"The grader {graders[0]['name']}")
+        return None
 
     def finish(self, job: Job, values: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> FinishedJob:
         """See ``JobHandler.finish``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from martlet_core.errors import FailedPrecondition, InvalidArgument
+from martlet_core.reward_graders import asks_models
 
 from martlet_trainer.data.encode import EncodedRow
 from martlet_trainer.recipes.method import Lesson, MethodInputs, computation_on_rows
@@ -28,7 +29,10 @@ def rollout_lesson(inputs: MethodInputs, options: RolloutOptions, advantages: Ad
     probes = [EncodedRow(example.input_ids, np.ones(example.token_count, dtype=bool)) for example in inputs.examples]
     computation = computation_on_rows(inputs, probes)
     rewards = {reward.name: (reward.weight, one_by_one(build(reward))) for reward in options.rewards}
-    rewards |= {grader["name"]: (1.0, one_by_one(by_grader(grader))) for grader in options.graders}
+    for grader in options.graders:
+        name = grader["name"]
+        own = inputs.rewards[name] if asks_models(grader) else one_by_one(by_grader(grader))
+        rewards[name] = (1.0, own)
     rewards |= {service.name: (service.weight, inputs.rewards[service.name]) for service in options.reward_services}
     epsilon = options.rollouts.epsilon if options.rollouts.via == "inference" else None
     rollouts = Rollouts(sampler, rewards, options.num_generations, epsilon)

@@ -181,7 +181,9 @@ class RolloutOptions(Config):
     )
     reward_services: tuple[RewardServiceOptions, ...] = Field(default=(), max_length=16)
     graders: tuple[Annotated[dict[str, Any], AfterValidator(_reward_grader)], ...] = Field(
-        default=(), max_length=16, description="OpenAI's graders (string_check, text_similarity, multi), weight 1 each."
+        default=(),
+        max_length=16,
+        description="OpenAI's graders (string_check, text_similarity, score_model, multi), weight 1 each.",
     )
     num_generations: Annotated[Int, Ge(2), Le(256)] = Field(default=8, description="Answers to each question.")
     max_completion_length: _AnswerTokens = Field(default=256, description="Tokens of an answer.")
