@@ -166,3 +166,9 @@ def test_what_only_looked_like_a_stop_text_is_told_in_the_end() -> None:
     stop = StopTexts(["END"])
     assert (stop.add("the EN"), stop.rest(), stop.found) == ("the ", "EN", False)
     assert StopTexts([]).add("all of it") == "all of it"
+
+
+def test_tokens_are_told_where_that_is_asked_for() -> None:
+    assert complete(return_token_ids=True).token_ids
+    assert not complete().token_ids
+    assert refusal(complete, return_token_ids=True, stream=True).param == "return_token_ids"
