@@ -26,11 +26,12 @@ class ScriptedGateway:
             def _say(self, body: Any) -> None:
                 scripted.asked.append((self.path, self.headers["authorization"], body))
                 status, answer = script.pop(0) if len(script) > 1 else script[0]
-                data = answer(body) if callable(answer) else answer if isinstance(answer, str) else json.dumps(answer)
+                said = answer(body) if callable(answer) else answer
+                data = (said if isinstance(said, str) else json.dumps(said)).encode()
                 self.send_response(status)
                 self.send_header("content-length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data.encode())
+                self.wfile.write(data)
 
             def log_message(self, format: str, *args: Any) -> None: ...
 
