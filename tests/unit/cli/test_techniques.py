@@ -35,6 +35,13 @@ def test_the_table_is_read_when_its_names_are_shown(monkeypatch: pytest.MonkeyPa
     assert asked
 
 
+def test_notes_say_what_they_are_about() -> None:
+    assert bench_command._notes(["machine: 2 cores: slow"]) == {"machine": "2 cores: slow"}
+    for wrong in ("2 cores", ": slow", "machine:"):
+        with pytest.raises(InvalidArgument, match="--note"):
+            bench_command._notes([wrong])
+
+
 def test_at_least_twelve_techniques_are_known() -> None:
     techniques = known()
     assert len(techniques) >= 12
