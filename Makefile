@@ -1,7 +1,7 @@
 # Every target makes what it needs: the command's environment first (scripts/bootstrap.sh), then the others from their locks.
 # ARGS goes to the command: make up ARGS="--http-port 9000", make test ARGS="-k gateway".
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-lifecycle test secrets compose-test lint up down status protos locks bench support support-methods support-models
+.PHONY: help demo demo-lifecycle test secrets compose-test lint up down status protos locks bench support support-methods support-models support-served support-served-models
 
 CLI := .martlet/envs/cli/bin/martlet
 
@@ -63,3 +63,11 @@ support-methods: ## Which recipe trains with which tuner: fills docs/support/met
 support-models: ## Which architectures train: fills docs/support/models.md
 	@scripts/bootstrap.sh cli trainer
 	@.martlet/envs/trainer/bin/python benchmarks/support_models.py $(ARGS)
+
+support-served: ## What vLLM serves of each recipe's and tuner's result: fills docs/support/methods.md
+	@scripts/bootstrap.sh cli trainer inference
+	@.martlet/envs/trainer/bin/python benchmarks/support_served.py $(ARGS)
+
+support-served-models: ## Which architectures vLLM serves, merged and by adapter: fills docs/support/models.md
+	@scripts/bootstrap.sh cli trainer inference
+	@.martlet/envs/trainer/bin/python benchmarks/support_served_models.py $(ARGS)

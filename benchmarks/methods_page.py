@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from environment import ROOT
@@ -15,36 +15,23 @@ RECIPES = (
     *("sft", "pretrain", "dpo", "orpo", "cpo", "simpo", "kto", "grpo", "rloo", "distill"),
     *("sequence_classification", "reward", "embedding", "reranker", "token_classification"),
 )
-#: Tuners, and variants of LoRA -> what becomes of their results.
-TUNERS: Mapping[str, str] = {
-    "lora": "as it is",
-    "lora, rsLoRA": "as it is",
-    "lora, PiSSA": "as it is",
-    "lora, OLoRA": "as it is",
-    "lora, EVA": "as it is",
-    "lora, LoRA-GA": "as it is",
-    "lora, LoRA+": "as it is",
-    "lora, NEFTune": "as it is",
-    "lora, DoRA": "merged",
-    "qlora": "as it is",
-    "qlora, LoftQ": "as it is",
-    "full": "as it is",
-    "full, frozen in part": "as it is",
-    "full, GaLore": "as it is",
-    "full, APOLLO": "as it is",
-    "lisa": "as it is",
-    "badam": "as it is",
-    "llamapro": "as it is",
-    "longlora": "as it is",
-    "adalora": "merged",
-    **dict.fromkeys(
-        ("loha", "lokr", "boft", "oft", "hra", "vera", "randlora", "vblora", "fourierft", "miss", "shira", "road"),
-        "merged",
+#: Tuners, and variants of them.
+TUNERS = (
+    *(
+        "lora",
+        "lora, rsLoRA",
+        "lora, PiSSA",
+        "lora, OLoRA",
+        "lora, EVA",
+        "lora, LoRA-GA",
+        "lora, LoRA+",
+        "lora, NEFTune",
     ),
-    **dict.fromkeys(("delora", "ia3", "ln_tuning"), "merged"),
-    "adapter": "no: layers of our own; martlet reads them",
-    **dict.fromkeys(("prompt_tuning", "prefix_tuning", "p_tuning"), "no: virtual tokens; peft reads them"),
-}
+    *("lora, DoRA", "qlora", "qlora, LoftQ", "full", "full, frozen in part", "full, GaLore", "full, APOLLO"),
+    *("lisa", "badam", "llamapro", "longlora", "adalora", "loha", "lokr", "boft", "oft", "hra", "vera", "randlora"),
+    *("vblora", "fourierft", "miss", "shira", "road", "delora", "ia3", "ln_tuning"),
+    *("adapter", "prompt_tuning", "prefix_tuning", "p_tuning"),
+)
 
 #: What variants of a tuner ask for, and the numbers that go with them.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -78,10 +65,19 @@ checkpoint, ends with the same weights, byte by byte; peft (or transformers; of 
 says something else than the base model; an adapter merges, and the merged model says what the adapter said. It shows **that a combination
 works, not how good it is**.
 `refused`: at submission, with what to do instead; the JSON has the words. What each recipe does on real data is in
-[benchmarks/RESULTS.md](../../benchmarks/RESULTS.md).
+[benchmarks/RESULTS.md](../../benchmarks/RESULTS.md)."""
 
-Served: replicas take plain LoRA adapters and whole models as they are, and refuse other adapters with the words that tell how to merge them
-(`martlet_core.model_rules`)."""
+_SERVED = """## What vLLM serves of the results
+
+By `make support-served`: each result was made anew, on a Llama with heads of 32 numbers (narrower ones have no kernel on a CPU), and given to
+vLLM as a replica starts it: its arguments, its environment, its plugin. `martlet_core.model_rules`, which the replicas go by, says in which
+form: `adapter`, a plain LoRA adapter, loaded while the engine runs; `merged`, an adapter that replicas refuse with the words that tell how to
+merge it, merged by recipe `merge`; `whole`, a whole model as it is.
+
+Each of the three means **yes**: the log-probabilities of five texts' tokens (of a model that ends in a head: what the head makes of the
+texts, before its activation) are transformers' of the same files, within a hundredth of what tuning changed, and none of them is off by more
+than 0.02; the eight tokens that it writes are those that transformers writes. Results of one shape were asked of one engine, which loaded
+them one after the other; what doesn't pass there gets an engine of its own."""
 
 #: What an outcome begins with where the request isn't taken.
 _REFUSED = "InvalidArgument: spec."
@@ -90,16 +86,41 @@ _REFUSED = "InvalidArgument: spec."
 def page(record: Mapping[str, Any]) -> str:
     """The page."""
     cells, notes = record["cells"], Footnotes()
-    lines = ["| tuner | " + " | ".join(f"`{name}`" for name in RECIPES) + " | served |"]
-    lines.append("|---" * (len(RECIPES) + 2) + "|")
-    for tuner, served in TUNERS.items():
-        row = " | ".join(_cell(cells.get(f"{recipe}/{tuner}"), notes) for recipe in RECIPES)
-        lines.append(f"| {_shown(tuner)} | {row} | {served} |")
+    table = _table(lambda key: _cell(cells.get(key), notes))
     whole = len(RECIPES) * len(TUNERS)
     count = "" if len(cells) == whole else f"**{len(cells)} of {whole} cells have been run.**"
+    parts = [_INTRODUCTION, count, table, *where_run(record)]
+    if served := record.get("served", {}).get("cells"):
+        parts += [_SERVED, _count(cells, served)]
+        parts += [_table(lambda key: _served(cells.get(key), served.get(key), notes)), *where_run(record["served"])]
     why = ["## Remarks", "\n".join(notes.lines())] if notes.lines() else []
-    parts = [_INTRODUCTION, count, "\n".join(lines), *why, *where_run(record)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(part for part in [*parts, *why] if part) + "\n"
+
+
+def _table(cell: Callable[[str], str]) -> str:
+    lines = ["| tuner | " + " | ".join(f"`{name}`" for name in RECIPES) + " |", "|---" * (len(RECIPES) + 1) + "|"]
+    for tuner in TUNERS:
+        row = " | ".join(cell(f"{recipe}/{tuner}") for recipe in RECIPES)
+        lines.append(f"| {_shown(tuner)} | {row} |")
+    return "\n".join(lines)
+
+
+def _count(cells: Mapping[str, Any], served: Mapping[str, Any]) -> str:
+    good = sum(outcome["served"] == "yes" for outcome in served.values())
+    made = sum(outcome["trains"] == "yes" for outcome in cells.values())
+    most = max((outcome["most"] for outcome in served.values() if "most" in outcome), default=0.0)
+    return f"**{good} of {made} results are served.** The number that is farthest from transformers' differs by {most:.1g}."
+
+
+def _served(trained: Mapping[str, Any] | None, outcome: Mapping[str, Any] | None, notes: Footnotes) -> str:
+    """What the second table says of a cell; nothing where there is no result to serve."""
+    if trained is None or trained["trains"] != "yes":
+        return ""
+    if outcome is None:
+        return "not run"
+    if outcome["served"] == "yes":
+        return str(outcome["form"])
+    return f"{'no' if outcome['served'] == 'refused' else outcome['served']} {notes.mark(outcome['message'])}"
 
 
 def _shown(tuner: str) -> str:

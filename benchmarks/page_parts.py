@@ -31,4 +31,5 @@ def where_run(record: Mapping[str, Any]) -> list[str]:
     found = record["machine"]
     dates = sorted({cell["date"] for cell in record["cells"].values()})
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return [f"Run on {found['cpu']}, {found['cores']} cores, {found['system']}, {' and '.join(dates)}; {versions}."]
+    cores = "1 core" if found["cores"] == 1 else f"{found['cores']} cores"
+    return [f"Run on {found['cpu']}, {cores}, {found['system']}, {' and '.join(dates)}; {versions}."]

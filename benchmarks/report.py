@@ -143,7 +143,8 @@ _INTRODUCTION = """# Figures
 
 Each line comes from the command beside it (`scripts/bench.sh NAME`; of `containers`: `make compose-test`), which measures Martlet
 and its peer in one run; the JSON is in [results/](results/), and `python benchmarks/report.py` writes this page from it. Such
-machines are noisy: read ratios before absolute numbers."""
+machines are noisy: read ratios before absolute numbers. [techniques/report.md](techniques/report.md) compares ways of training
+(`python benchmarks/techniques.py`)."""
 
 
 if __name__ == "__main__":

@@ -24,10 +24,9 @@ from martlet_core.errors import MartletError
 from martlet_inference.engines.base import EngineCall, Route, WholeModel
 from martlet_inference.engines.server import ServerEngine
 from martlet_inference.engines.vllm import installed_vllm, vllm_program
-from martlet_inference.engines.vllm_process import VllmOptions, command, environment
+from replicas_vllm import OPTIONS, import_vllm, start
 from support_fork import apart
 
-_OPTIONS = VllmOptions(device="cpu")
 _NEW_TOKENS = 8
 #: Texts that are scored, and tokens of each.
 _TEXTS, _TEXT_TOKENS = 3, 300
@@ -41,10 +40,7 @@ def main(specs_file: Path, fd: int) -> None:
     specs = json.loads(specs_file.read_text())
     version = f"{installed_vllm()[0]} ({installed_vllm()[1]})"
     if any(spec["forked"] for spec in specs):
-        os.environ.update(environment(_OPTIONS, os.environ))
-        import vllm  # now, and not in each fork
-        import vllm.entrypoints.launchers.cli_args
-        import vllm.v1.worker.cpu_model_runner  # noqa: F401
+        import_vllm()
     bases: dict[str, Mapping[str, Any]] = {}
     with os.fdopen(fd, "w") as outcomes:
         for spec in specs:
@@ -97,13 +93,9 @@ def _in_this_process(model: Path, rows: Path) -> dict[str, Any]:
 
 
 def _generate(model: Path, rows: Path) -> dict[str, Any]:
-    from vllm import LLM, EngineArgs, SamplingParams
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm import SamplingParams
 
-    line = command(_OPTIONS, WholeModel("model", model), Path("unused"))[3:]
-    asked = EngineArgs.from_cli_args(make_arg_parser(FlexibleArgumentParser()).parse_args(line))
-    llm = LLM.from_engine_args(asked)
+    llm = start(WholeModel("model", model))
     windows = [{"prompt_token_ids": ids} for ids in _windows(llm.get_tokenizer(), rows)]
     params = SamplingParams(temperature=0, max_tokens=_NEW_TOKENS, ignore_eos=True, prompt_logprobs=0)
     answers = llm.generate(windows, params, use_tqdm=False)
@@ -126,7 +118,7 @@ async def _ask_engine(model: Path, rows: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     windows = _windows(AutoTokenizer.from_pretrained(model), rows)
-    engine = ServerEngine(vllm_program(_OPTIONS, installed_vllm()[0]))
+    engine = ServerEngine(vllm_program(OPTIONS, installed_vllm()[0]))
     await engine.start(WholeModel("model", model))
     try:
         scored, answers = [], []

@@ -142,12 +142,18 @@ def try_architecture(model_type: str, scratch: Path) -> dict[str, Any]:
 class Trial:
     """An architecture's trials, one after the other: each goes on with what the one before it left.
 
+    Args:
+        model_type: of the config.
+        scratch: directory of its files: ``base``, ``work/output/model`` (the adapter), ``merge/output/model``.
+        head_width: None for the table's own.
+
     Attributes:
         facts: what was seen beside the outcomes.
     """
 
-    def __init__(self, model_type: str, scratch: Path) -> None:
+    def __init__(self, model_type: str, scratch: Path, head_width: int | None = None) -> None:
         self._model_type = model_type
+        self._widths = [] if head_width is None else [head_width]
         self._base = scratch / "base"
         self._work = scratch / "work"
         self._merge = scratch / "merge"
@@ -161,7 +167,7 @@ class Trial:
         from martlet_trainer.training.models import load_model
         from transformers import AutoConfig
 
-        config = tiny_config(self._model_type)
+        config = tiny_config(self._model_type, *self._widths)
         save_random_model(self._base, config)
         if AutoConfig.from_pretrained(self._base).model_type != self._model_type:
             config.save_pretrained(

@@ -9,7 +9,6 @@ is asked for more techniques measures only those. The report lies in ``benchmark
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -45,19 +44,28 @@ def main() -> None:
         rest += ["--techniques", *TECHNIQUES]
     prepare_model()
     prepare_rows()
-    before = machine()
+    notes = [word for note in about(options.engine) for word in ("--note", note)]
     up = ["up", "--detach", "--wait", "all", "--engine", options.engine, "--stages", "trainer,evaluator"]
     subprocess.run([*COMMAND, *up, "--http-port", "0", "--grpc-port", "0"], check=True)
     try:
         rows = ["--train", str(DATA / "train.jsonl"), "--test", str(held_out(options.held_out))]
-        compare = [*COMMAND, "bench", "techniques", "--model", MODEL, *rows, "--out", str(OUT), *rest]
+        compare = [*COMMAND, "bench", "techniques", "--model", MODEL, *rows, "--out", str(OUT), *notes, *rest]
         code = subprocess.run(compare, check=False).returncode
     finally:
         subprocess.run([*COMMAND, "down"], check=True)
-    packages = versions_in(TRAINER_PYTHON, ["torch", "transformers", "peft", "bitsandbytes"])
-    record = {"engine": options.engine, "machine": before, "versions": packages}
-    (OUT / "machine.json").write_text(json.dumps(record, indent=1) + "\n")
     raise SystemExit(code)
+
+
+def about(engine: str) -> list[str]:
+    """What stands over the report."""
+    here = machine()
+    packages = versions_in(TRAINER_PYTHON, ["torch", "transformers", "peft", "bitsandbytes"])
+    where = f"{here['cores']} core{'s' if here['cores'] > 1 else ''} of {here['cpu']}, {here['memory_gb']:.0f} GB, {here['system']}"
+    return [
+        f"machine: {where}",
+        f"versions: {', '.join(f'{name} {number}' for name, number in packages.items())}",
+        f"data: headlines, sarcastic or not (examples/headlines); answers by the engine {engine}",
+    ]
 
 
 def held_out(count: int) -> Path:

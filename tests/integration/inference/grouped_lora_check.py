@@ -21,7 +21,7 @@ def main() -> None:
         "none": (0, 0, 0),
         "one token": (9,),
     }
-    errors = {name: error_of(ids) for name, ids in batches.items()}
+    errors = {name: error_of(ids) for name, ids in batches.items()} | {"a prompt's tokens": errors_of_a_prompt()}
     print(json.dumps({"errors": errors, "device_of_a_packed_layer": device_of_a_packed_layer()}))
 
 
@@ -55,6 +55,20 @@ def error_of(ids: tuple[int, ...]) -> dict[str, float]:
         "logits": worst(logits, before[:, : WIDTHS[0]] + reference(x, ids, a[0], b[0], 0.5)),
         "embedding": worst(embedded, before[:, : WIDTHS[0]] + reference(low, ids, identity, b[0], 1.0)),
     }
+
+
+def errors_of_a_prompt() -> dict[str, float]:
+    """The logits of a prompt's own tokens, which are more rows than sequences: with an adapter alone, and without any part of one."""
+    x, before = torch.randn(6, HIDDEN), torch.randn(6, WIDTHS[0])
+    a, b = torch.randn(SLOTS, 1, RANK, HIDDEN), torch.randn(SLOTS, 1, WIDTHS[0], RANK)
+    errors = {}
+    for name, ids, low in (("alone", (5,) * 7, a), ("without a part", (5, 5, 5, 5, 5, 9, 0), torch.zeros_like(a))):
+        wrapper = GroupedLora(64, 16, torch.device("cpu"))
+        wrapper.update_metadata(LoRAMapping(ids, ids[-2:], is_prefill=True), IDS, SLOTS, 32)
+        logits = before.clone()
+        wrapper.add_lora_logits(logits, x, low, b, 0.5)
+        errors[name] = worst(logits, before + reference(x, (5,) * 6, low, b, 0.5))
+    return errors
 
 
 def reference(x: torch.Tensor, ids: tuple[int, ...], a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:

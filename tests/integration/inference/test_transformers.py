@@ -29,7 +29,7 @@ BASE = "smollm2-135m-instruct"
 ADAPTER = "ft:smollm2-135m-instruct:default::7a1c0000"
 
 
-def complete(replica: ReplicaProcess, prompt: str, model: str = BASE, **fields: Any) -> dict[str, Any]:
+def complete(replica: ReplicaProcess, prompt: str | list[int], model: str = BASE, **fields: Any) -> dict[str, Any]:
     """The answer of /v1/completions, greedy unless asked for otherwise."""
     body = {"model": model, "prompt": prompt, "max_tokens": 24, "temperature": 0, **fields}
     request = pb.CallOpenAIRequest(
@@ -95,6 +95,17 @@ def test_log_probabilities_are_those_of_the_tokens(talker: ReplicaProcess) -> No
     content = talker.chat("hello", max_tokens=4, temperature=0, logprobs=True, top_logprobs=2)
     entries = content["choices"][0]["logprobs"]["content"]
     assert [len(entry["top_logprobs"]) for entry in entries] == [2] * 4
+
+
+def test_tokens_that_were_drawn_are_told_with_their_end(talker: ReplicaProcess) -> None:
+    """As vLLM tells them: what a training learns from."""
+    drawn = {"temperature": 2.0, "n": 8, "seed": 3, "max_tokens": 48, "logprobs": 0, "return_token_ids": True}
+    choices = complete(talker, [70, 71, 72], **drawn)["choices"]
+    for choice in choices:
+        assert len(choice["token_ids"]) == len(choice["logprobs"]["token_logprobs"]) <= 48
+        assert (choice["token_ids"][-1] == 0) == (choice["finish_reason"] == "stop"), "token 0 ends an answer"
+    assert len({tuple(choice["token_ids"]) for choice in choices}) > 1
+    assert "token_ids" not in complete(talker, "hello")["choices"][0]
 
 
 @pytest.mark.parametrize(

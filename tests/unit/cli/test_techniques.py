@@ -19,7 +19,13 @@ from martlet_cli.techniques.plots import Point, front, scatter
 from martlet_core.errors import InvalidArgument
 
 BUDGET = Budget("tiny", "artifacts/a", "artifacts/b", "classification", 10, 4, 1e-3, 64, None)
-NUMBERS = {"accuracy": 0.6, "trained_parameters": 4.9e6, "peak_memory_bytes": 1.5e9, "train_seconds": 100.0}
+NUMBERS = {
+    "accuracy": 0.6,
+    "trained_parameters": 4.9e6,
+    "learning_rate": 1e-3,
+    "peak_memory_bytes": 1.5e9,
+    "train_seconds": 100.0,
+}
 
 
 def test_the_table_is_read_when_its_names_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +39,13 @@ def test_the_table_is_read_when_its_names_are_shown(monkeypatch: pytest.MonkeyPa
     shown = commands.choices["bench"]._subparsers._group_actions[0].choices["techniques"].format_help()
     assert "lora-attention" in shown
     assert asked
+
+
+def test_notes_say_what_they_are_about() -> None:
+    assert bench_command._notes(["machine: 2 cores: slow"]) == {"machine": "2 cores: slow"}
+    for wrong in ("2 cores", ": slow", "machine:"):
+        with pytest.raises(InvalidArgument, match="--note"):
+            bench_command._notes([wrong])
 
 
 def test_at_least_twelve_techniques_are_known() -> None:
@@ -146,7 +159,7 @@ def test_the_report_says_the_same_in_all_its_forms(tmp_path: Path) -> None:
     assert record["measured"][1]["numbers"] == NUMBERS
     assert record["techniques"]["lora"]["tuner"] == {"kind": "lora", "lora_rank": 16}
     text = (tmp_path / "report.md").read_text()
-    assert "| LoRA, all linear layers | 4.900 M | 1.5 GB | 1 min 40 s |" in text
+    assert "| LoRA, all linear layers | 4.900 M | 0.001 | 1.5 GB | 1 min 40 s |" in text
     assert "BOFT (seed 7) failed: train: <none> | left" in text
     page = (tmp_path / "report.html").read_text()
     assert "a &lt;small&gt; one" in page

@@ -159,9 +159,9 @@ def test_addresses_lead_to_services(rendered: Any, tools: Any) -> None:
 
 
 def test_who_asks_models_knows_the_gateway(rendered: Any, tools: Any) -> None:
-    """Those that evaluate, and those that try what they quantized."""
+    """Those that evaluate, those that try what they quantized, and those whose models in training are asked."""
     told = {pod.component for pod in rendered.pods() if "MARTLET_GATEWAY_URL" in tools.environ(pod.main)}
-    asking = {"evaluator", "evaluator-worker", "quantizer-worker"}
+    asking = {"evaluator", "evaluator-worker", "quantizer-worker", "trainer-worker"}
     assert told == asking & {pod.component for pod in rendered.pods()}
 
 

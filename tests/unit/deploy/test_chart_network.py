@@ -14,7 +14,7 @@ WIRES = {
     *((caller, "evaluator", 50054) for caller in ("gateway", "gateway-worker")),
     ("gateway", "inference", 50053),
     ("inference", "gateway", 50051),
-    *((caller, "gateway", 8000) for caller in ("quantizer-worker", "evaluator", "evaluator-worker")),
+    *((caller, "gateway", 8000) for caller in ("trainer-worker", "quantizer-worker", "evaluator", "evaluator-worker")),
     *(
         (caller, "valkey", 6379)
         for caller in (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import openai
 import pytest
 from google.protobuf.json_format import MessageToDict
+from martlet_gateway.testing.replica import scripted
 
 CHECK: dict[str, Any] = {
     "type": "string_check",
@@ -34,6 +36,8 @@ JUDGE: dict[str, Any] = {
     "model": "m",
     "input": [{"role": "user", "content": "Rate {{sample.output_text}}"}],
 }
+
+LABEL: dict[str, Any] = {**JUDGE, "type": "label_model", "labels": ["good", "bad"], "passing_labels": ["good"]}
 
 
 @pytest.fixture
@@ -67,13 +71,13 @@ async def test_a_grader_becomes_a_reward_of_grpo(gateway: Any, client: openai.As
 @pytest.mark.parametrize(
     ("asked", "param", "words"),
     [
-        ({"grader": JUDGE}, "method.reinforcement.grader.type", "reward service"),
+        ({"grader": LABEL}, "method.reinforcement.grader.type", "score_model"),
         ({"grader": {**ALIKE, "evaluation_metric": "bleu"}}, "method.reinforcement.grader.evaluation_metric", "evals"),
         ({"grader": {"type": "python", "name": "p", "source": "x"}}, "method.reinforcement.grader.type", "sandbox"),
         (
-            {"grader": {**BOTH, "graders": {"exact": CHECK, "alike": JUDGE}}},
+            {"grader": {**BOTH, "graders": {"exact": CHECK, "alike": LABEL}}},
             "method.reinforcement.grader.graders.alike.type",
-            "reward service",
+            "score_model",
         ),
         (
             {"grader": {**BOTH, "calculate_output": "exact + ugly"}},
@@ -138,7 +142,35 @@ async def test_an_answer_that_is_json_has_fields(client: openai.AsyncOpenAI, sam
 async def test_a_definition_is_checked(client: openai.AsyncOpenAI) -> None:
     graders: Any = client.fine_tuning.alpha.graders
     assert (await graders.validate(grader=BOTH)).grader.model_dump(exclude_none=True) == BOTH
-    for call in (graders.validate(grader=JUDGE), graders.run(grader=JUDGE, model_sample="a")):
-        with pytest.raises(openai.BadRequestError, match="reward service") as caught:
+    assert (await graders.validate(grader=JUDGE)).grader.name == "judge"
+    for call in (graders.validate(grader=LABEL), graders.run(grader=LABEL, model_sample="a")):
+        with pytest.raises(openai.BadRequestError, match="use `score_model`") as caught:
             await call
         assert caught.value.param == "grader.type"
+
+
+def said(text: str) -> bytes:
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
+
+
+async def judged(client: openai.AsyncOpenAI, answer: str, **changes: Any) -> Any:
+    graders: Any = client.fine_tuning.alpha.graders
+    return await graders.run(grader={**JUDGE, **changes}, model_sample=answer, item={"answer": "Lisbon"})
+
+
+async def test_a_judge_is_tried_as_the_caller(gateway: Any, client: openai.AsyncOpenAI) -> None:
+    async with scripted(gateway, "replica", models=["m"]) as replica:
+        for text, reward in (("0.5", 0.5), ("I say 1", 1.0)):
+            replica.answer = said(text)
+            found = await judged(client, "Lisbon")
+            assert (found.reward, found.metadata.sampled_model_name) == (reward, "m")
+            assert not any(found.metadata.errors.model_dump().values())
+        replica.answer = said("no idea")
+        found = await judged(client, "Lisbon")
+        assert (found.reward, found.metadata.errors.model_grader_parse_error) == (0.0, True)
+    found = await judged(client, "Lisbon", model="nobody")
+    assert (found.reward, found.metadata.errors.model_grader_server_error) == (0.0, True)
+    assert "nobody" in found.metadata.errors.model_grader_server_error_details
+    asking = [{"role": "user", "content": "{{sample.output_json.city}}"}]
+    found = await judged(client, "no json", input=asking)
+    assert (found.reward, found.metadata.errors.invalid_variable_error) == (0.0, True)

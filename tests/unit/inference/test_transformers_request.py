@@ -30,7 +30,9 @@ def refusal(ask: Any, **fields: Any) -> BadRequest:
 def test_the_fields_of_a_chat() -> None:
     options = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1}
     more = {"seed": 7, "stop": "x", "n": 2, "logprobs": True, "top_logprobs": 3, "max_completion_tokens": 9}
-    request = chat(**options, **more, max_tokens=5, ignore_eos=True, stream=True, stream_options={"include_usage": True})
+    request = chat(
+        **options, **more, max_tokens=5, ignore_eos=True, stream=True, stream_options={"include_usage": True}
+    )
     assert request.chat
     assert (request.model, request.input) == ("m", MESSAGES)
     assert request.sampling == options
@@ -164,3 +166,9 @@ def test_what_only_looked_like_a_stop_text_is_told_in_the_end() -> None:
     stop = StopTexts(["END"])
     assert (stop.add("the EN"), stop.rest(), stop.found) == ("the ", "EN", False)
     assert StopTexts([]).add("all of it") == "all of it"
+
+
+def test_tokens_are_told_where_that_is_asked_for() -> None:
+    assert complete(return_token_ids=True).token_ids
+    assert not complete().token_ids
+    assert refusal(complete, return_token_ids=True, stream=True).param == "return_token_ids"

@@ -51,6 +51,12 @@ def test_a_context_longer_than_the_models_own_is_cut_to_it(model: WholeModel) ->
     assert option(command(short, model, Path("s")), "--max-model-len") == "512"
 
 
+@pytest.mark.parametrize("config", [{"n_positions": 256}, {"text_config": {"max_position_embeddings": 256}}])
+def test_a_models_own_context_has_other_names_too(model: WholeModel, config_file: Path, config: dict[str, Any]) -> None:
+    config_file.write_text(json.dumps(config))
+    assert option(command(CPU, model, Path("s")), "--max-model-len") == "256"
+
+
 def test_float32_on_a_cpu_but_not_for_quantized_weights_or_gpus(model: WholeModel, config_file: Path) -> None:
     assert option(command(CPU, model, Path("s")), "--dtype") == "float32"
     assert option(command(VllmOptions("cuda"), model, Path("s")), "--dtype") == "auto"
@@ -157,8 +163,7 @@ def test_the_pipe_of_an_ended_server_is_closed_once(factory: Callable[[], asynci
         await process.wait()
         pipe = output.transport.get_extra_info("pipe")
         output.transport.close()
-        while _is_open(pipe.fileno()):
-            await asyncio.sleep(0)
+        await wait_until(lambda: not _is_open(pipe.fileno()))
         another = os.open(os.devnull, os.O_RDONLY)
         if another != pipe.fileno():
             os.dup2(another, pipe.fileno())

@@ -64,6 +64,20 @@ def test_bnb_nf4(run: Run) -> None:
 
 
 @needs("bnb")
+def test_what_a_model_was_made_for_stays_known(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    """A decoder that makes vectors: the artifact says so, and how texts are pooled lies beside the weights."""
+    model = tmp_path / "embeds"
+    shutil.copytree(tiny_model, model)
+    (model / "1_Pooling").mkdir()
+    for name in ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json"):
+        (model / name).write_text(json.dumps({"is": name}))
+    result, _, workdir = run("bnb-nf4", model=model, task="embedding")
+    assert result.outputs["model"].metadata["task"] == "embedding"
+    for name in ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json"):
+        assert json.loads((workdir / "output" / "model" / name).read_text()) == {"is": name}
+
+
+@needs("bnb")
 def test_bnb_int8(run: Run) -> None:
     result, _, workdir = run("bnb-int8")
     check(result, smaller_than=0.75)

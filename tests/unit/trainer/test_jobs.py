@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from martlet_core.artifacts.types import Artifact
+from martlet_core.errors import FailedPrecondition
+from martlet_core.model_rules import check_plain_lora
+from martlet_core.service_tokens import tenant_of_service_token
 from martlet_trainer.config import parse_training_config
+from martlet_trainer.handlers import GatewayAccess
 from martlet_trainer.naming import MERGE
 from martlet_trainer.testing_jobs import BASE, distillation
 from martlet_trainer.testing_jobs import JobKit as Kit
@@ -72,6 +77,46 @@ def test_inputs_of_a_distillation(kit: Kit) -> None:
     assert set(prepared.inputs) == {"training_dataset", "teacher_adapter"}
     assert prepared.config["teacher_model"]["value"] == prepared.config["base_model"]["value"] == BASE
     assert "teacher_model" not in kit.training.prepare(kit.job()).config
+
+
+GATEWAY = GatewayAccess("http://gateway:8000/v1", "internal")
+BY_REPLICAS = {"recipe": "grpo", "recipe_options": {"rollouts": {"via": "inference"}}}
+
+
+def test_a_job_that_asks_replicas_gets_a_token_for_its_tenant(kit: Kit) -> None:
+    handler = kit.handler(GATEWAY)
+    told = handler.prepare(kit.job(**BY_REPLICAS)).config["gateway"]
+    assert told["base_url"] == "http://gateway:8000/v1"
+    assert tenant_of_service_token(told["token"], "internal") == "acme"
+    assert handler.prepare(kit.job()).config["gateway"] is None, "others ask for nothing there"
+
+
+@pytest.mark.parametrize(
+    ("access", "missing"),
+    [
+        (GatewayAccess(), "MARTLET_GATEWAY_URL"),
+        (GatewayAccess(internal_token="internal"), "MARTLET_GATEWAY_URL"),
+        (GatewayAccess("http://gateway:8000/v1"), "MARTLET_INTERNAL_TOKEN"),
+    ],
+)
+def test_a_worker_that_knows_no_gateway_says_what_it_lacks(kit: Kit, access: GatewayAccess, missing: str) -> None:
+    with pytest.raises(FailedPrecondition, match=f"{missing} isn't set") as caught:
+        kit.handler(access).prepare(kit.job(**BY_REPLICAS))
+    assert caught.value.reason == "WORKER_KNOWS_NO_GATEWAY"
+
+
+def test_adapters_for_a_while_have_names_that_were_never_used(kit: Kit) -> None:
+    tuner = {"lora_rank": 4, "init_weights": "pissa"}
+    job = replace(kit.job(tuner=tuner, suffix="birds", **BY_REPLICAS), attempt=2)
+    model = kit.training.temporary_model(job, 7, "x")
+    assert model.name == f"ft:{BASE}:acme:birds:cdefghjk:rollouts-2-7"
+    assert (model.kind, model.base_model, model.lora_rank, model.artifact_id) == ("adapter", BASE, 8, "x")
+    check_plain_lora(model, model.metadata)
+    continued = replace(kit.job(base_model=kit.adapter(), **BY_REPLICAS), attempt=1)
+    assert kit.training.temporary_model(continued, 0, "y").base_model == BASE
+    kit.stores.models.delete("ft:base:acme:x:12345678", tenant="acme")
+    with pytest.raises(FailedPrecondition, match="deleted while"):
+        kit.training.temporary_model(continued, 1, "z")
 
 
 def test_inputs_of_a_merge(kit: Kit) -> None:

@@ -14,7 +14,7 @@ from martlet_core.recipe import StopRequested
 from martlet_inputs.rows.formats import RowError
 from martlet_inputs.rows.prompts import PROMPTS
 from martlet_inputs.rows.report import DataReport
-from martlet_trainer.config import parse_training_config
+from martlet_trainer.config import answers_options, parse_training_config
 from martlet_trainer.recipes.options import RewardOptions
 from martlet_trainer.recipes.training import run
 from martlet_trainer.rewards import Answer, build
@@ -24,6 +24,8 @@ from martlet_trainer.training.rollouts import group_relative, leave_one_out
 
 MakeWorkdir = Callable[..., Path]
 RECIPES = ["grpo", "rloo"]
+#: Answers by replicas.
+VIA = {"via": "inference"}
 (REWARD,) = ROLLOUT_OPTIONS["rewards"]
 
 
@@ -220,3 +222,47 @@ def test_a_question_that_is_too_long_is_refused_and_never_cut(make_workdir: Make
     rows = [{"prompt": "why? " * 40, "solution": 1}]
     with pytest.raises(InvalidArgument, match=r"more than data\.max_length 64; shorten it"):
         train("grpo", make_workdir("a", rows), data={"max_length": 64})
+
+
+@pytest.mark.parametrize(
+    ("tuner", "field"),
+    [
+        ({"kind": "full"}, r"tuner\.kind"),
+        ({"kind": "loha"}, r"tuner\.kind"),
+        ({"kind": "prompt_tuning"}, r"tuner\.kind"),
+        ({"use_dora": True}, r"tuner\.use_dora"),
+        ({"modules_to_save": ["lm_head"]}, r"tuner\.modules_to_save"),
+    ],
+)
+def test_tuners_that_no_replica_takes_are_refused_at_submission(tuner: dict[str, Any], field: str) -> None:
+    spec = {"base_model": "m", "training_dataset": "artifacts/a", "recipe": "grpo", "tuner": tuner}
+    parse_training_config(spec)
+    with pytest.raises(InvalidArgument, match=rf"{field}.*rollouts\.via to training"):
+        parse_training_config({**spec, "recipe_options": {"rollouts": VIA}})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rollouts", "message"),
+    [
+        ("grpo", {"via": "vllm"}, r"rollouts\.via"),
+        ("grpo", {"sync_steps": 2}, "sync_steps is for via inference"),
+        ("grpo", {**VIA, "sync_steps": 0}, r"rollouts\.sync_steps"),
+        ("grpo", {**VIA, "epsilon": 1}, r"rollouts\.epsilon"),
+        ("distill", {**VIA, "epsilon": 0.1}, "epsilon"),
+        ("sft", VIA, "rollouts"),
+    ],
+)
+def test_where_answers_are_drawn_is_checked_at_submission(recipe: str, rollouts: dict[str, Any], message: str) -> None:
+    options = {"rollouts": rollouts} | ({"teacher_model": "t"} if recipe == "distill" else {})
+    spec = {"base_model": "m", "training_dataset": "artifacts/a", "recipe": recipe, "recipe_options": options}
+    with pytest.raises(InvalidArgument, match=message):
+        parse_training_config(spec)
+
+
+def test_answers_are_drawn_in_the_training_unless_it_is_said() -> None:
+    spec = {"base_model": "m", "training_dataset": "artifacts/a", "recipe": "grpo"}
+    assert answers_options(parse_training_config(spec)).via == "training"
+    chosen = answers_options(
+        parse_training_config({**spec, "recipe_options": {"rollouts": {**VIA, "sync_steps": 4.0}}})
+    )
+    assert (chosen.via, chosen.sync_steps) == ("inference", 4)

@@ -78,7 +78,7 @@ def _stages(builder: _Builder, ports: Mapping[str, int], needs: tuple[str, ...])
             builder.service(
                 stage,
                 (f"martlet_{stage}", "serve"),
-                {"MARTLET_GRPC_ADDRESS": address, **_gateway_url(stage, ports), **_trackers(builder, stage)},
+                {"MARTLET_GRPC_ADDRESS": address, **_gateway_url(ports), **_trackers(builder, stage)},
                 needs=needs,
                 port=ports[stage],
                 ready=probes.grpc_health(address),
@@ -90,7 +90,7 @@ def _stages(builder: _Builder, ports: Mapping[str, int], needs: tuple[str, ...])
                 builder.service(
                     f"{stage}-{family}-worker" if family else f"{stage}-worker",
                     (f"martlet_{stage}", "work"),
-                    ({"MARTLET_QUANTIZER_FAMILY": family} if family else {}) | _gateway_url(stage, ports),
+                    ({"MARTLET_QUANTIZER_FAMILY": family} if family else {}) | _gateway_url(ports),
                     needs=needs,
                     settle_seconds=1.0,
                     stop_seconds=WORKER_STOP_SECONDS,
@@ -125,9 +125,9 @@ def _tool_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith(_TOOL_PREFIXES)}
 
 
-def _gateway_url(stage: str, ports: Mapping[str, int]) -> dict[str, str]:
-    """Where a stage that asks models finds them."""
-    return {} if stage == "trainer" else {"MARTLET_GATEWAY_URL": f"http://127.0.0.1:{ports['http']}/v1"}
+def _gateway_url(ports: Mapping[str, int]) -> dict[str, str]:
+    """Where stages ask models."""
+    return {"MARTLET_GATEWAY_URL": f"http://127.0.0.1:{ports['http']}/v1"}
 
 
 def _gateway(builder: _Builder, ports: Mapping[str, int], needs: tuple[str, ...]) -> list[ProcessSpec]:

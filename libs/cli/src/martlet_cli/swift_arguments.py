@@ -53,6 +53,7 @@ def request(arguments: argparse.Namespace) -> dict[str, Any]:
     _put_recipe(extension, arguments)
     _put_preferences(extension, arguments)
     _put_rewards(extension, arguments)
+    _put_rollouts(extension, arguments)
     _put_galore(extension, arguments)
     _put_trackers(extension, arguments)
     for option in arguments.tuner_options or ():
@@ -151,6 +152,17 @@ def _put_rewards(extension: dict[str, Any], arguments: argparse.Namespace) -> No
         rewards.append({key: value for key, value in reward.items() if value is not None})
     if rewards:
         _put(extension, f"{OPTIONS}.rewards", rewards)
+
+
+def _put_rollouts(extension: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """``--use_vllm true --vllm_mode server`` is SWIFT's way to have answers drawn by a server of its own."""
+    if arguments.vllm_mode == "colocate":
+        text = "colocate isn't there: replicas are processes of their own; use server, or leave --use_vllm out"
+        raise InvalidArgument.field("--vllm_mode", text)
+    if arguments.vllm_mode is not None and not arguments.use_vllm:
+        raise InvalidArgument.field("--vllm_mode", "is of --use_vllm true; give that too, or leave it out")
+    if arguments.use_vllm:
+        _put(extension, f"{OPTIONS}.rollouts.via", "inference")
 
 
 def _put_galore(extension: dict[str, Any], arguments: argparse.Namespace) -> None:

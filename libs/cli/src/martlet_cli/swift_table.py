@@ -154,6 +154,28 @@ GROUPS: Mapping[str, tuple[Argument, ...]] = {
             "--max_completion_length", f"{OPTIONS}.max_completion_length", int, "tokens of an answer (default 256)"
         ),
         Argument("--temperature", f"{OPTIONS}.temperature", float, "of answers (default 0.9), or of infonce (0.05)"),
+        Argument(
+            "--use_vllm",
+            "",
+            boolean,
+            "answers are drawn by replicas, which are given the adapter as it is (grpo, rloo, gkd)",
+        ),
+        Argument(
+            "--vllm_mode",
+            "",
+            str,
+            "of --use_vllm: server, the replicas behind the gateway",
+            choices=("server", "colocate"),
+        ),
+        Argument(
+            "--sync_steps", f"{OPTIONS}.rollouts.sync_steps", int, "steps between two adapters for them (default 1)"
+        ),
+        Argument(
+            "--epsilon",
+            f"{OPTIONS}.rollouts.epsilon",
+            float,
+            "how far a token's probability may move, of --use_vllm (0.2)",
+        ),
         Argument("--scale_rewards", f"{OPTIONS}.scale_rewards", boolean, "divide by their spread, grpo (default true)"),
     ),
     "tracking": (

@@ -82,6 +82,10 @@ class PipeReport:
         """Publish parts of the result before the end."""
         self.send({"type": protocol.PARTIAL_RESULT, "values": dict(values)})
 
+    def temporary_model(self, path: Path, number: int) -> None:
+        """Hand over a finished directory to be published for a while (``martlet_core.temporary_models``)."""
+        self.send({"type": protocol.TEMPORARY_MODEL, "path": self._relative(path), "number": int(number)})
+
     def result(self, result: RecipeResult) -> None:
         """Send what the recipe returned."""
         self.send({"type": protocol.RESULT, **self._described(result)})

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from martlet_core.gpus import MEMORY_SHARE
 
@@ -26,6 +27,7 @@ LOG = "log"
 METRICS = "metrics"
 CHECKPOINT = "checkpoint"
 PARTIAL_RESULT = "partial_result"
+TEMPORARY_MODEL = "temporary_model"
 
 #: Message types that end it; exactly one is the last line, unless the process was killed.
 RESULT = "result"
@@ -44,6 +46,11 @@ _WITHHELD_PREFIXES = (
     *("MARTLET_S3_", "MARTLET_REDIS_URL", "MARTLET_INTERNAL_TOKEN", MEMORY_SHARE),
     *("WANDB_", "MLFLOW_"),
 )
+
+
+def answer_file(workdir: Path, number: int) -> Path:
+    """Where the supervisor answers ``TEMPORARY_MODEL``: ``{"model": name}`` or ``{"error": MartletError.to_dict()}``, written whole."""
+    return workdir / "temporary" / f"{number}.json"
 
 
 def child_environment(

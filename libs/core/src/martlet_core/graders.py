@@ -65,6 +65,15 @@ class ModelRequest:
     choices: tuple[str, ...] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
+    def drawn_with(self, seed: int) -> dict[str, Any]:
+        """``sampling`` by the names of /v1/chat/completions, with this seed where it names none."""
+        asked = self.sampling
+        return {
+            "max_tokens": int(asked.get("max_completions_tokens") or asked.get("max_tokens") or 16),
+            "temperature": float(asked.get("temperature") or 0.0),
+            "seed": int(asked.get("seed") or seed),
+        }
+
 
 @dataclass(frozen=True)
 class _Case:
@@ -204,7 +213,7 @@ def _graded(grader: Mapping[str, Any], case: _Case) -> Grade:
         return Grade(grader["name"], 0.0, False, error.message)
 
 
-def _below(said: Mapping[str, str], name: str) -> dict[str, str]:
+def below(said: Mapping[str, str], name: str) -> dict[str, str]:
     """Of what models answered, that for one of a multi's graders."""
     return {key.removeprefix(f"{name}/"): v for key, v in said.items() if key.startswith(f"{name}/")}
 
@@ -232,8 +241,16 @@ def _grade_similarity(grader: Mapping[str, Any], case: _Case) -> Grade:
     return Grade(grader["name"], score, score >= (grader.get("pass_threshold") or 0.0))
 
 
+def _said_of(grader: Mapping[str, Any], case: _Case) -> str:
+    """What the grader's model answered. InvalidArgument where it wasn't asked: mostly since something that a template names isn't there."""
+    if "" not in case.said:
+        model_requests(grader, case.item, case.sample)
+        raise InvalidArgument(f"the model {grader['model']} was not asked")
+    return case.said[""]
+
+
 def _grade_label(grader: Mapping[str, Any], case: _Case) -> Grade:
-    label = case.said[""].strip()
+    label = _said_of(grader, case).strip()
     if label not in grader["labels"]:
         return Grade(grader["name"], 0.0, False, f"the model answered {label[:80]!r}, which is none of the labels")
     passed = label in grader["passing_labels"]
@@ -242,10 +259,11 @@ def _grade_label(grader: Mapping[str, Any], case: _Case) -> Grade:
 
 def _grade_score(grader: Mapping[str, Any], case: _Case) -> Grade:
     low, high = grader.get("range") or (0, 1)
-    match = _NUMBER.search(case.said[""])
+    said = _said_of(grader, case)
+    match = _NUMBER.search(said)
     if match is None or not low <= float(match[0]) <= high:
         return Grade(
-            grader["name"], 0.0, False, f"the model answered {case.said[''][:80]!r}, no number from {low:g} to {high:g}"
+            grader["name"], 0.0, False, f"the model answered {said[:80]!r}, no number from {low:g} to {high:g}"
         )
     score = float(match[0])
     threshold = grader.get("pass_threshold")
@@ -254,7 +272,7 @@ def _grade_score(grader: Mapping[str, Any], case: _Case) -> Grade:
 
 def _grade_multi(grader: Mapping[str, Any], case: _Case) -> Grade:
     parts = {
-        name: _graded(part, replace(case, said=_below(case.said, name))) for name, part in grader["graders"].items()
+        name: _graded(part, replace(case, said=below(case.said, name))) for name, part in grader["graders"].items()
     }
     errors = [f"{name}: {part.error}" for name, part in parts.items() if part.error]
     if errors:

@@ -28,6 +28,11 @@ def output_artifact_id(job_id: str, token: int, name: str) -> str:
     return f"{job_id}a{token}{''.join(filter(str.isalnum, name.lower()))}"
 
 
+def temporary_artifact_id(job_id: str, token: int, number: int) -> str:
+    """Id of a model that an attempt publishes for a while."""
+    return f"{job_id}a{token}t{number}"
+
+
 def job_id_of_attempt(artifact_id: str) -> str | None:
     """The job whose attempt an artifact's id names; None for ids of another form. Whether that job made it is said by
     its manifest.

@@ -78,6 +78,17 @@ class JobHandler(Protocol):
 
 
 @runtime_checkable
+class PublishesMeanwhile(Protocol):
+    """A handler whose jobs publish models for a while, to ask replicas for answers of what they are training (``temporary_models``)."""
+
+    def temporary_model(self, job: Job, number: int, artifact_id: str) -> PublishedModel:
+        """The model to publish for a directory that the attempt's process handed over under a number. Its name must be one that no
+        other attempt, job or number has.
+        """
+        ...
+
+
+@runtime_checkable
 class TriesItsModel(Protocol):
     """A handler that asks for its model's answer before the job is over. The model is published for that time already, and
     withdrawn again where the job then doesn't succeed.

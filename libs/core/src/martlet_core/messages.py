@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,16 @@ class MessageRelay:
         workdir: the job's directory; paths outside of it are refused.
         outbox: where events and progress go.
         checkpoints: where checkpoints go.
+        publish: takes directories that are published for a while, with their numbers.
     """
 
-    def __init__(self, workdir: Path, outbox: Outbox, checkpoints: CheckpointKeeper) -> None:
+    def __init__(
+        self, workdir: Path, outbox: Outbox, checkpoints: CheckpointKeeper, publish: Callable[[Path, int], None]
+    ) -> None:
         self._workdir = workdir.resolve()
         self._outbox = outbox
         self._checkpoints = checkpoints
+        self._publish = publish
 
     def on_log_line(self, source: str, line: str) -> None:
         """Record a line that the process printed."""
@@ -48,6 +52,9 @@ class MessageRelay:
                 self._on_checkpoint(message)
             case protocol.PARTIAL_RESULT:
                 self._outbox.partial_result(message["values"])
+            case protocol.TEMPORARY_MODEL:
+                if (path := self._directory(message["path"], "temporary model")) is not None:
+                    self._publish(path, message["number"])
             case other:
                 logger.warning("A recipe sent a message of unknown type %r.", other)
 
@@ -63,8 +70,13 @@ class MessageRelay:
         return {**self._outbox.current_progress().get("metrics", {}), **values}
 
     def _on_checkpoint(self, message: Mapping[str, Any]) -> None:
-        path = (self._workdir / message["path"]).resolve()
-        if not path.is_relative_to(self._workdir) or not path.is_dir():
-            self._outbox.log(f"The checkpoint {message['path']!r} is not a directory of this job.", level="error")
-            return
-        self._checkpoints.submit(path, message["step"], message["metrics"], message["is_best"])
+        if (path := self._directory(message["path"], "checkpoint")) is not None:
+            self._checkpoints.submit(path, message["step"], message["metrics"], message["is_best"])
+
+    def _directory(self, named: str, what: str) -> Path | None:
+        """A directory that the recipe named; None, and a line in the log, where it is none of the job's."""
+        path = (self._workdir / named).resolve()
+        if path.is_relative_to(self._workdir) and path.is_dir():
+            return path
+        self._outbox.log(f"The {what} {named!r} is not a directory of this job.", level="error")
+        return None

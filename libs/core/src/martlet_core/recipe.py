@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from martlet_core.errors import MartletError
 
@@ -65,6 +65,15 @@ class Report(Protocol):
 
     def partial_result(self, values: Mapping[str, Any]) -> None:
         """Publish parts of the result before the end (the data report, say)."""
+        ...
+
+
+@runtime_checkable
+class PublishingReport(Protocol):
+    """A ``Report`` through which models can be published for a while; not every one can."""
+
+    def temporary_model(self, path: Path, number: int) -> None:
+        """Hand over a finished directory under a number of its own; ``child_protocol.answer_file`` will say its name."""
         ...
 
 

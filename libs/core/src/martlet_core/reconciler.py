@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from martlet_core.errors import FailedPrecondition, MartletError, NotFound, Unavailable
 from martlet_core.job_archive import archive_job, final_key, is_whole, mark_whole, restore_jobs
 from martlet_core.job_bus import Bell
-from martlet_core.job_handler import JobHandler, TriesItsModel
+from martlet_core.job_handler import JobHandler, PublishesMeanwhile, TriesItsModel
 from martlet_core.jobs import FINAL_STATES, Job, JobState
 from martlet_core.publishing import publish_model, unpublish_model
 from martlet_core.stores import Stores
+from martlet_core.temporary_models import withdraw_temporary
 from martlet_core.wishes import WISH_OF_STATE, Wish, forget_wishes, keep_wish, read_wishes
 
 logger = logging.getLogger(__name__)
@@ -222,6 +223,8 @@ class Reconciler:
             self._publish(job)
         else:
             self._withdraw(job)
+        if isinstance(self._handlers.get(job.kind), PublishesMeanwhile):
+            withdraw_temporary(self._stores, job.id)
         archive_job(self._stores.jobs, self._stores.objects, job)
         try:
             self._stores.jobs.expire_events(job.id, self._options.keep_events_seconds)

@@ -44,6 +44,12 @@ def tenant_of_service_token(token: str, internal_token: str, *, clock: Callable[
     return tenant if genuine and clock() < int(end) else None
 
 
+def has_ended(token: str, *, clock: Callable[[], float] = time.time) -> bool:
+    """Whether a token is over, by what it says itself."""
+    end = token.removeprefix(PREFIX).partition("-")[0]
+    return end.isascii() and end.isdigit() and clock() >= int(end)
+
+
 def _sign(internal_token: str, end: int, tenant: str) -> str:
     text = f"martlet service token 1\n{end}\n{tenant}"
     return hmac.new(internal_token.encode(), text.encode(), hashlib.sha256).hexdigest()

@@ -43,6 +43,7 @@ from martlet_core.preemption import CHECK_SECONDS, Preemption
 from martlet_core.publishing import publish_model, unpublish_model
 from martlet_core.stop_reason import StopReason
 from martlet_core.stores import Stores
+from martlet_core.temporary_models import TemporaryModels
 from martlet_core.trial import ModelTrial
 
 logger = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ class JobRun:
             stores.jobs, claim, lease_seconds, on_renewed=self._on_renewed, on_change=self._wake.set, renew_also=renew
         )
         self._outbox = Outbox(stores.jobs, claim, on_lost=self._lease.mark_lost)
+        self._temporary = TemporaryModels(stores, handler, claim, workdir, lambda: self._lease.lost)
         self._trial = ModelTrial(
             stores.models, handler, claim.job, self._outbox, lambda: self._must_stop() or self._preemption.is_due()
         )
@@ -130,7 +132,9 @@ class JobRun:
         self._lease.start()
         self._outbox.start()
         try:
-            return self._commit(self._attempt())
+            outcome = self._attempt()
+            self._temporary.close()
+            return self._commit(outcome)
         finally:
             self._kill_child()
             if self._checkpoints is not None:
@@ -161,13 +165,8 @@ class JobRun:
             self._download(name, artifact_id)
         self._checkpoints = self._restore()
         self._checkpoints.start()
-        record = {
-            "job_id": self._job.id,
-            "attempt": self._claim.token,
-            "kind": self._job.kind,
-            "config": prepared.config,
-        }
-        (self._workdir / "job.json").write_text(json.dumps(record))
+        record = {"job_id": self._job.id, "attempt": self._claim.token, "kind": self._job.kind}
+        (self._workdir / "job.json").write_text(json.dumps({**record, "config": prepared.config}))
         self._outbox.progress(phase="starting")
         exit_, stopped_by_us = self._run_child(self._checkpoints)
         if not self._checkpoints.drain(give_up=self._must_stop_uploading):
@@ -212,7 +211,7 @@ class JobRun:
         """Run the recipe to its end, or to ours. Returns how it ended and whether it was asked to stop."""
         if self._must_stop():
             raise GaveUp("starting the recipe")
-        relay = MessageRelay(self._workdir, self._outbox, checkpoints)
+        relay = MessageRelay(self._workdir, self._outbox, checkpoints, self._temporary.submit)
         child = ChildProcess(
             self._handler.entrypoint,
             self._workdir,

@@ -17,4 +17,5 @@ def run_quantization(
 ) -> RecipeResult:
     """Quantize as the spec says."""
     link_base_model(config["base_model"], workdir, report, should_stop)
-    return run({**config["spec"], "engine_pythons": config["engine_pythons"]}, workdir, report, should_stop)
+    beside = {name: config.get(name) for name in ("engine_pythons", "task")}
+    return run({**config["spec"], **beside}, workdir, report, should_stop)

@@ -12,6 +12,7 @@ from martlet_core.errors import MartletError
 from martlet_core.job_handler import FinishedJob, PreparedJob
 from martlet_core.jobs import Job
 from martlet_core.model_rules import ARTIFACT_PREFIX
+from martlet_core.model_tasks import ModelTask, told_task
 from martlet_core.stores import Stores
 from martlet_inputs.base_models.locate import ModelDirs
 
@@ -64,13 +65,14 @@ class QuantizationHandler:
             "spec": config.model_dump(mode="json", exclude_unset=True),
             "base_model": self._dirs.describe(reference),
             "engine_pythons": dict(self._engine_pythons),
+            "task": self._task(reference.value) if reference.kind == "artifact" else None,
         }
         return PreparedJob(values, inputs)
 
     def finish(self, job: Job, values: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> FinishedJob:
         """See ``JobHandler.finish``."""
         result = {**values, **{f"{name}_artifact": ARTIFACT_PREFIX + stored.id for name, stored in artifacts.items()}}
-        model = self._model(job, artifacts["model"].id)
+        model = self._model(job, artifacts["model"])
         if model is not None:
             result["quantized_model"] = model.name
         return FinishedJob(result, model)
@@ -91,6 +93,9 @@ class QuantizationHandler:
             return not_tried("the job said no (check_serving)")
         if why := self._serving.why_not():
             return not_tried(why)
+        task = told_task(model.metadata)
+        if task not in (None, ModelTask.CAUSAL_LM):
+            return not_tried(f"it is for {task.value.replace('_', ' ')}, and those that write text alone are asked")
         try:
             chat = has_chat_template(self._stores.artifacts, model.artifact_id)
         except MartletError as error:
@@ -99,15 +104,24 @@ class QuantizationHandler:
 
     def published_model(self, job: Job) -> PublishedModel | None:
         """See ``JobHandler.published_model``."""
-        return self._model(job, str(job.result["model_artifact"]).removeprefix(ARTIFACT_PREFIX))
+        artifact_id = str(job.result["model_artifact"]).removeprefix(ARTIFACT_PREFIX)
+        return self._model(job, self._stores.artifacts.get(artifact_id))
 
     def checkpoint_model(self, job: Job, checkpoint: Mapping[str, Any]) -> PublishedModel | None:
         """Quantizations have no checkpoints."""
         return None
 
-    def _model(self, job: Job, artifact_id: str) -> PublishedModel | None:
+    def _task(self, artifact_id: str) -> str | None:
+        """What the model to quantize was made for, as far as its artifact says so."""
+        task = told_task(self._stores.artifacts.get(artifact_id).metadata)
+        return task.value if task else None
+
+    def _model(self, job: Job, artifact: Artifact) -> PublishedModel | None:
         name = quantized_name(job, parse_config(job.spec))
-        return PublishedModel(name, "whole", job.tenant, artifact_id, source_job=job.id) if name else None
+        task = {"task": artifact.metadata["task"]} if "task" in artifact.metadata else {}
+        return (
+            PublishedModel(name, "whole", job.tenant, artifact.id, source_job=job.id, metadata=task) if name else None
+        )
 
 
 def has_chat_template(artifacts: ArtifactStore, artifact_id: str) -> bool:

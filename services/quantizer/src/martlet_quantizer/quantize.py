@@ -43,7 +43,7 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
 
     Args:
         config: the fields of ``QuantizationSpec``, and from the worker ``engine_pythons``: interpreter by family, of
-            environments on this machine that may be asked to load the output.
+            environments on this machine that may be asked to load the output, and ``task``: what the model was made for, if that is known.
         workdir: see ``martlet_core.recipe``; ``inputs/calibration`` and ``inputs/evaluation`` may be there.
         report: how to speak.
         should_stop: ends the job at once; it has no checkpoints.
@@ -56,7 +56,8 @@ def run(config: Mapping[str, Any], workdir: Path, report: Report, should_stop: S
     """
     values = dict(config)
     pythons = values.pop("engine_pythons", None) or {}
-    return _Quantization(parse_config(values), pythons, workdir, report, should_stop).run()
+    task = values.pop("task", None)
+    return _Quantization(parse_config(values), pythons, workdir, report, should_stop, task).run()
 
 
 @dataclass
@@ -66,6 +67,7 @@ class _Quantization:
     workdir: Path
     report: Report
     should_stop: ShouldStop
+    task: str | None = None
     method: Method = field(init=False)
     engines: list[dict[str, Any]] = field(default_factory=list)
 
@@ -206,6 +208,7 @@ class _Quantization:
             "base_model": self.config.model,
             "method": self.method.name,
             "bits": self.config.bits,
+            **({"task": self.task} if self.task else {}),
             **{name: result[name] for name in ("group_size", "size_ratio", "perplexity_ratio", "top1_agreement")},
         }
         return RecipeResult(

@@ -60,6 +60,7 @@ def quantize(arguments: Mapping[str, Any], speaker: Speaker) -> Mapping[str, Any
     prepared = time.monotonic()
     written = load(method)(task)
     # As the family's transformers reads it: AutoAWQ's can't read a tokenizer that transformers 5 saved.
+    weights.copy_pooling(source, output)
     weights.copy_tokenizer(reload.readable(source, method.family, scratch / "source"), output)
     finished = time.monotonic()
     missed = sorted(set(task.layers) - set(written.quantized))

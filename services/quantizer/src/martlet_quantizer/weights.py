@@ -12,6 +12,7 @@ from typing import Any
 from martlet_core.errors import FailedPrecondition, InvalidArgument
 from martlet_inputs.base_models.model_files import CONFIG, ModelFiles, files_in
 
+_MODULES = "modules.json"
 _WEIGHTS = ("*.safetensors", "*.gguf")
 #: Files beside the weights and the config that belong to a model's tokenizer or say how it generates.
 _TOKENIZER_FILES = (
@@ -97,6 +98,16 @@ def matrices(directory: Path) -> dict[str, tuple[str, int]]:
             if name.endswith(".weight") and len(shape) > 1 and shape[0] != vocabulary:
                 found[name.removesuffix(".weight")] = (tensor["dtype"], math.prod(shape))
     return found
+
+
+def copy_pooling(source: Path, target: Path) -> None:
+    """Copy what says how a model makes a vector of a text (sentence-transformers' files), where the model has it."""
+    if not (source / _MODULES).is_file():
+        return
+    for path in [source / _MODULES, *source.glob("*sentence*.json"), *source.glob("[0-9]_*/config.json")]:
+        written = target / path.relative_to(source)
+        written.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, written)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -26,12 +26,13 @@ from martlet_core.config import (
 )
 from martlet_core.errors import FieldViolation, InvalidArgument, PermissionDenied
 from martlet_core.model_rules import parse_hub_id
+from martlet_core.reward_graders import asks_models
 from martlet_inputs.rows.kinds import RowKind
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from martlet_trainer.config_rules import combination_violations
+from martlet_trainer.config_rules import answers_violations, combination_violations
 from martlet_trainer.recipes import RECIPES
-from martlet_trainer.recipes.options import RewardServiceOptions, RolloutOptions
+from martlet_trainer.recipes.options import AnswersOptions, DistillOptions, RewardServiceOptions, RolloutOptions
 from martlet_trainer.trackers import TrackerConfig, tracker_violations
 from martlet_trainer.tuners.kinds import KINDS, TunerKind
 from martlet_trainer.tuners.options import LongloraOptions, regular_expression
@@ -268,6 +269,7 @@ def parse_training_config(values: Mapping[str, Any], prefix: str = "spec") -> Tr
     """
     config = parse_config(TrainingConfig, values, prefix)
     refuse([*_name_violations(config), *combination_violations(config), *tracker_violations(config.trackers)], prefix)
+    refuse(list(answers_violations(config, answers_options(config))), prefix)
     return config
 
 
@@ -307,6 +309,18 @@ def parse_recipe_options(config: TrainingConfig) -> Config:
         InvalidArgument: the recipe isn't known, or doesn't know an option.
     """
     return parse_config(_options_model(config.recipe), config.recipe_options, "recipe_options")
+
+
+def answers_options(config: TrainingConfig) -> AnswersOptions:
+    """Where the config's recipe has answers drawn."""
+    options = parse_recipe_options(config)
+    return options.rollouts if isinstance(options, (RolloutOptions, DistillOptions)) else AnswersOptions()
+
+
+def judging_graders(config: TrainingConfig) -> Sequence[Mapping[str, Any]]:
+    """The graders of the config's recipe that ask models."""
+    options = parse_recipe_options(config)
+    return [grader for grader in options.graders if asks_models(grader)] if isinstance(options, RolloutOptions) else []
 
 
 def reward_services(config: TrainingConfig) -> Sequence[RewardServiceOptions]:

@@ -12,6 +12,7 @@ from martlet_trainer.recipes import RECIPES
 
 if TYPE_CHECKING:
     from martlet_trainer.config import TrainingConfig
+    from martlet_trainer.recipes.options import AnswersOptions
 
 _MOST_DATASETS = 64
 #: Fields of ``TunerConfig`` that only LoRA has.
@@ -214,6 +215,20 @@ def _sharding_violations(config: TrainingConfig) -> Iterator[FieldViolation]:
         yield FieldViolation(
             "hyperparameters.precision", "is float16, which resources.sharding has no loss scaling for; use bfloat16"
         )
+
+
+def answers_violations(config: TrainingConfig, answers: AnswersOptions) -> Iterator[FieldViolation]:
+    """Tuners whose adapters no replica takes, where replicas are to answer for the model that is trained."""
+    tuner = config.tuner
+    if answers.via != "inference":
+        return
+    remedy = "or set recipe_options.rollouts.via to training"
+    if not tuner.facts.low_rank:
+        text = f"is {tuner.kind}, which no replica can be given while it trains; set it to lora, {remedy}"
+        yield FieldViolation("tuner.kind", text)
+    for name in ("use_dora", "modules_to_save"):
+        if getattr(tuner, name):
+            yield FieldViolation(f"tuner.{name}", f"makes adapters that no replica takes; leave it out, {remedy}")
 
 
 def _chosen(part: BaseModel, *names: str) -> list[str]:

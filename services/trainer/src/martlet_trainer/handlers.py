@@ -5,21 +5,62 @@ library.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from martlet_core.artifacts.types import Artifact, PublishedModel
-from martlet_core.errors import NotFound
+from martlet_core.errors import FailedPrecondition, NotFound
 from martlet_core.job_handler import FinishedJob, PreparedJob
 from martlet_core.jobs import Job
 from martlet_core.model_rules import ARTIFACT_PREFIX, published_name
+from martlet_core.service_tokens import make_service_token
 from martlet_core.stores import Stores
 from martlet_inputs.base_models.locate import ModelDirs
 from martlet_inputs.base_models.resolve import resolve_adapter, resolve_base_model
 
-from martlet_trainer.config import parse_merge_config, parse_training_config
+from martlet_trainer.config import (
+    TrainingConfig,
+    answers_options,
+    judging_graders,
+    parse_merge_config,
+    parse_training_config,
+)
 from martlet_trainer.jobs import adapter_shape, resolve_teacher, resolve_training_base
 from martlet_trainer.naming import MERGE, TRAINING, checkpoint_model_name
 from martlet_trainer.recipes import RECIPES
+
+
+@dataclass(frozen=True)
+class GatewayAccess:
+    """How trainings ask models.
+
+    Attributes:
+        url: the gateway's REST address, ending in ``/v1``; empty: they can't.
+        internal_token: what their tokens are made with; empty: they can't either.
+    """
+
+    url: str = ""
+    internal_token: str = ""
+
+    def for_tenant(self, tenant: str, what: str) -> dict[str, str]:
+        """What a job's process is told: the address, and a token for its tenant alone (ADR 0011).
+
+        Args:
+            tenant: the job's.
+            what: what in the request needs it.
+
+        Raises:
+            FailedPrecondition: this worker knows no gateway, or has nothing to make a token with.
+        """
+        token = make_service_token(self.internal_token, tenant)
+        missing = "MARTLET_GATEWAY_URL" if not self.url else "MARTLET_INTERNAL_TOKEN" if not token else ""
+        if missing:
+            raise FailedPrecondition(
+                f"{what} asks models through the gateway, and this worker can't: {missing} isn't set for it. An operator sets it, or the"
+                " training does without.",
+                reason="WORKER_KNOWS_NO_GATEWAY",
+            )
+        return {"base_url": self.url, "token": token}
 
 
 class TrainingHandler:
@@ -28,10 +69,17 @@ class TrainingHandler:
     kind = TRAINING
     entrypoint = "martlet_trainer.child:run_training"
 
-    def __init__(self, stores: Stores, dirs: ModelDirs, allowed_services: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        stores: Stores,
+        dirs: ModelDirs,
+        allowed_services: Sequence[str] = (),
+        gateway: GatewayAccess = GatewayAccess(),  # frozen
+    ) -> None:
         self._stores = stores
         self._dirs = dirs
         self._allowed_services = allowed_services
+        self._gateway = gateway
 
     def gpus_needed(self, job: Job) -> int:
         """See ``JobHandler.gpus_needed``."""
@@ -68,11 +116,20 @@ class TrainingHandler:
         values = {
             "spec": spec,
             "allowed_reward_services": list(self._allowed_services),
+            "gateway": self._gateway_of(job, config),
             "hub_datasets": of_hubs,
             "token_cache": str(self._dirs.cache_dir / "tokens"),
             **{name: self._dirs.describe(model.reference) for name, model in models.items()},
         }
         return PreparedJob(values, inputs)
+
+    def _gateway_of(self, job: Job, config: TrainingConfig) -> dict[str, str] | None:
+        """What the job's process is told of the gateway; None where it asks for nothing there."""
+        if answers_options(config).via == "inference":
+            return self._gateway.for_tenant(job.tenant, "recipe_options.rollouts.via inference")
+        if graders := judging_graders(config):
+            return self._gateway.for_tenant(job.tenant, f"The grader {graders[0]['name']}")
+        return None
 
     def finish(self, job: Job, values: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> FinishedJob:
         """See ``JobHandler.finish``."""
@@ -95,6 +152,20 @@ class TrainingHandler:
         name = checkpoint_model_name(job, checkpoint["step"])
         if name is None:
             return None
+        facts = self._adapter_facts(job)
+        return _adapter_model(job, name, checkpoint["artifact_id"], facts) if facts is not None else None
+
+    def temporary_model(self, job: Job, number: int, artifact_id: str) -> PublishedModel:
+        """See ``PublishesMeanwhile.temporary_model``."""
+        facts = self._adapter_facts(job)
+        if facts is None:
+            raise FailedPrecondition("The base model was deleted while the training ran.", reason="INPUT_GONE")
+        config = parse_training_config(job.spec)
+        name = published_name(config.base_model, job.tenant, config.suffix, job.id)
+        return _adapter_model(job, f"{name}:rollouts-{job.attempt}-{number}", artifact_id, facts)
+
+    def _adapter_facts(self, job: Job) -> Mapping[str, Any] | None:
+        """What is known of the adapter that a job trains; None where what it was trained from is gone: nothing can serve it."""
         config = parse_training_config(job.spec)
         facts: Mapping[str, Any] = {
             "base_model": config.base_model,
@@ -108,7 +179,7 @@ class TrainingHandler:
                 config, job.tenant, self._stores.artifacts, self._stores.models, self._dirs.roots
             )
         except NotFound:
-            return None  # what it was trained from was deleted meanwhile: nothing can serve it
+            return None
         if base.adapter is not None:
             facts = {
                 "base_model": base.adapter.base_model,
@@ -116,7 +187,7 @@ class TrainingHandler:
                 **base.adapter.metadata,
                 **adapter_shape(base.adapter, job.tenant, self._stores.artifacts),
             }
-        return _adapter_model(job, name, checkpoint["artifact_id"], facts)
+        return facts
 
     def _model(self, job: Job, artifact: Artifact) -> PublishedModel:
         config = parse_training_config(job.spec)

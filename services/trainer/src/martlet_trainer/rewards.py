@@ -48,7 +48,12 @@ def one_by_one(reward: Reward) -> Rewards:
 
 def by_grader(grader: Mapping[str, Any]) -> Reward:
     """The score of one of OpenAI's graders; 0 where the answer lacks what a template names."""
-    return lambda answer: reward_of(grader, _item(answer.columns, answer.prompt), answer.text)[0]
+    return lambda answer: reward_of(grader, item_of(answer), answer.text)[0]
+
+
+def item_of(answer: Answer) -> dict[str, Any]:
+    """An answer's row as templates know it."""
+    return _item(answer.columns, answer.prompt)
 
 
 def _item(columns: Mapping[str, Any], turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,11 @@ class TrainerSettings(StageSettings):
         "",
         description="Reward services that jobs may name, as URL or host:port, separated by spaces; empty allows none.",
     )
+    gateway_url: str = Field(
+        "",
+        description="The gateway's REST address, ending in /v1, where replicas are asked for answers of models in training; empty: trainings"
+        " can't have them. For work.",
+    )
     trackers: str = Field(
         "", description="Trackers that jobs may ask for, such as tensorboard,mlflow; the same for serve and track."
     )

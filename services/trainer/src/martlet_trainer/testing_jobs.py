@@ -15,7 +15,7 @@ from martlet_core.testing.object_store import MemoryObjectStore
 from martlet_inputs.base_models.locate import ModelDirs
 
 from martlet_trainer.config import parse_training_config
-from martlet_trainer.handlers import MergeHandler, TrainingHandler
+from martlet_trainer.handlers import GatewayAccess, MergeHandler, TrainingHandler
 from martlet_trainer.jobs import Submissions
 from martlet_trainer.naming import TRAINING
 
@@ -45,10 +45,13 @@ class JobKit:
             allowed_services=[SERVICE],
             trackers=("tensorboard",),
         )
-        dirs = ModelDirs(tmp_path / "models", tmp_path / "hub", (self.root,))
-        self.training = TrainingHandler(self.stores, dirs, [SERVICE])
+        self._dirs = dirs = ModelDirs(tmp_path / "models", tmp_path / "hub", (self.root,))
+        self.training = self.handler(GatewayAccess())
         self.merge = MergeHandler(self.stores, dirs)
         self.dataset = self.artifact("dataset", {"train.jsonl": ROW * 3})
+
+    def handler(self, gateway: GatewayAccess) -> TrainingHandler:
+        return TrainingHandler(self.stores, self._dirs, [SERVICE], gateway)
 
     def artifact(self, kind: str, files: dict[str, str], *, tenant: str = "acme", **metadata: Any) -> str:
         directory = self._tmp_path / f"{kind}-{len(list(self._tmp_path.iterdir()))}"

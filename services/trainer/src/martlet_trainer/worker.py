@@ -9,7 +9,7 @@ from martlet_core.stage_worker import work_until_told
 from martlet_core.stores import Stores
 from martlet_inputs.base_models.locate import ModelDirs
 
-from martlet_trainer.handlers import MergeHandler, TrainingHandler
+from martlet_trainer.handlers import GatewayAccess, MergeHandler, TrainingHandler
 from martlet_trainer.settings import TrainerSettings
 
 STAGE = "trainer"
@@ -18,7 +18,8 @@ STAGE = "trainer"
 def build_handlers(stores: Stores, settings: TrainerSettings) -> Sequence[JobHandler]:
     """One handler for each kind of job."""
     dirs = ModelDirs(settings.models_dir, settings.cache_dir, settings.allowed_roots)
-    return [TrainingHandler(stores, dirs, settings.allowed_services), MergeHandler(stores, dirs)]
+    gateway = GatewayAccess(settings.gateway_url, settings.internal_token)
+    return [TrainingHandler(stores, dirs, settings.allowed_services, gateway), MergeHandler(stores, dirs)]
 
 
 def work(settings: TrainerSettings) -> int:

@@ -57,6 +57,13 @@ def add(subparsers: Subparsers) -> None:
         "--seeds", type=int, nargs="+", default=[7], metavar="N", help="seeds of the trainings (default 7)"
     )
     parser.add_argument(
+        "--note",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what is to stand over the report, such as `machine: 16 cores, one H100`; may be given several times",
+    )
+    parser.add_argument(
         "--out", type=Path, default=Path("techniques"), help="directory of the report (default techniques)"
     )
 
@@ -67,7 +74,7 @@ def _techniques(context: Context, arguments: argparse.Namespace) -> int:
     seeds = list(dict.fromkeys(arguments.seeds))
     budget = _budget(context, arguments)
     measured: list[Measured] = []
-    about = {"date": datetime.now(UTC).date().isoformat()}
+    about = {"date": datetime.now(UTC).date().isoformat(), **_notes(arguments.note)}
     for one in carry_out(context.gateway, context.output, budget, wanted, seeds):
         measured.append(one)
         if one.error:
@@ -81,6 +88,17 @@ def _techniques(context: Context, arguments: argparse.Namespace) -> int:
         context.output.table(rows, report.TITLES)
         context.output.say(f"the report: {escape(str(arguments.out / 'report.html'))}")
     return 1 if any(one.error for one in measured) else 0
+
+
+def _notes(texts: list[str]) -> dict[str, str]:
+    """Notes by what they are about."""
+    found: dict[str, str] = {}
+    for text in texts:
+        about, colon, said = text.partition(":")
+        if not (colon and about.strip() and said.strip()):
+            raise InvalidArgument.field("--note", f"{text!r} must be like `machine: 16 cores, one H100`")
+        found[about.strip()] = said.strip()
+    return found
 
 
 def _budget(context: Context, arguments: argparse.Namespace) -> Budget:

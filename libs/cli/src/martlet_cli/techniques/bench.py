@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from martlet_core.errors import InvalidArgument
@@ -89,7 +89,11 @@ def carry_out(
         except InvalidArgument as refused:
             yield Measured(name, seed, "", error=refused.message)
             continue
-        yield _measured(gateway, name, seed, run, budget)
+        measured = _measured(gateway, name, seed, run, budget)
+        if not measured.error and "train" in plan["steps"]:
+            rate = plan["steps"]["train"]["with"]["hyperparameters"]["learning_rate"]
+            measured = replace(measured, numbers={**measured.numbers, "learning_rate": rate})
+        yield measured
 
 
 def definition(technique: Technique, budget: Budget, seed: int) -> dict[str, Any]:

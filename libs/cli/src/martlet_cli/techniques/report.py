@@ -27,6 +27,7 @@ class Column:
 
 COLUMNS = (
     Column("trained parameters", "trained_parameters", lambda v: f"{v / 1e6:.3f} M" if v < 1e7 else f"{v / 1e6:.1f} M"),
+    Column("learning rate", "learning_rate", lambda v: f"{v:.2g}"),
     Column("peak memory", "peak_memory_bytes", size),
     Column("training", "train_seconds", duration),
     Column("samples/s", "samples_per_second", lambda v: f"{v:.2f}"),
@@ -163,7 +164,7 @@ def _notes(found: Sequence[Line], budget: Budget, seeds: Sequence[int], about: M
     several = len(seeds) > 1
     notes = [
         f"{budget.base_model}; {budget.steps} steps of {budget.batch_size} rows of at most {budget.max_length} tokens; learning rate "
-        f"{budget.learning_rate:g} for LoRA, others by their factor; {'seeds' if several else 'seed'} {', '.join(map(str, seeds))}; "
+        f"{budget.learning_rate:g} for LoRA; {'seeds' if several else 'seed'} {', '.join(map(str, seeds))}; "
         "one job at a time.",
         "Numbers are means over the seeds; behind the accuracy, its lowest and highest."
         if several

@@ -10,6 +10,7 @@ Keys in the object store (one bucket):
     models/<quoted name>.json          a published model name -> artifact
     jobs/<id>/spec.json, final.json, events.jsonl
     wishes/<stage>/<job id>.<pause|cancel>    what was asked of a job that isn't over
+    temporary/<job id>/<artifact id>   a model that a job has published for a while
     keys/<key hash>.json               API keys
 """
 

@@ -2,7 +2,8 @@
 
 Config: ``steps``, ``step_seconds``, ``checkpoint_every`` (steps), and how to misbehave: ``raise_at``, ``refuse_at``,
 ``report_at``, ``kill_at`` (a step; only in the attempts that ``in_attempts`` lists) and ``ignore_stop``. ``trace`` names a file that
-gets a line a step.
+gets a line a step. ``publish_at`` lists steps at which it publishes a model for a while, and waits until that is done; ``wait_at`` is a step
+behind which it goes on when it is asked to stop.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from martlet_core.child_protocol import answer_file
 from martlet_core.errors import InvalidArgument
 from martlet_core.gpus import MEMORY_SHARE, VISIBLE
-from martlet_core.recipe import FailedWithResult, OutputArtifact, RecipeResult, Report, StopRequested
+from martlet_core.recipe import FailedWithResult, OutputArtifact, PublishingReport, RecipeResult, Report, StopRequested
 
 _MULTIPLIER, _INCREMENT, _MODULUS = 6364136223846793005, 1442695040888963407, 2**64
 
@@ -57,6 +59,10 @@ def run(config: dict[str, Any], workdir: Path, report: Report, should_stop: Call
         if step % config.get("checkpoint_every", 10) == 0:
             _save(workdir, report, step, value)
             last_saved = step
+        if step in config.get("publish_at", ()):
+            _publish(workdir, report, step)
+        while step == config.get("wait_at") and not should_stop():
+            time.sleep(0.01)
         if attempt in config.get("in_attempts", [1]):
             _misbehave(config, step, workdir)
     output = workdir / "output" / "model"
@@ -78,6 +84,17 @@ def _save(workdir: Path, report: Report, step: int, value: int) -> None:
     path.mkdir(parents=True, exist_ok=True)
     (path / "state.json").write_text(json.dumps({"step": step, "value": value}))
     report.checkpoint(path, step, {"loss": value / _MODULUS})
+
+
+def _publish(workdir: Path, report: Report, step: int) -> None:
+    path = workdir / f"published-{step}"
+    path.mkdir()
+    (path / "state.json").write_text(json.dumps({"step": step}))
+    assert isinstance(report, PublishingReport)
+    report.temporary_model(path, step)
+    while not answer_file(workdir, step).exists():
+        time.sleep(0.01)
+    report.log(f"published: {answer_file(workdir, step).read_text()}")
 
 
 def _trace(config: dict[str, Any], attempt: int, step: int) -> None:

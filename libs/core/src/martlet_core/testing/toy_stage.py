@@ -65,6 +65,10 @@ class ToyHandler:
         """See ``JobHandler.checkpoint_model``."""
         return _model(job, f"toy:{job.id}:ckpt-step-{checkpoint['step']}", checkpoint["artifact_id"])
 
+    def temporary_model(self, job: Job, number: int, artifact_id: str) -> PublishedModel:
+        """See ``PublishesMeanwhile.temporary_model``."""
+        return _model(job, f"toy:{job.id}:at-{job.attempt}-{number}", artifact_id)
+
 
 def toy_job(request_id: str = "", **spec: Any) -> NewJob:
     """A job for ``JobService.create``; the keywords are the toy recipe's config."""

@@ -214,10 +214,4 @@ def _text(value: Any) -> str:
 
 
 async def _ask(run: SuiteRun, judge: Target, request: ModelRequest) -> Answer:
-    asked = request.sampling
-    sampling = Sampling(
-        max_tokens=int(asked.get("max_completions_tokens") or asked.get("max_tokens") or 16),
-        temperature=float(asked.get("temperature") or 0.0),
-        seed=int(asked.get("seed") or run.seed),
-    )
-    return await judge.chat(request.messages, sampling, choices=request.choices)
+    return await judge.chat(request.messages, Sampling(**request.drawn_with(run.seed)), choices=request.choices)

@@ -122,9 +122,7 @@ async def spawn(command_line: Sequence[str], env: Mapping[str, str]) -> tuple[as
     finally:
         os.close(write_end)
     reader = asyncio.StreamReader(limit=2**20)
-    transport, _ = await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), _PipeEnd(read_end, loop)
-    )
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), _PipeEnd(read_end, loop))
     return process, Output(reader, transport)
 
 

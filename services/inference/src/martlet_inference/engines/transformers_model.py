@@ -20,18 +20,10 @@ from typing import Any
 import torch
 from martlet_core.loading_info import check_loading_info
 from peft import PeftConfig, PeftModel, get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from martlet_inference.engines.transformers_request import BadRequest, Request
+from martlet_inference.engines.transformers_sampling import processors
 from martlet_inference.engines.transformers_text import Detokenizer, StopTexts
 
 log = logging.getLogger(__name__)
@@ -52,7 +44,9 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of an answer; ``finish_reason`` in the last one alone. ``error`` ends an answer that can't go on."""
+    """A part of an answer; ``finish_reason`` and the ``tokens`` of all of it in the last one alone. ``error`` ends an answer that can't
+    go on.
+    """
 
     choice: int
     text: str = ""
@@ -60,6 +54,7 @@ class Piece:
     finish_reason: str | None = None
     completion_tokens: int = 0
     error: str = ""
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass
@@ -87,6 +82,7 @@ class Answer:
     stop: StopTexts
     top_logprobs: int | None
     ends: frozenset[int]
+    tells_end: bool = False
     cache: Any = None
     held: list[TokenLogprobs] = field(default_factory=list)
 
@@ -266,12 +262,13 @@ class Model:
             prompt_tokens=len(prompt),
             longest=request.max_tokens or self.context_length - len(prompt),
             temperature=sampling.get("temperature", 1.0),
-            processors=_processors(sampling),
+            processors=processors(sampling),
             generator=generator,
             detokenizer=Detokenizer(lambda tokens: self.tokenizer.decode(tokens, skip_special_tokens=True)),
             stop=StopTexts(request.stop),
             top_logprobs=request.top_logprobs,
             ends=frozenset() if request.ignore_eos else self._ends,
+            tells_end=request.token_ids,
         )
 
     def _encode(self, request: Request) -> list[int]:
@@ -347,8 +344,8 @@ class Model:
     def _finish(self, answer: Answer, text: str, reason: str) -> None:
         found = answer.stop.found
         text += "" if found else answer.stop.rest()
-        piece = Piece(answer.choice, text, self._told(answer), "stop" if found else reason, answer.new_tokens)
-        self._end(answer, piece)
+        reason, tokens = "stop" if found else reason, tuple(answer.tokens[answer.prompt_tokens :])
+        self._end(answer, Piece(answer.choice, text, self._told(answer), reason, len(tokens), tokens=tokens))
 
     def _end(self, answer: Answer, piece: Piece) -> None:
         for line in (self._answers, self._waiting):
@@ -373,27 +370,9 @@ class Model:
         if answer.temperature > 0:
             scores = torch.multinomial(scores.softmax(-1), 1, generator=answer.generator)
         token = int(scores if answer.temperature > 0 else scores.argmax(-1))
-        if answer.top_logprobs is not None and token not in answer.ends:
+        if answer.top_logprobs is not None and (answer.tells_end or token not in answer.ends):
             answer.held.append(_logprobs(logits[0].log_softmax(-1), token, answer.top_logprobs))
         return token
-
-
-def _processors(sampling: dict[str, Any]) -> LogitsProcessorList:
-    """transformers' own, in vLLM's order. Greedy choice needs the penalty alone."""
-    made: list[Any] = []
-    if (penalty := sampling.get("repetition_penalty", 1.0)) != 1.0:
-        made.append(RepetitionPenaltyLogitsProcessor(penalty))
-    temperature = sampling.get("temperature", 1.0)
-    if temperature > 0:
-        if temperature != 1.0:
-            made.append(TemperatureLogitsWarper(float(temperature)))
-        if sampling.get("min_p"):
-            made.append(MinPLogitsWarper(sampling["min_p"]))
-        if sampling.get("top_k", 0) > 0:
-            made.append(TopKLogitsWarper(int(sampling["top_k"])))
-        if sampling.get("top_p", 1.0) < 1.0:
-            made.append(TopPLogitsWarper(sampling["top_p"]))
-    return LogitsProcessorList(made)
 
 
 def _logprobs(row: torch.Tensor, token: int, count: int) -> TokenLogprobs:

@@ -10,7 +10,7 @@ from typing import Any
 from martlet_inference.engines.base import Route
 
 _SAMPLING = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "n", "logprobs"}
-_ANY_ROUTE = _SAMPLING | {"model", "stream", "stream_options", "max_tokens", "ignore_eos"}
+_ANY_ROUTE = _SAMPLING | {"model", "stream", "stream_options", "max_tokens", "ignore_eos", "return_token_ids"}
 _CHAT = {"messages", "max_completion_tokens", "top_logprobs", "add_generation_prompt", "continue_final_message"}
 #: Fields that are honoured, by route.
 HONOURED: Mapping[Route, frozenset[str]] = {
@@ -68,6 +68,7 @@ class Request:
         open_turn: a chat's last message is gone on with, instead of a new one begun (``continue_final_message``).
         new_turn: a chat's prompt ends with the beginning of an answer (``add_generation_prompt``).
         ignore_eos: an answer goes on behind its end, up to ``max_tokens``: for measurements, as vLLM has it.
+        token_ids: the tokens are told too, an answer's end among them (vLLM's ``return_token_ids``).
     """
 
     route: Route
@@ -84,6 +85,7 @@ class Request:
     open_turn: bool = False
     new_turn: bool = True
     ignore_eos: bool = False
+    token_ids: bool = False
 
     @property
     def chat(self) -> bool:
@@ -103,11 +105,14 @@ def parse(route: Route, body: bytes) -> Request:
     options = fields.get("stream_options", {})
     if not isinstance(options, dict) or set(options) - {"include_usage"}:
         raise BadRequest("stream_options may hold include_usage alone.", "stream_options")
+    stream, token_ids = flag(fields, "stream", False), flag(fields, "return_token_ids", False)
+    if stream and token_ids:
+        raise BadRequest("return_token_ids needs stream false with the engine `transformers`.", "return_token_ids")
     return Request(
         route=route,
         model=str(fields.get("model", "")),
         input=messages_of(fields.get("messages")) if chat else _prompt(fields.get("prompt")),
-        stream=flag(fields, "stream", False),
+        stream=stream,
         include_usage=flag(options, "include_usage", False),
         max_tokens=whole_number(fields, longest, 1, None, None if chat else COMPLETION_TOKENS),
         sampling=_sampling(fields),
@@ -118,6 +123,7 @@ def parse(route: Route, body: bytes) -> Request:
         open_turn=open_turn,
         new_turn=new_turn,
         ignore_eos=flag(fields, "ignore_eos", False),
+        token_ids=token_ids,
     )
 
 

@@ -116,10 +116,12 @@ class Writer:
         request = self._request
         texts, reasons = [""] * request.choices, [""] * request.choices
         logprobs: list[list[TokenLogprobs]] = [[] for _ in range(request.choices)]
+        ids: list[Sequence[int]] = [()] * request.choices
         tokens = 0
         async for piece in _until_all_ended(pieces, request.choices):
             texts[piece.choice] += piece.text
             logprobs[piece.choice] += piece.logprobs
+            ids[piece.choice] = piece.tokens
             reasons[piece.choice] = piece.finish_reason or ""
             tokens += piece.completion_tokens
         choices = []
@@ -127,6 +129,8 @@ class Writer:
             said: dict[str, Any] = {"text": text}
             if request.chat:
                 said = {"message": {"role": "assistant", "content": text}}
+            if request.token_ids:
+                said["token_ids"] = list(ids[index])
             told = self._logprobs(logprobs[index], 0)
             choices.append({"index": index, **said, "logprobs": told, "finish_reason": reasons[index]})
         kind = "chat.completion" if request.chat else "text_completion"

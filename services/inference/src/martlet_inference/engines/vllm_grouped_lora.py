@@ -112,12 +112,24 @@ class GroupedLora(PunicaWrapperCPU):
         buffer: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add ``scale * x A^T B^T`` to the logits, in place: one row a sequence, not a token."""
+        """Add ``scale * x A^T B^T`` to the logits, in place: one row a sequence, or the rows of one prompt, whose own tokens are scored."""
         x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        for group in self._sampler_groups:
+        for group in self._groups_of_logits(x.shape[0], lora_a_stacked):
             b = lora_b_stacked[group.slot, 0]
             width = min(b.shape[0], y.shape[1])  # the two may be padded differently
             _add(y[:, :width], group.of(x) @ lora_a_stacked[group.slot, 0].t(), b[:width], scale, group)
+
+    def _groups_of_logits(self, rows: int, lora_a: torch.Tensor) -> tuple[Group, ...]:
+        if all(group.batch == rows for group in self._sampler_groups):
+            return self._sampler_groups
+        # Some prompt's log-probabilities were asked for, and vLLM doesn't say whose. Next to no adapter has a part here.
+        if not any(bool(lora_a[group.slot].any()) for group in self._token_groups):
+            return ()
+        if len(self._token_groups) == 1 and self._token_groups[0].rows is None:
+            return (Group(self._token_groups[0].slot, None, rows),)
+        raise ValueError(
+            "log-probabilities of a prompt in a batch of several adapters, one of which changes the output layer"
+        )
 
 
 def _add(y: torch.Tensor, low: torch.Tensor, b: torch.Tensor, scale: float, group: Group) -> None:

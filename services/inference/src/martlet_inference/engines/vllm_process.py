@@ -17,6 +17,12 @@ from martlet_inference.engines.sentence_config import sentence_config
 from martlet_inference.engines.server_process import child_environment, threads_of
 from martlet_inference.model_use import read_json
 
+#: Names that configs have for the longest text; those that vLLM reads.
+_CONTEXT_KEYS = (
+    *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length"),
+    *("max_target_positions", "max_sequence_length", "max_seq_length", "seq_len"),
+)
+
 
 @dataclass(frozen=True)
 class VllmOptions:
@@ -98,11 +104,13 @@ def environment(options: VllmOptions, base: Mapping[str, str]) -> dict[str, str]
 
 
 def _context_lengths(directory: Path, config: Mapping[str, Any]) -> list[int]:
-    """What the model's own files bound it by, in tokens; vLLM refuses to go beyond either."""
-    found = (
-        config.get("max_position_embeddings"),
-        read_json(directory / "sentence_bert_config.json").get("max_seq_length"),
-    )
+    """What the model's own files bound it by, in tokens; vLLM refuses to go beyond any of these."""
+    texts = [
+        config,
+        config.get("text_config") or {},
+    ]  # a model that reads pictures, too, has its text model's config inside
+    found = [text.get(name) for text in texts for name in _CONTEXT_KEYS]
+    found.append(read_json(directory / "sentence_bert_config.json").get("max_seq_length"))
     return [length or 2**31 for length in found]
 
 

@@ -10,10 +10,10 @@ from martlet_core.errors import InvalidArgument
 from martlet_trainer.config import parse_recipe_options
 from martlet_trainer.data.encode import EncodedRow
 from martlet_trainer.data.examples import EncodedExchange, encode_exchange
+from martlet_trainer.recipes.answers import answering
 from martlet_trainer.recipes.method import Lesson, Method, MethodInputs, computation_on_rows
 from martlet_trainer.recipes.options import DistillOptions
 from martlet_trainer.training.distillation import Distillation, distillation_computation
-from martlet_trainer.training.sampling import Sampler
 from martlet_trainer.training.teacher import load_teacher
 
 
@@ -22,9 +22,8 @@ def _prepare(inputs: MethodInputs) -> Lesson:
     assert isinstance(options, DistillOptions)
     _require_answers(inputs, options)
     probes = [_probe(example) for example in inputs.examples]
-    model = inputs.tuner.model
     length, temperature = options.max_completion_length, options.temperature
-    student = Sampler(model, inputs.tokenizer, model.config._attn_implementation, length, temperature)
+    student = answering(inputs, options.rollouts, length, temperature)
     inputs.report.phase("loading teacher")
     teacher = load_teacher(inputs.given, inputs.tokenizer, inputs.placement, probes, length, temperature)
     what = Distillation(options.beta, options.lmbda, options.seq_kd)

@@ -16,6 +16,7 @@ from martlet_trainer.config import TrainingConfig
 from martlet_trainer.data.encode import EncodedRow, RowEncoder
 from martlet_trainer.data.examples import Encode
 from martlet_trainer.recipes import RECIPES
+from martlet_trainer.replicas import Replica
 from martlet_trainer.rewards import Rewards
 from martlet_trainer.training.computation import Computation, choose_computation
 from martlet_trainer.training.devices import Placement
@@ -42,6 +43,7 @@ class MethodInputs:
         continues_adapter: whether the training goes on with an adapter that was trained before.
         resume: the checkpoint that the training goes on from; None for a fresh start.
         rewards: those that were made outside, by name.
+        replica: replicas that answer for the model; None where there are none.
         head: what the model ends in.
         report: told about phases.
         check_stop: called now and then; raises StopRequested.
@@ -58,6 +60,7 @@ class MethodInputs:
     continues_adapter: bool
     resume: Path | None
     rewards: Mapping[str, Rewards]
+    replica: Replica | None
     head: Head
     report: Report
     check_stop: Callable[[], None]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from martlet_core.config import MODEL_FORMS, MODEL_PATTERN, Config, Float, Int
 from martlet_core.graders import whole_numbers
 from martlet_core.reward_graders import reward_grader_violations
@@ -143,6 +143,35 @@ class RewardServiceOptions(Config):
         return self.url or self.address or ""
 
 
+class AnswersOptions(Config):
+    """Where the answers of the model that is trained are drawn (``rollouts``)."""
+
+    via: Literal["training", "inference"] = Field(
+        default="training",
+        description="training: in the training's own process; inference: by replicas, through the gateway, which are given the adapter as it is"
+        " (plain LoRA alone).",
+    )
+    sync_steps: Annotated[Int, Ge(1), Le(1000)] = Field(
+        default=1, description="Of inference: optimizer steps that replicas answer by the same adapter."
+    )
+
+    @model_validator(mode="after")
+    def _inference_has_fields_of_its_own(self) -> AnswersOptions:
+        for name in sorted(self.model_fields_set - {"via"}):
+            if self.via != "inference":
+                raise ValueError(f"{name} is for via inference; leave it out, or set via")
+        return self
+
+
+class RolloutsOptions(AnswersOptions):
+    """The same of recipes that learn from rewards."""
+
+    epsilon: Annotated[Float, Gt(0), Lt(1)] = Field(
+        default=0.2,
+        description="Of inference: how far a token's probability may move from that with which a replica drew it, before it teaches no more.",
+    )
+
+
 class RolloutOptions(Config):
     """What recipes share that learn from the model's own answers."""
 
@@ -152,11 +181,14 @@ class RolloutOptions(Config):
     )
     reward_services: tuple[RewardServiceOptions, ...] = Field(default=(), max_length=16)
     graders: tuple[Annotated[dict[str, Any], AfterValidator(_reward_grader)], ...] = Field(
-        default=(), max_length=16, description="OpenAI's graders (string_check, text_similarity, multi), weight 1 each."
+        default=(),
+        max_length=16,
+        description="OpenAI's graders (string_check, text_similarity, score_model, multi), weight 1 each.",
     )
     num_generations: Annotated[Int, Ge(2), Le(256)] = Field(default=8, description="Answers to each question.")
     max_completion_length: _AnswerTokens = Field(default=256, description="Tokens of an answer.")
     temperature: _Temperature = 0.9
+    rollouts: RolloutsOptions = Field(default_factory=RolloutsOptions)
     beta: _Weight = Field(default=0.0, description="Weight of the divergence from the base model (adapters only).")
 
     @model_validator(mode="before")
@@ -206,6 +238,7 @@ class DistillOptions(Config):
     )
     temperature: _Temperature = Field(default=0.9, description="Of drawing answers; the divergence is at 1.")
     max_completion_length: _AnswerTokens = Field(default=256, description="Tokens of an answer that is drawn.")
+    rollouts: AnswersOptions = Field(default_factory=AnswersOptions)
 
     @property
     def draws_all(self) -> bool:

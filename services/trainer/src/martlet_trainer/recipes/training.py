@@ -33,6 +33,7 @@ from martlet_trainer.recipes.reading import (
     with_max_length,
 )
 from martlet_trainer.recipes.results import shown, write_result
+from martlet_trainer.replicas import Replica
 from martlet_trainer.rewards import Rewards
 from martlet_trainer.training import launch
 from martlet_trainer.training.computation import Computation
@@ -96,8 +97,9 @@ def train(
     report: Report,
     should_stop: ShouldStop,
     rewards: Mapping[str, Rewards] = MappingProxyType({}),
+    replica: Replica | None = None,
 ) -> RecipeResult:
-    """The body of ``run``: one process, or one of several alike; ``rewards`` are those that were made outside, by name."""
+    """The body of ``run``: one process, or one of several alike. ``rewards`` (by name) and ``replica`` are those that were made outside."""
     config, adapter_base, token_cache = parse_values(values)
     method = load_method(config.recipe)
     adapter = _existing(workdir / "inputs" / "adapter")
@@ -164,6 +166,7 @@ def train(
             continues_adapter=adapter is not None,
             resume=resume,
             rewards=rewards,
+            replica=replica,
             head=head,
             report=report,
             check_stop=check_stop,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -56,6 +56,16 @@ _SINGLE = (single_loss, single_log_probs, single_predictions)
 _MISFITS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, AssertionError)
 
 
+class Begin(Protocol):
+    """Called in all processes alike, with the steps done so far."""
+
+    def __call__(self, step: int, *, validating: bool) -> None: ...
+
+
+def do_nothing(step: int, *, validating: bool) -> None:
+    """The ``Begin`` of a computation that needs none."""
+
+
 @dataclass(frozen=True)
 class Computation:
     """How batches are made and what their loss is.
@@ -68,6 +78,7 @@ class Computation:
         isolates_rows: rows may share a sequence.
         why_padded: why batches are padded; empty where they aren't.
         measures: names of what the objective measures beside the loss.
+        begin: called before a step's batches, and those of a validation, are made.
         score: numbers of a validation, given the records of all its examples (``Loss.records``); None where sums say it all.
     """
 
@@ -79,6 +90,7 @@ class Computation:
     why_padded: str = ""
     measures: Sequence[str] = (ACCURACY,)
     score: Callable[[Sequence[Any]], Mapping[str, float]] | None = None
+    begin: Begin = do_nothing
 
 
 def choose_computation(

@@ -15,7 +15,7 @@ from martlet_trainer.data.examples import EncodedExchange
 from martlet_trainer.training.batches import Batch
 from martlet_trainer.training.computation import Computation
 from martlet_trainer.training.loss import Loss, Predictions, by_slices
-from martlet_trainer.training.sampling import Sampler
+from martlet_trainer.training.sampling import Answering, Sampler
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> tor
 
 
 def distillation_computation(
-    computation: Computation, student: Sampler, teacher: Teacher, what: Distillation
+    computation: Computation, student: Answering, teacher: Teacher, what: Distillation
 ) -> Computation:
     """A computation on questions and answers on top of one on rows.
 
@@ -101,9 +101,9 @@ def distillation_computation(
     def choose(examples: Sequence[EncodedExchange], device: torch.device) -> tuple[list[EncodedRow], bool]:
         questions = [example.question for example in examples]
         if student.model.training and float(torch.rand(())) < what.student_share:
-            return [row for row, _ in student.answer(questions, device)], True
+            return [found.row for found in student.answer(questions, device)], True
         if student.model.training and what.teacher_draws:
-            return [row for row, _ in teacher.sampler.answer(questions, device)], False
+            return [found.row for found in teacher.sampler.answer(questions, device)], False
         return [example.answered for example in examples if example.answered is not None], False
 
     def collate(examples: Sequence[EncodedExchange], device: torch.device) -> DistillationBatch:
@@ -120,7 +120,7 @@ def distillation_computation(
         drawn = torch.tensor(float(batch.drawn * batch.row_count), device=loss.device)
         return Loss(loss.sum(), {"on_policy": drawn, "completion_length": lengths.float().sum()})
 
-    return replace(computation, collate=collate, objective=objective, measures=MEASURES)
+    return replace(computation, collate=collate, objective=objective, measures=MEASURES, begin=student.begin)
 
 
 def _apart(ours: Predictions, theirs: Predictions, beta: float) -> torch.Tensor:

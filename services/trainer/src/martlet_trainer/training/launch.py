@@ -213,6 +213,10 @@ class PipeReport:
         """See ``Report``."""
         self._send("partial_result", values=dict(values))
 
+    def temporary_model(self, path: Path, number: int) -> None:
+        """See ``PublishingReport``."""
+        self._send("temporary_model", path=str(path), number=number)
+
     def _send(self, method: str, **arguments: Any) -> None:
         data = (json.dumps({"method": method, "arguments": arguments}) + "\n").encode()
         while data:

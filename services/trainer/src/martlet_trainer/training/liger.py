@@ -44,7 +44,10 @@ def use_liger(model: Any) -> None:
     Raises:
         InvalidArgument: there are none for its architecture.
     """
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as KNOWN
+    # In environments with CUDA alone, so that the types of the others' can't find it.
+    from liger_kernel.transformers.monkey_patch import (  # pyright: ignore[reportMissingImports]
+        MODEL_TYPE_TO_APPLY_LIGER_FN as KNOWN,
+    )
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     kind = base.config.model_type

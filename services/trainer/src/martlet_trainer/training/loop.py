@@ -152,6 +152,7 @@ class TrainingLoop:
         sums = Sums(self._in.computation.measures)
         tokens = rows = 0
         self._companion.before_step(state.step)
+        self._in.computation.begin(state.step, validating=False)
         for index, chosen in enumerate(batches):
             self._stop_if_asked()
             # A rank without rows of its own still takes part in the exchange, with a row that weighs nothing.
@@ -250,6 +251,7 @@ class TrainingLoop:
         sums, weight, records = Sums(self._in.computation.measures), 0, list[Any]()
         self._in.tuner.model.eval()
         try:
+            self._in.computation.begin(self._state.step, validating=True)
             for start in starts:
                 self._stop_if_asked()
                 mine = rows[start : start + size * processes.count][processes.rank :: processes.count]

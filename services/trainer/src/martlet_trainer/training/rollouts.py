@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,7 +14,7 @@ from martlet_trainer.rewards import Rewards
 from martlet_trainer.training.batches import Batch
 from martlet_trainer.training.computation import Computation
 from martlet_trainer.training.loss import Loss
-from martlet_trainer.training.sampling import Sampler
+from martlet_trainer.training.sampling import Answering, Drawn
 
 #: Advantage of each answer, given the rewards of all answers to a question. Shapes (questions, answers).
 Advantages = Callable[[torch.Tensor], torch.Tensor]
@@ -25,13 +26,16 @@ class Rollouts:
 
     Attributes:
         sampler: of the model that is being trained.
+        epsilon: how far a token's probability may move from that with which it was drawn, as a share, before the token teaches no more
+            (PPO, arXiv 1707.06347); for answers of other weights than those that learn.
         rewards: by name, with weights: their sum is the reward.
         count: answers to each question; one, the likeliest, where the model isn't in training mode.
     """
 
-    sampler: Sampler
+    sampler: Answering
     rewards: Mapping[str, tuple[float, Rewards]]
     count: int
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class RolloutBatch:
         rewards: Shape (questions, answers).
         parts: each reward by name, not weighted. Shapes (questions, answers).
         lengths: tokens of the answers. Shape (questions, answers).
+        drawn_with: log-probabilities with which the targets of ``rows`` were drawn; None where the model as it is drew them. Shape (targets,).
         row_count: questions.
         token_count: tokens of all rows.
     """
@@ -51,6 +56,7 @@ class RolloutBatch:
     rewards: torch.Tensor
     parts: Mapping[str, torch.Tensor]
     lengths: torch.Tensor
+    drawn_with: torch.Tensor | None
     row_count: int
     token_count: int
 
@@ -60,9 +66,10 @@ def rollout_computation(
 ) -> Computation:
     """A computation on questions on top of one on rows.
 
-    Each step answers its questions with the model as it is, so that the policy which answered is the one that learns: the clipped
-    ratio of PPO is 1, and its gradient is that of the log-probabilities times the advantage. Validation answers greedily; its loss is the
-    reward with the sign turned.
+    Answered in this process, each step has the model's answers as it is, so that the policy which answered is the one that learns: the clipped
+    ratio of PPO is 1, and its gradient is that of the log-probabilities times the advantage. Answers of replicas come with the
+    log-probabilities that they were drawn with: those of the same weights in another arithmetic, or of weights some steps older; the
+    ratio is to them, and clipped. Validation answers greedily; its loss is the reward with the sign turned.
 
     Args:
         computation: on rows.
@@ -76,7 +83,7 @@ def rollout_computation(
         answered = rollouts.sampler.answer(
             prompts, device, count=rollouts.count if training else 1, likeliest=not training
         )
-        rows, said = [row for row, _ in answered], [answer for _, answer in answered]
+        rows, said = [found.row for found in answered], [found.answer for found in answered]
         shape = (len(prompts), -1)
         parts = {
             name: torch.tensor(reward(said), device=device, dtype=torch.float32).view(shape)
@@ -85,7 +92,9 @@ def rollout_computation(
         total = torch.stack([parts[name] * weight for name, (weight, _) in rollouts.rewards.items()]).sum(0)
         lengths = torch.tensor([answer.tokens for answer in said], device=device, dtype=torch.float32)
         tokens = sum(row.token_count for row in rows)
-        return RolloutBatch(computation.collate(rows, device), total, parts, lengths.view(shape), len(prompts), tokens)
+        batch = computation.collate(rows, device)
+        drawn_with = _drawn_with(batch, answered, device)
+        return RolloutBatch(batch, total, parts, lengths.view(shape), drawn_with, len(prompts), tokens)
 
     def objective(model: nn.Module, batch: RolloutBatch) -> Loss:
         measured = {
@@ -95,16 +104,23 @@ def rollout_computation(
         }
         if not model.training:
             none = torch.zeros((), device=batch.rewards.device)
-            return Loss(-measured["reward"], {**measured, "reward_std": none, "kl": none})
+            return Loss(-measured["reward"], {**measured, **dict.fromkeys(("reward_std", "kl", *moved), none)})
         measured["reward_std"] = batch.rewards.std(1, correction=0).sum()
-        loss, divergence = _policy_loss(model, batch)
-        return Loss(loss, {**measured, "kl": divergence})
+        loss, found = _policy_loss(model, batch)
+        return Loss(loss, {**measured, **found})
 
-    def _policy_loss(model: nn.Module, batch: RolloutBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _policy_loss(model: nn.Module, batch: RolloutBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         log_probs = computation.log_probs(model, batch.rows)
         row_of = batch.rows.row_of_target
-        value = advantages(batch.rewards).flatten().to(log_probs.dtype)
-        per_token = -value[row_of] * (log_probs - log_probs.detach()).exp()
+        value = advantages(batch.rewards).flatten().to(log_probs.dtype)[row_of]
+        if batch.drawn_with is None or rollouts.epsilon is None:
+            per_token, found = -value * (log_probs - log_probs.detach()).exp(), {}
+        else:
+            ratio = (log_probs - batch.drawn_with).exp()
+            whole, clipped = ratio * value, ratio.clamp(1 - rollouts.epsilon, 1 + rollouts.epsilon) * value
+            per_token = -torch.minimum(whole, clipped)
+            parts = ratio.detach(), (clipped < whole).to(ratio.dtype)
+            found = {name: _mean_by_row(part, batch) for name, part in zip(moved, parts, strict=True)}
         divergence = torch.zeros_like(log_probs)
         if beta:
             with torch.no_grad(), rollouts.sampler.model.disable_adapter():
@@ -112,10 +128,18 @@ def rollout_computation(
             apart = ahead - log_probs
             divergence = apart.exp() - apart - 1.0
             per_token = per_token + beta * divergence
-        return _mean_by_row(per_token, batch), _mean_by_row(divergence.detach(), batch)
+        return _mean_by_row(per_token, batch), {**found, "kl": _mean_by_row(divergence.detach(), batch)}
 
-    names = ("reward", *(f"reward_{name}" for name in rollouts.rewards), "completion_length", "reward_std", "kl")
-    return replace(computation, collate=collate, objective=objective, measures=names)
+    moved = () if rollouts.epsilon is None else ("importance_ratio", "clipped")
+    names = (
+        "reward",
+        *(f"reward_{name}" for name in rollouts.rewards),
+        "completion_length",
+        "reward_std",
+        "kl",
+        *moved,
+    )
+    return replace(computation, collate=collate, objective=objective, measures=names, begin=rollouts.sampler.begin)
 
 
 def group_relative(rewards: torch.Tensor, *, scale: bool) -> torch.Tensor:
@@ -128,6 +152,14 @@ def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
     """By how much each answer is better than the mean of the others to its question (RLOO, arXiv 2402.14740)."""
     count = rewards.shape[1]
     return (rewards - rewards.mean(1, keepdim=True)) * count / (count - 1)
+
+
+def _drawn_with(batch: Batch, answered: Sequence[Drawn], device: torch.device) -> torch.Tensor | None:
+    """The answers' log-probabilities in the order of the batch's targets. Shape (targets,)."""
+    parts = [found.log_probs for found in answered]
+    order = torch.unique_consecutive(batch.row_of_target).tolist()
+    found = [part for row in order if (part := parts[row]) is not None]
+    return torch.from_numpy(np.concatenate(found)).to(device) if len(found) == len(parts) else None
 
 
 def _mean_by_row(values: torch.Tensor, batch: RolloutBatch) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +16,49 @@ from martlet_trainer.rewards import Answer
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """An answer behind its question.
+
+    Attributes:
+        row: both as tokens; the answer's are learned.
+        answer: for rewards.
+        log_probs: of the answer's tokens, under the weights that drew it; None where those are the weights that learn. Shape (tokens,).
+    """
+
+    row: EncodedRow
+    answer: Answer
+    log_probs: np.ndarray | None = None
+
+
+class Answering(Protocol):
+    """Draws answers of a model.
+
+    Attributes:
+        model: the one that answers, here or in a replica.
+    """
+
+    @property
+    def model(self) -> Any: ...
+
+    def begin(self, step: int, *, validating: bool) -> None:
+        """Before the answers of a step or a validation; called in all processes alike.
+
+        Args:
+            step: steps done so far.
+            validating: whether a validation begins.
+        """
+        ...
+
+    def answer(
+        self, prompts: Sequence[EncodedPrompt], device: torch.device, *, count: int = 1, likeliest: bool = False
+    ) -> list[Drawn]:
+        """Each question's answers, one after the other; see ``Sampler.answer``."""
+        ...
+
+
+@dataclass(frozen=True)
 class Sampler:
-    """How answers are drawn.
+    """How a model draws answers in this process.
 
     Attributes:
         model: answers.
@@ -33,10 +74,13 @@ class Sampler:
     max_tokens: int
     temperature: float
 
+    def begin(self, step: int, *, validating: bool) -> None:
+        """Nothing: the model answers as it is."""
+
     @torch.no_grad()
     def answer(
         self, prompts: Sequence[EncodedPrompt], device: torch.device, *, count: int = 1, likeliest: bool = False
-    ) -> list[tuple[EncodedRow, Answer]]:
+    ) -> list[Drawn]:
         """Each question's answers, one after the other.
 
         Args:
@@ -53,14 +97,14 @@ class Sampler:
         for index, prompt in enumerate(prompts):
             ids[index, longest - len(prompt.input_ids) :] = torch.from_numpy(prompt.input_ids.astype(np.int64))
             mask[index, longest - len(prompt.input_ids) :] = 1
-        ends = self._ends()
+        ends = ends_of(self.model, self.tokenizer)
         drawing = {} if likeliest else {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
         config = GenerationConfig(
             max_new_tokens=self.max_tokens, num_return_sequences=count, eos_token_id=ends, pad_token_id=pad, **drawing
         )
         found = self._generate(ids.to(device), mask.to(device), config)
         said = found[:, longest:].cpu().numpy().astype(np.int32)
-        return [self._row(prompts[index // count], tokens, ends) for index, tokens in enumerate(said)]
+        return [drawn(prompts[index // count], tokens, self.tokenizer, ends) for index, tokens in enumerate(said)]
 
     def _generate(self, ids: torch.Tensor, mask: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
         """Questions and answers as tokens, out of training mode and with the model's own attention."""
@@ -73,16 +117,27 @@ class Sampler:
             model.set_attn_implementation(attention)
             model.train(training)
 
-    def _row(self, prompt: EncodedPrompt, said: np.ndarray, ends: Sequence[int]) -> tuple[EncodedRow, Answer]:
-        """A question and an answer up to its end, which is learned too."""
-        places = np.flatnonzero(np.isin(said, list(ends)))
-        said = said[: places[0] + 1] if len(places) else said
-        ids = np.concatenate([prompt.input_ids, said])
-        targets = np.arange(len(ids)) >= len(prompt.input_ids)
-        text = str(self.tokenizer.decode(said.tolist(), skip_special_tokens=True))
-        return EncodedRow(ids, targets), Answer(text, len(said), prompt.columns, prompt.turns)
 
-    def _ends(self) -> list[int]:
-        found: Any = self.model.generation_config.eos_token_id
-        found = self.tokenizer.eos_token_id if found is None else found
-        return [int(end) for end in found] if isinstance(found, list) else [int(found)]
+def drawn(
+    prompt: EncodedPrompt,
+    said: np.ndarray,
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Sequence[int],
+    log_probs: np.ndarray | None = None,
+) -> Drawn:
+    """A question and an answer up to its end, which is learned too."""
+    places = np.flatnonzero(np.isin(said, list(ends)))
+    length = int(places[0]) + 1 if len(places) else len(said)
+    said = said[:length]
+    ids = np.concatenate([prompt.input_ids, said])
+    targets = np.arange(len(ids)) >= len(prompt.input_ids)
+    text = str(tokenizer.decode(said.tolist(), skip_special_tokens=True))
+    answer = Answer(text, length, prompt.columns, prompt.turns)
+    return Drawn(EncodedRow(ids, targets), answer, None if log_probs is None else log_probs[:length])
+
+
+def ends_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end a model's answers."""
+    found: Any = model.generation_config.eos_token_id
+    found = tokenizer.eos_token_id if found is None else found
+    return [int(end) for end in found] if isinstance(found, list) else [int(found)]
