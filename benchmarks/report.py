@@ -95,12 +95,12 @@ def _learning_table(record: Any, part: str) -> list[str]:
     lines = [
         titles[part],
         "",
-        f"| {part[:-1]} | model | rows seen | learning rate | measured | learned |",
+        f"| {part[:-1]} | model | rows or steps | learning rate | measured | learned |",
         "|---|---|---|---|---|---|",
     ]
     for name, found in record[part].items():
         measured = ", ".join(
-            f"{measure.removeprefix('valid_').replace('_', ' ')} {row['before']:.3f} -> {row['after']:.3f}"
+            f"{measure.removeprefix('valid_').replace('_', ' ')} {row['before'] + 0.0:.3f} -> {row['after'] + 0.0:.3f}"
             for measure, row in found["measures"].items()
         )
         if "majority_accuracy" in found:
