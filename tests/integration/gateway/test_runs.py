@@ -92,6 +92,7 @@ class Platform:
         assert found
         self._key = found[0]
         self.wait(lambda: self.answers("/models"), "the gateway")
+        self.wait(lambda: self.answers("/martlet/merge/jobs"), "the trainer behind it")
 
     def start_work(self) -> subprocess.Popen[bytes]:
         """The runs' worker."""
