@@ -203,7 +203,7 @@ def run_trl(rows: Path, steps: int) -> dict[str, Any]:
                 per_device_train_batch_size=BATCH_SIZE,
                 learning_rate=LEARNING_RATE,
                 lr_scheduler_type="linear",
-                warmup_ratio=0.03,
+                warmup_steps=0.03,
                 logging_steps=1,
                 save_strategy="no",
                 report_to=[],

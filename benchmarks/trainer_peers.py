@@ -32,10 +32,16 @@ def main(peer: str, work: Mapping[str, Any]) -> None:
 
     clock, losses, seen = StepClock(), [], []
 
+    def count(_: Any, __: Any, inputs: Mapping[str, Any]) -> None:
+        mask = inputs.get("attention_mask")  # without padding there may be none
+        seen.append((len(inputs["input_ids"]), int(inputs["input_ids"].numel() if mask is None else mask.sum())))
+
     class Clock(TrainerCallback):
-        def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
+            model.register_forward_pre_hook(count, with_kwargs=True)
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
             clock.mark()
-            seen.append(int(state.num_input_tokens_seen))
 
         def on_log(self, *_: Any, logs: Mapping[str, Any] | None = None, **__: Any) -> None:
             losses.extend([float(logs["loss"])] if logs and "loss" in logs else [])
@@ -44,7 +50,7 @@ def main(peer: str, work: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         train(work, Path(scratch))
     values = clock.values(work["batch_size"], work["tokens_per_row"])
-    found = seen[-1] / (work["batch_size"] * len(seen))
+    found = sum(tokens for _, tokens in seen) / sum(rows for rows, _ in seen)
     if abs(found - work["tokens_per_row"]) > MOST_TOKENS_OFF:
         raise SystemExit(f"{peer} saw {found:.1f} tokens a row, not {work['tokens_per_row']:.1f}: that is other work")
     print(json.dumps({**values, "tokens_per_row": found, "last_loss": losses[-1]}))
@@ -132,7 +138,6 @@ def _shared(work: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
         "lora_dropout": 0.0,
         "logging_steps": 1,
         "save_strategy": "no",
-        "include_num_input_tokens_seen": "non_padding",
         "use_cpu": True,
         "bf16": False,
         "fp16": False,
