@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,21 @@ def versions_in(python: Path, names: Iterable[str]) -> dict[str, str]:
     code = f"import json; from importlib.metadata import version; print(json.dumps({{n: version(n) for n in {list(names)}}}))"
     done = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
+
+
+def told_by(command: Sequence[str], **environ: str) -> Any:
+    """What a process says in its last line, as JSON; it looks for nothing at hubs. SystemExit with its errors if it fails.
+
+    Args:
+        command: its command line.
+        environ: variables beside ours.
+    """
+    # Waiting threads sleep on all sides alike; several processes' worth of spinning threads would measure the scheduler.
+    variables = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", **environ}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)[:200]} failed:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.strip().split("\n")[-1])
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:

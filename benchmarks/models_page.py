@@ -7,7 +7,6 @@ from typing import Any
 
 from environment import ROOT
 from page_parts import Footnotes, where_run
-from vllm_reasons import why_not
 
 DATA = ROOT / "docs" / "support" / "models.json"
 PAGE = ROOT / "docs" / "support" / "models.md"
@@ -108,7 +107,7 @@ def _served(cell: Mapping[str, Any], served: Mapping[str, Any] | None, notes: Fo
     if served is None:
         return "not run", ""
     if served["served"] != "yes":
-        return f"{served['served']} {notes.mark(why_not(served['message']))}", ""
+        return f"{served['served']} {notes.mark(served['message'])}", ""
     adapter = served.get("adapter") or {"served": "no", "message": served.get("with_adapters", "")}
-    taken = "yes" if adapter["served"] == "yes" else f"{adapter['served']} {notes.mark(why_not(adapter['message']))}"
+    taken = "yes" if adapter["served"] == "yes" else f"{adapter['served']} {notes.mark(adapter['message'])}"
     return "by transformers" if _is_lent(served) else "yes", taken

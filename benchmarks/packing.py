@@ -1,6 +1,6 @@
 """Packing against micro-batches of single rows and of several: rows a second, and the held-out loss after the same rows.
 
-    python benchmarks/packing.py [--rows 384] [--rounds 1]
+    python benchmarks/packing.py [--rows 240] [--rounds 1]
 
 SmolLM2-135M, LoRA of rank 16, float32, one epoch of short instructions (LLaMA-Factory's demonstration set, rows of at most 300 characters).
 ``single`` has one row a micro-batch, which is what trainers do by default whose batches are padded; ``batch`` has eight, end to end
@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT, machine, versions_in, write
+from environment import ROOT, machine, told_by, versions_in, write
 from headlines import LORA_RANK, MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model
 from recipe_data import demonstrations
 
@@ -38,7 +36,7 @@ SIDES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 def main() -> None:
     """Run it, print the table, write the JSON; or, with --side, be one of the processes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=384, help="rows of the epoch (default 384)")
+    parser.add_argument("--rows", type=int, default=240, help="rows of the epoch (default 240)")
     parser.add_argument("--rounds", type=int, default=1, help="rounds, of which the median counts (default 1)")
     parser.add_argument("--side", choices=sorted(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
@@ -80,12 +78,7 @@ def write_rows(directory: Path, count: int) -> Path:
 
 def run_side(name: str, data: Path) -> dict[str, float]:
     """One process; what it measured of itself."""
-    command = [str(TRAINER_PYTHON), __file__, "--side", name, "--data", str(data)]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
-    values = json.loads(done.stdout.strip().split("\n")[-1])
+    values = told_by([str(TRAINER_PYTHON), __file__, "--side", name, "--data", str(data)])
     print(f"  {name}: {values['rows_per_second']:.2f} rows/s, loss {values['valid_loss']:.4f}", flush=True)
     return values
 

@@ -9,7 +9,6 @@ not run again, so the command goes on where it ended.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 
 from environment import machine, versions
 from methods_page import DATA, NUMBERS, PAGE, RECIPES, TUNERS, VARIANTS, page
+from support_sweep import sweep_parser
 
 STEPS = 24
 #: Rates of variants, beside those of ``SMALL_RATES``.
@@ -38,11 +38,7 @@ _RATES = {
 
 def main() -> None:
     """Run what is missing, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*/*", help="RECIPE/TUNER; * and ? are allowed")
-    parser.add_argument("--again", action="store_true", help="run cells that have an outcome, too")
-    parser.add_argument("--page", action="store_true", help="only write the page")
-    arguments = parser.parse_args()
+    arguments = sweep_parser(__doc__, "*/*", "RECIPE/TUNER").parse_args()
     record: dict[str, Any] = json.loads(DATA.read_text()) if DATA.is_file() else {"cells": {}}
     if not arguments.page:
         with tempfile.TemporaryDirectory(prefix="martlet-bench-") as scratch:

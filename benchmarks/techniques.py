@@ -20,10 +20,7 @@ HOME = ROOT / ".martlet" / "techniques"
 OUT = ROOT / "benchmarks" / "techniques"
 COMMAND = [str(ROOT / ".martlet" / "envs" / "cli" / "bin" / "martlet"), "--home", str(HOME)]
 #: Those of the committed report.
-TECHNIQUES = [
-    *("lora", "rslora", "dora", "lora-plus", "pissa", "adalora", "qlora", "lokr", "vera", "ia3", "full", "lisa"),
-    *("neftune", "lora-attention", "llamapro", "badam"),
-]
+TECHNIQUES = ("lora", "rslora", "dora", "lora-plus", "pissa", "adalora", "qlora", "lokr", "vera", "ia3", "full", "lisa")
 
 
 def main() -> None:

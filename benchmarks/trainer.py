@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT, machine, versions_in, write
+from environment import ROOT, machine, told_by, versions_in, write
 from headlines import DATA, LORA_RANK, MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model, prepare_rows
 from step_clock import StepClock
 
@@ -32,6 +32,8 @@ _SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 #: Peers that need an environment of their own, by what pip installs for them.
 PEERS = {"ms-swift": "ms-swift==4.6.0", "llamafactory": "llamafactory==0.9.5"}
 _TORCH = "torch==2.13.0"
+#: Numbers of which ratios are told.
+COMPARED = ("rows_per_second", "tokens_per_second", "tokens_per_cpu_second", "peak_memory_mb")
 
 
 def main() -> None:
@@ -125,12 +127,7 @@ def run_side(name: str, rows: Path, steps: int, tokens_per_row: float) -> dict[s
         command = [str(peer_python(name)), str(Path(__file__).with_name("trainer_peers.py")), name, str(file)]
     else:
         command = [str(TRAINER_PYTHON), __file__, "--side", name, "--rows", str(rows), "--steps", str(steps)]
-    # Waiting threads sleep on all sides alike; two processes' worth of spinning threads would measure the scheduler.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
-    values = json.loads(done.stdout.strip().split("\n")[-1])
+    values = told_by(command, TRL_EXPERIMENTAL_SILENCE="1")
     print(
         f"  {rows.parent.name} {name}: {values['tokens_per_second']:.0f} tokens/s, {values['peak_memory_mb']:.0f} MB",
         flush=True,
@@ -280,10 +277,6 @@ def report(
         },
     }
     write(RESULTS, record)
-
-
-#: Numbers of which ratios are told.
-COMPARED = ("rows_per_second", "tokens_per_second", "tokens_per_cpu_second", "peak_memory_mb")
 
 
 if __name__ == "__main__":

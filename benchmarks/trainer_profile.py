@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT, machine, versions_in, write
+from environment import ROOT, machine, told_by, versions_in, write
 from headlines import TRAINER_PYTHON, prepare_model, prepare_rows
 from trainer import BATCH_SIZE, WORKLOADS, run_recipe, write_rows
 
@@ -62,9 +60,7 @@ def main() -> None:
         for workload in WORKLOADS:
             rows = write_rows(Path(scratch) / workload, workload, options.steps * BATCH_SIZE)
             command = [str(TRAINER_PYTHON), __file__, "--rows", str(rows), "--steps", str(options.steps)]
-            environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-            found[workload] = json.loads(done.stdout.strip().split("\n")[-1])
+            found[workload] = told_by(command)
             report(workload, found[workload])
     versions = versions_in(TRAINER_PYTHON, ["torch", "transformers", "peft"])
     write(RESULTS, {"steps": options.steps, "workloads": found, "machine": before, "versions": versions})

@@ -16,8 +16,8 @@ from martlet_trainer.config import judging_graders, parse_training_config
 from martlet_trainer.gateway_calls import Gateway
 from martlet_trainer.rewards import Answer
 from martlet_trainer.testing import Recorder, training_spec
-from martlet_trainer.testing_cases import ROLLOUT_OPTIONS, recipe_rows
-from martlet_trainer.testing_gateway import ScriptedGateway
+from martlet_trainer.testing_cases import ROLLOUT_OPTIONS, STRING_CHECK, recipe_rows
+from martlet_trainer.testing_http import ScriptedServer
 
 MakeWorkdir = Callable[..., Path]
 JUDGE: dict[str, Any] = {
@@ -27,14 +27,12 @@ JUDGE: dict[str, Any] = {
     "input": [{"role": "user", "content": "{{item.wanted}}: {{sample.output_text}}"}],
     "range": [0, 10],
 }
-CHECK = {
-    "type": "string_check",
-    "name": "says",
-    "input": "{{sample.output_text}}",
-    "reference": "{{item.wanted}}",
-    "operation": "like",
+BOTH = {
+    "type": "multi",
+    "name": "both",
+    "graders": {"kind": JUDGE, "says": STRING_CHECK},
+    "calculate_output": "kind + says",
 }
-BOTH = {"type": "multi", "name": "both", "graders": {"kind": JUDGE, "says": CHECK}, "calculate_output": "kind + says"}
 ANSWERS = [Answer("ab", 2, {"wanted": "a"}), Answer("c", 1, {"wanted": "a"})]
 
 
@@ -46,7 +44,7 @@ def chat(text: str) -> dict[str, Any]:
     return {"choices": [{"message": {"role": "assistant", "content": text}}]}
 
 
-def rewards(server: ScriptedGateway, grader: Mapping[str, Any], answers: Sequence[Answer] = ANSWERS) -> Sequence[float]:
+def rewards(server: ScriptedServer, grader: Mapping[str, Any], answers: Sequence[Answer] = ANSWERS) -> Sequence[float]:
     gateway = Gateway(server.url, make_service_token("internal", "acme"), never)
     return judges.connect([grader], gateway, 7)[grader["name"]](answers)
 
@@ -58,7 +56,7 @@ def by_length(body: Any) -> str:
 
 
 def test_a_judge_is_asked_about_each_answer() -> None:
-    with ScriptedGateway((200, by_length)) as server:
+    with ScriptedServer((200, by_length)) as server:
         assert list(rewards(server, JUDGE)) == [2.0, 1.0]
         assert list(rewards(server, BOTH)) == [3.0, 1.0]
     bodies = [body for *_, body in server.asked]
@@ -78,17 +76,17 @@ def test_a_judge_is_asked_about_each_answer() -> None:
 
 def test_how_a_judge_draws_may_be_said() -> None:
     sampling = {"seed": 3, "temperature": 0.5, "max_completions_tokens": 4}
-    with ScriptedGateway((200, by_length)) as server:
+    with ScriptedServer((200, by_length)) as server:
         rewards(server, {**JUDGE, "sampling_params": sampling})
     assert {(body["seed"], body["temperature"], body["max_tokens"]) for *_, body in server.asked} == {(3, 0.5, 4)}
 
 
 def test_an_answer_without_a_number_is_worth_nothing_and_a_judge_without_any_fails() -> None:
-    with ScriptedGateway((200, lambda body: json.dumps(chat("7" if ": ab" in str(body) else "hm")))) as server:
+    with ScriptedServer((200, lambda body: json.dumps(chat("7" if ": ab" in str(body) else "hm")))) as server:
         assert list(rewards(server, JUDGE)) == [7.0, 0.0]
     for text in ("hm", "11", ""):
         with (
-            ScriptedGateway((200, chat(text))) as server,
+            ScriptedServer((200, chat(text))) as server,
             pytest.raises(FailedPrecondition, match="no score for any of 2 answers") as caught,
         ):
             rewards(server, JUDGE)
@@ -98,20 +96,20 @@ def test_an_answer_without_a_number_is_worth_nothing_and_a_judge_without_any_fai
 def test_an_answer_that_lacks_what_a_template_names_is_not_shown_to_a_judge() -> None:
     grader = {**JUDGE, "input": [{"role": "user", "content": "x: {{sample.output_json.word}}"}]}
     answers = [Answer('{"word": "abc"}', 3, {}), Answer("no json", 1, {})]
-    with ScriptedGateway((200, by_length)) as server:
+    with ScriptedServer((200, by_length)) as server:
         assert list(rewards(server, grader, answers)) == [3.0, 0.0]
         assert list(rewards(server, grader, answers[1:])) == [0.0]
     assert len(server.asked) == 1
 
 
 def test_a_judge_that_is_away_is_asked_again_and_one_that_refuses_fails_the_job() -> None:
-    with ScriptedGateway((503, {"error": {"message": "loading"}}), (200, chat("5"))) as server:
+    with ScriptedServer((503, {"error": {"message": "loading"}}), (200, chat("5"))) as server:
         assert list(rewards(server, JUDGE)) == [5.0, 5.0]
     for status, answer, message in (
         (400, {"error": {"message": "too long"}}, r"kind: judge refused to answer \(HTTP 400\): too long"),
         (200, {"choices": []}, "something else than a chat"),
     ):
-        with ScriptedGateway((status, answer)) as server, pytest.raises(FailedPrecondition, match=message):
+        with ScriptedServer((status, answer)) as server, pytest.raises(FailedPrecondition, match=message):
             rewards(server, JUDGE)
 
 
@@ -139,7 +137,7 @@ def test_a_training_learns_what_a_judge_likes(tmp_path: Path, make_workdir: Make
     workdir = make_workdir("a", [{**row, "wanted": "e"} for row in recipe_rows("grpo", 12)])
     (workdir / "inputs" / "base_model").unlink()
     report = Recorder()
-    with ScriptedGateway((200, judge)) as server:
+    with ScriptedServer((200, judge)) as server:
         child.run_training(config_of(tiny_model_dir, server.url, tmp_path), workdir, report, never)
     assert server.asked[0][0] == "/v1/models/judge"
     found = [report.steps[step]["reward_kind"] for step in sorted(report.steps)]
@@ -148,7 +146,7 @@ def test_a_training_learns_what_a_judge_likes(tmp_path: Path, make_workdir: Make
 
 def test_a_judge_that_does_not_exist_is_refused_before_anything_is_loaded(tmp_path: Path, tiny_model_dir: Path) -> None:
     with (
-        ScriptedGateway((404, {"error": {"message": "The model `judge` does not exist"}})) as server,
+        ScriptedServer((404, {"error": {"message": "The model `judge` does not exist"}})) as server,
         pytest.raises(FailedPrecondition, match="kind: can't ask judge: The model `judge` does not exist"),
     ):
         child.run_training(config_of(tiny_model_dir, server.url, tmp_path), tmp_path, Recorder(), never)
@@ -157,7 +155,7 @@ def test_a_judge_that_does_not_exist_is_refused_before_anything_is_loaded(tmp_pa
 def test_which_graders_ask_models() -> None:
     spec = {"base_model": "m", "training_dataset": "artifacts/a", "recipe": "grpo"}
     both = {**BOTH, "name": "b"}
-    config = parse_training_config({**spec, "recipe_options": {"graders": [CHECK, JUDGE, both]}})
+    config = parse_training_config({**spec, "recipe_options": {"graders": [STRING_CHECK, JUDGE, both]}})
     assert [grader["name"] for grader in judging_graders(config)] == ["kind", "b"]
     assert judging_graders(parse_training_config(spec)) == []
     label = {**JUDGE, "type": "label_model", "labels": ["a"], "passing_labels": ["a"]}

@@ -22,7 +22,7 @@ from martlet_trainer.replica_answers import GatewayReplica, require_served
 from martlet_trainer.replicas import Drawing, Question, Said
 from martlet_trainer.testing import Recorder, training_spec
 from martlet_trainer.testing_cases import ROLLOUT_OPTIONS, recipe_rows
-from martlet_trainer.testing_gateway import ScriptedGateway
+from martlet_trainer.testing_http import ScriptedServer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -168,7 +168,7 @@ def never() -> bool:
     return False
 
 
-def replica_of(server: ScriptedGateway, workdir: Path, stop: Callable[[], bool] = never) -> GatewayReplica:
+def replica_of(server: ScriptedServer, workdir: Path, stop: Callable[[], bool] = never) -> GatewayReplica:
     answer_file(workdir, 3).parent.mkdir(exist_ok=True)
     answer_file(workdir, 3).write_text('{"model": "ft:tiny:acme::x:rollouts-1-3"}')
     gateway = Gateway(server.url, make_service_token("internal", "acme"), stop)
@@ -177,7 +177,7 @@ def replica_of(server: ScriptedGateway, workdir: Path, stop: Callable[[], bool] 
 
 def test_tokens_are_asked_for_and_come_back(tmp_path: Path) -> None:
     questions = [Question((7, 8, 9), 11), Question((4,), 12)]
-    with ScriptedGateway((200, choices(2))) as server:
+    with ScriptedServer((200, choices(2))) as server:
         said = replica_of(server, tmp_path).ask(3, questions, Drawing(2, 6, 0.9))
     assert [[(found.tokens, found.log_probs) for found in answers] for answers in said] == [
         [([5, 2], [-0.5, -1]), ([6, 2], [-1.5, -1])]
@@ -202,7 +202,7 @@ def test_tokens_are_asked_for_and_come_back(tmp_path: Path) -> None:
 
 
 def test_replicas_that_are_away_are_asked_again(tmp_path: Path) -> None:
-    with ScriptedGateway((503, {"error": {"message": "loading"}}), (429, ""), (200, choices(1))) as server:
+    with ScriptedServer((503, {"error": {"message": "loading"}}), (429, ""), (200, choices(1))) as server:
         [[said]] = replica_of(server, tmp_path).ask(3, [Question((1,), 1)], Drawing(1, 6, 0.9))
     assert (said.tokens, len(server.asked)) == ([5, 2], 3)
 
@@ -221,7 +221,7 @@ def test_replicas_that_are_away_are_asked_again(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_answer_fails_the_job(tmp_path: Path, status: int, answer: Any, message: str) -> None:
-    with ScriptedGateway((status, answer)) as server, pytest.raises(FailedPrecondition, match=message) as caught:
+    with ScriptedServer((status, answer)) as server, pytest.raises(FailedPrecondition, match=message) as caught:
         replica_of(server, tmp_path).ask(3, [Question((1,), 1)], Drawing(1, 6, 0.9))
     assert (caught.value.reason, len(server.asked)) == ("ROLLOUTS_REFUSED", 1)
 
@@ -234,7 +234,7 @@ def test_a_job_that_is_to_stop_waits_no_longer_also_for_an_answer_under_way(tmp_
         go_on.wait(10)
         return json.dumps(choices(1))
 
-    with ScriptedGateway((200, slow)) as server, pytest.raises(StopRequested):
+    with ScriptedServer((200, slow)) as server, pytest.raises(StopRequested):
         replica_of(server, tmp_path, asked.is_set).ask(3, [Question((1,), 1)], Drawing(1, 6, 0.9))
     go_on.set()
     report = PublishingRecorder(tmp_path, None)  # a supervisor that doesn't answer
@@ -247,11 +247,11 @@ def test_patience_ends_and_a_token_that_is_over_ends_the_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway_calls, "PATIENCE_SECONDS", 0.3)
-    with ScriptedGateway((503, {"error": {"message": "no replica"}})) as server, pytest.raises(Unavailable) as caught:
+    with ScriptedServer((503, {"error": {"message": "no replica"}})) as server, pytest.raises(Unavailable) as caught:
         replica_of(server, tmp_path).ask(3, [Question((1,), 1)], Drawing(1, 6, 0.9))
     assert caught.value.reason == "GATEWAY_UNAVAILABLE"
     assert "HTTP 503: no replica" in caught.value.message
-    with ScriptedGateway((401, "")) as server:
+    with ScriptedServer((401, "")) as server:
         with pytest.raises(PermissionDenied, match="MARTLET_INTERNAL_TOKEN"):
             replica_of(server, tmp_path).ask(3, [Question((1,), 1)], Drawing(1, 6, 0.9))
         over = Gateway(server.url, make_service_token("internal", "acme", -5.0), never)
@@ -300,7 +300,7 @@ def config_of(base: Path, url: str, cache: Path, spec: Mapping[str, Any]) -> dic
 def test_a_base_that_nobody_serves_is_refused_before_anything_is_loaded(
     tmp_path: Path, tiny_model_dir: Path, status: int, answer: Any
 ) -> None:
-    with ScriptedGateway((status, answer)) as server:
+    with ScriptedServer((status, answer)) as server:
         config = config_of(tiny_model_dir, server.url, tmp_path, spec_of())
         with pytest.raises(FailedPrecondition, match=r"MARTLET_MODEL=tiny.*rollouts\.via to training") as caught:
             child.run_training(config, tmp_path, Recorder(), never)
@@ -309,13 +309,13 @@ def test_a_base_that_nobody_serves_is_refused_before_anything_is_loaded(
 
 
 def test_a_base_that_is_served_is_none_to_refuse() -> None:
-    with ScriptedGateway((200, {"id": "a/b", "martlet": {"replicas": [{"name": "replicas/1"}]}})) as server:
+    with ScriptedServer((200, {"id": "a/b", "martlet": {"replicas": [{"name": "replicas/1"}]}})) as server:
         require_served(Gateway(server.url, "t", never), "a/b")
     assert server.asked[0][0] == "/v1/models/a%2Fb"
 
 
 @pytest.fixture
-def served(tiny_model_dir: Path, tmp_path: Path) -> Iterator[tuple[ScriptedGateway, LocalReplica]]:
+def served(tiny_model_dir: Path, tmp_path: Path) -> Iterator[tuple[ScriptedServer, LocalReplica]]:
     """A gateway whose replica answers with the adapters that it finds in a directory."""
     local = LocalReplica(tiny_model_dir, tmp_path / "served")
     lock = threading.Lock()
@@ -332,12 +332,12 @@ def served(tiny_model_dir: Path, tmp_path: Path) -> Iterator[tuple[ScriptedGatew
         ]
         return json.dumps({"choices": found})
 
-    with ScriptedGateway((200, answer)) as server:
+    with ScriptedServer((200, answer)) as server:
         yield server, local
 
 
 def test_a_jobs_process_trains_through_the_gateway(
-    tmp_path: Path, make_workdir: MakeWorkdir, tiny_model_dir: Path, served: tuple[ScriptedGateway, LocalReplica]
+    tmp_path: Path, make_workdir: MakeWorkdir, tiny_model_dir: Path, served: tuple[ScriptedServer, LocalReplica]
 ) -> None:
     """As a worker starts it, in one process and in two: the adapters that are handed over are those that answer."""
     server, local = served

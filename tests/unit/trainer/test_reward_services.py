@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from martlet_trainer.recipes.options import RewardServiceOptions
 from martlet_trainer.rewards import Answer
 from martlet_trainer.testing import Recorder, lay_out, training_spec
 from martlet_trainer.testing_cases import ROLLOUT_OPTIONS, recipe_rows
+from martlet_trainer.testing_http import ScriptedServer
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "reward-service" / "serve.py"
 ANSWERS = [
@@ -49,38 +47,6 @@ def example() -> Iterator[str]:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
         process.terminate()
-
-
-class Scripted:
-    """An HTTP server that gives one answer after the other, the last one again and again."""
-
-    def __init__(self, *answers: tuple[int, str]) -> None:
-        self.asked: list[dict[str, Any]] = []
-        script, scripted = list(answers), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                scripted.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-                status, body = script.pop(0) if len(script) > 1 else script[0]
-                self.send_response(status)
-                self.send_header("content-length", str(len(body)))
-                if status == 302:
-                    self.send_header("location", "/elsewhere")
-                self.end_headers()
-                self.wfile.write(body.encode())
-
-            def log_message(self, format: str, *args: Any) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/"
-
-    def __enter__(self) -> Scripted:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def config_of(base: Path, url: str, allowed: Sequence[str], cache: Path, **changes: Any) -> dict[str, Any]:
@@ -150,9 +116,9 @@ def test_the_worker_too_refuses_what_the_operator_did_not_allow(tmp_path: Path, 
 
 
 def test_a_service_is_told_the_question_the_answer_and_the_row() -> None:
-    with Scripted((200, '{"rewards": [1, 0.25]}')) as server:
+    with ScriptedServer((200, '{"rewards": [1, 0.25]}')) as server:
         assert ask(url=server.url) == [1.0, 0.25]
-    assert server.asked == [
+    assert [body for *_, body in server.asked] == [
         {
             "prompts": [[{"role": "user", "content": "1+1?"}], [{"role": "user", "content": "why?"}]],
             "completions": ["ab", "A"],
@@ -162,7 +128,7 @@ def test_a_service_is_told_the_question_the_answer_and_the_row() -> None:
 
 
 def test_a_service_that_is_away_is_asked_again() -> None:
-    with Scripted((503, "busy"), (429, ""), (200, '{"rewards": [1, 2]}')) as server:
+    with ScriptedServer((503, "busy"), (429, ""), (200, '{"rewards": [1, 2]}')) as server:
         assert ask(url=server.url) == [1.0, 2.0]
     assert len(server.asked) == 3
 
@@ -184,7 +150,7 @@ def test_a_service_that_is_away_is_asked_again() -> None:
     ],
 )
 def test_what_is_no_reward_fails_and_names_the_service(status: int, body: str, message: str) -> None:
-    with Scripted((status, body)) as server, pytest.raises(FailedPrecondition, match=message) as caught:
+    with ScriptedServer((status, body)) as server, pytest.raises(FailedPrecondition, match=message) as caught:
         ask(url=server.url)
     assert caught.value.reason == "REWARD_SERVICE_FAILED"
     assert f"mine ({server.url})" in caught.value.message

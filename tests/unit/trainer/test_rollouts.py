@@ -19,7 +19,7 @@ from martlet_trainer.recipes.options import RewardOptions
 from martlet_trainer.recipes.training import run
 from martlet_trainer.rewards import Answer, build
 from martlet_trainer.testing import Recorder, training_spec
-from martlet_trainer.testing_cases import ROLLOUT_OPTIONS, recipe_rows
+from martlet_trainer.testing_cases import ROLLOUT_OPTIONS, STRING_CHECK, recipe_rows
 from martlet_trainer.training.rollouts import group_relative, leave_one_out
 
 MakeWorkdir = Callable[..., Path]
@@ -107,25 +107,18 @@ def test_rows_without_a_solution_are_counted_where_it_is_needed(make_workdir: Ma
         train("grpo", make_workdir("a", rows), recipe_options={"rewards": [{"name": "accuracy"}]})
 
 
-CHECK = {
-    "type": "string_check",
-    "name": "says",
-    "input": "{{sample.output_text}}",
-    "reference": "{{item.wanted}}",
-    "operation": "like",
-}
 LETTERS = "abcdefghijklm"
 ANY_LETTER = {
     "type": "multi",
     "name": "any letter",
-    "graders": {letter: {**CHECK, "name": letter, "reference": letter} for letter in LETTERS},
+    "graders": {letter: {**STRING_CHECK, "name": letter, "reference": letter} for letter in LETTERS},
     "calculate_output": f"2 * max({', '.join(LETTERS)})",
 }
 
 
 def test_openais_graders_are_rewards(make_workdir: MakeWorkdir) -> None:
     rows = [{**row, "wanted": "e"} for row in questions(16)]
-    options = {"rewards": None, "graders": [CHECK, ANY_LETTER]}
+    options = {"rewards": None, "graders": [STRING_CHECK, ANY_LETTER]}
     _, report = train("grpo", make_workdir("a", rows), recipe_options=options, hyperparameters={"max_steps": 30})
     rewards = [report.steps[step]["reward_any letter"] for step in sorted(report.steps)]
     assert statistics.mean(rewards[-5:]) > statistics.mean(rewards[:5]) + 0.4
@@ -136,7 +129,7 @@ def test_openais_graders_are_rewards(make_workdir: MakeWorkdir) -> None:
 def test_a_row_without_what_a_grader_names_is_refused(make_workdir: MakeWorkdir) -> None:
     rows = [*({**row, "wanted": "a"} for row in questions(2)), *questions(2)]
     with pytest.raises(InvalidArgument, match=r"grader says: .*item\.wanted.*no 'wanted' \(row 3 of 4\)"):
-        train("grpo", make_workdir("a", rows), recipe_options={"rewards": None, "graders": [CHECK]})
+        train("grpo", make_workdir("a", rows), recipe_options={"rewards": None, "graders": [STRING_CHECK]})
 
 
 def test_advantages() -> None:
@@ -183,9 +176,9 @@ def test_other_rewards() -> None:
         ({"rewards": [{"name": "accuracy", "target": 3}]}, "target belongs to length"),
         ({"rewards": [{"name": "accuracy"}, {"name": "accuracy"}]}, "each name may be given once"),
         ({"rewards": [{"name": "beauty"}]}, r"recipe_options\.rewards"),
-        ({"graders": [{**CHECK, "operation": "near"}]}, "operation"),
+        ({"graders": [{**STRING_CHECK, "operation": "near"}]}, "operation"),
         ({"graders": [{"type": "python", "name": "p", "source": "x"}]}, "sandbox"),
-        ({"graders": [CHECK, CHECK]}, "each name may be given once"),
+        ({"graders": [STRING_CHECK, STRING_CHECK]}, "each name may be given once"),
         ({"num_generations": 1}, r"recipe_options\.num_generations"),
     ],
 )

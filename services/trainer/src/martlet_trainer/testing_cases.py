@@ -26,6 +26,14 @@ SMALL_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "adapter": {"adapter_length": 16},
     "p_tuning": {"num_virtual_tokens": 8, "encoder_hidden_size": 64},
 }
+#: A grader of OpenAI's that asks no model.
+STRING_CHECK: dict[str, Any] = {
+    "type": "string_check",
+    "name": "says",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.wanted}}",
+    "operation": "like",
+}
 #: Learning rates with which a few steps on such a model show something; 1e-2 for all others.
 SMALL_RATES: Mapping[str, float] = {
     "full": 3e-3,

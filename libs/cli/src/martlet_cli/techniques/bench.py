@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from martlet_core.errors import InvalidArgument
@@ -89,11 +89,7 @@ def carry_out(
         except InvalidArgument as refused:
             yield Measured(name, seed, "", error=refused.message)
             continue
-        measured = _measured(gateway, name, seed, run, budget)
-        if not measured.error and "train" in plan["steps"]:
-            rate = plan["steps"]["train"]["with"]["hyperparameters"]["learning_rate"]
-            measured = replace(measured, numbers={**measured.numbers, "learning_rate": rate})
-        yield measured
+        yield _measured(gateway, name, seed, run, budget, plan["steps"])
 
 
 def definition(technique: Technique, budget: Budget, seed: int) -> dict[str, Any]:
@@ -147,7 +143,9 @@ def _finished(gateway: Gateway, output: Output, plan: Mapping[str, Any]) -> dict
     return follow(gateway, run["id"], output)
 
 
-def _measured(gateway: Gateway, name: str, seed: int, run: Mapping[str, Any], budget: Budget) -> Measured:
+def _measured(
+    gateway: Gateway, name: str, seed: int, run: Mapping[str, Any], budget: Budget, asked: Mapping[str, Any]
+) -> Measured:
     if run["state"] != "SUCCEEDED":
         return Measured(name, seed, run["id"], error=_why(run))
     steps = {step["id"]: step for step in run["steps"]}
@@ -158,6 +156,7 @@ def _measured(gateway: Gateway, name: str, seed: int, run: Mapping[str, Any], bu
     speeds = [metric["value"] for key, metric in metrics.items() if key.startswith("latency.tokens_per_second")]
     numbers |= {"served_tokens_per_second": speeds[0]} if speeds else {}
     if "train" in steps:
+        numbers["learning_rate"] = asked["train"]["with"]["hyperparameters"]["learning_rate"]
         numbers |= _of_training(gateway, steps["train"], budget)
     low, high = accuracy.get("low"), accuracy.get("high")
     return Measured(name, seed, run["id"], "", numbers, (low, high) if low is not None and high is not None else None)

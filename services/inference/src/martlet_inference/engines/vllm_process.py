@@ -105,10 +105,8 @@ def environment(options: VllmOptions, base: Mapping[str, str]) -> dict[str, str]
 
 def _context_lengths(directory: Path, config: Mapping[str, Any]) -> list[int]:
     """What the model's own files bound it by, in tokens; vLLM refuses to go beyond any of these."""
-    texts = [
-        config,
-        config.get("text_config") or {},
-    ]  # a model that reads pictures, too, has its text model's config inside
+    # A model that reads pictures, too, has its text model's config inside.
+    texts = (config, config.get("text_config") or {})
     found = [text.get(name) for text in texts for name in _CONTEXT_KEYS]
     found.append(read_json(directory / "sentence_bert_config.json").get("max_seq_length"))
     return [length or 2**31 for length in found]

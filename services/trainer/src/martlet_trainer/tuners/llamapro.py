@@ -66,13 +66,11 @@ def expanded(base: Any, count: int) -> Any:
     places = added_places(len(own), count)
     sources = _sources(len(own), places)
     path = next(name for name, module in base.named_modules() if module is own)
-    model = type(base)._from_config(
-        _config(base.config, sources)
-    )  # the text model of one with other parts has no auto class
-    states = base.state_dict()
-    found = {name: states.get(_source(name, path, sources)) for name in model.state_dict()}
-    shapes = {name: weight.shape for name, weight in model.state_dict().items()}
-    if any(found[name] is None or found[name].shape != shape for name, shape in shapes.items()):
+    # The text model of one with other parts has no auto class.
+    model = type(base)._from_config(_config(base.config, sources))
+    weights, states = model.state_dict(), base.state_dict()
+    found = {name: states.get(_source(name, path, sources)) for name in weights}
+    if any(found[name] is None or found[name].shape != weight.shape for name, weight in weights.items()):
         raise InvalidArgument.field(
             "spec.tuner.kind", "is llamapro, and which layers this model has follows from their places; use lora"
         )

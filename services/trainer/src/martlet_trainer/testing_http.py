@@ -1,4 +1,4 @@
-"""A gateway for tests: it says what it is told to."""
+"""An HTTP server for tests, a gateway or a reward service: it says what it is told to."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
-class ScriptedGateway:
-    """A gateway that gives one answer after the other, the last one again and again; remembers what it was asked."""
+class ScriptedServer:
+    """Gives one answer after the other, the last one again and again; remembers path, authorization and body of what it was asked.
+
+    Args:
+        answers: status and body each; a body is a text, JSON-ready values, or made of the request's by a function.
+    """
 
     def __init__(self, *answers: tuple[int, Any]) -> None:
         self.asked: list[tuple[str, str, Any]] = []
@@ -30,6 +34,8 @@ class ScriptedGateway:
                 data = (said if isinstance(said, str) else json.dumps(said)).encode()
                 self.send_response(status)
                 self.send_header("content-length", str(len(data)))
+                if status == 302:
+                    self.send_header("location", "/elsewhere")
                 self.end_headers()
                 self.wfile.write(data)
 
@@ -38,7 +44,7 @@ class ScriptedGateway:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
-    def __enter__(self) -> ScriptedGateway:
+    def __enter__(self) -> ScriptedServer:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
