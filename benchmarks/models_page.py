@@ -51,7 +51,11 @@ another one tries a few architectures again.
   replica starts it. `yes`: the log-probabilities of five texts' tokens are transformers' of the same files, within a hundredth of what tuning
   changed, and none of them is off by more than 0.02; the eight tokens that it writes are those that transformers writes. `by transformers`:
   the same, by transformers' own code inside vLLM, which has none of its own for the architecture.
-- **adapter in vLLM**: the adapter, loaded by the running engine and once more put on the merged model, is told apart in the same way.
+- **adapter in vLLM**: the adapter, loaded by the running engine and once more put on the merged model, is told apart in the same way. Where
+  vLLM starts with the model only if it needn't take adapters, a replica does just that, and refuses adapters with the remedy to merge them.
+
+`wrong` under vLLM is a warning: the engine answers, with other numbers than transformers. `MARTLET_ENGINE=transformers` computes by
+transformers' own code ([services/inference](../../services/inference/README.md)).
 
 It shows **that an architecture works, not how good a model is**."""
 

@@ -26,6 +26,10 @@ def main() -> None:
         "",
         *_harness_table(records.get("harness")),
         "",
+        *_parts_table(records.get("trainer_parts")),
+        "",
+        *_profile_table(records.get("trainer_profile")),
+        "",
         *_learning_table(records.get("recipes"), "recipes"),
         "",
         *_learning_table(records.get("recipes"), "tuners"),
@@ -108,6 +112,43 @@ def _learning_table(record: Any, part: str) -> list[str]:
         seen = found["steps"] * found["batch"] if "batch" in found else f"{found['steps']} steps"
         learned = "yes" if has_learned(found) else "**no**"
         lines.append(f"| `{name}` | {found['model']} | {seen} | {found['learning_rate']:g} | {measured} | {learned} |")
+    return lines
+
+
+def _parts_table(record: Any) -> list[str]:
+    """What each part of the trainer's computation is worth."""
+    if record is None:
+        return []
+    columns = [(p, w, part["median"]) for p, found in record["precisions"].items() for w, part in found.items()]
+    names = [f"{precision}, {workload}" for precision, workload, _ in columns]
+    lines = [
+        f"The trainer's `sft`, with one part taken out at a time (`trainer_parts`; threads: {record['threads']}; {_rounds(record)}): tokens/s, "
+        "peak MB.",
+        "",
+        "| taken out | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for side in columns[0][2]:
+        cells = [
+            f"{found[side]['tokens_per_second']:.0f}, {found[side]['peak_memory_mb']:,.0f}" for *_, found in columns
+        ]
+        lines.append(f"| {'nothing' if side == 'as it is' else side} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _profile_table(record: Any) -> list[str]:
+    """Where a training's time goes."""
+    if record is None:
+        return []
+    columns = [(f"{p}, {w}", part["shares"]) for p, found in record["precisions"].items() for w, part in found.items()]
+    lines = [
+        "Where the time of the trainer's `sft` goes (`trainer_profile`): shares of CPU seconds.",
+        "",
+        "| kind of work | " + " | ".join(name for name, _ in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for kind in columns[0][1]:
+        lines.append(f"| {kind} | " + " | ".join(f"{shares[kind]:.1%}" for _, shares in columns) + " |")
     return lines
 
 

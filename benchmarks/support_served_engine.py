@@ -17,11 +17,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from environment import ROOT
 from martlet_core.model_tasks import ModelTask
 from martlet_inference.engines.base import WholeModel
 from martlet_inference.engines.vllm_process import VllmOptions
@@ -66,8 +67,17 @@ def _architecture(spec: Spec, options: VllmOptions) -> dict[str, Any]:
     resource.setrlimit(resource.RLIMIT_DATA, (_LIMIT_BYTES, _LIMIT_BYTES))
     from vllm.model_executor.models import registry
 
+    unread: list[Exception] = []  # why a class couldn't be looked at: vLLM itself only logs that
+
+    def look_here(look: Callable[[], Any]) -> Any:
+        try:
+            return look()
+        except Exception as error:
+            unread.append(error)
+            raise
+
     # It looks at each class in a process of its own, so as to start no CUDA. That would be most of the time here.
-    registry._run_in_subprocess = lambda look: look()
+    registry._run_in_subprocess = look_here
     found: dict[str, Any] = {}
     try:
         llm = start(WholeModel("model", Path(spec["model"])), options)
@@ -76,7 +86,7 @@ def _architecture(spec: Spec, options: VllmOptions) -> dict[str, Any]:
         if options.max_lora_rank and found["served"] == "yes":
             found["adapter"] = _of_adapter(llm, {"key": spec["key"], **spec["adapter"]})
     except Exception as error:  # noqa: BLE001  # whatever vLLM raises is the outcome
-        found |= {"served": "no", "message": _told(error)}
+        found |= {"served": "no", "message": _told(unread[0] if unread else error)}
     return found
 
 
@@ -93,7 +103,9 @@ def _of_adapter(llm: Any, spec: Spec) -> dict[str, Any]:
 
 def _told(error: Exception) -> str:
     traceback.print_exc()
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(str(error).split()).replace(f"{ROOT}/", "") or f"{where.line} ({where.name})"
+    return f"{type(error).__name__}: {said[:400]}"
 
 
 def groups(specs: Sequence[Spec]) -> list[list[Spec]]:

@@ -1,12 +1,13 @@
 """The trainer's sft recipe against a bare TRL script, ms-swift and LLaMA-Factory on the same work: tokens a second and peak memory.
 
-    python benchmarks/trainer.py [--steps 12] [--rounds 3] [--against trl ms-swift llamafactory]
+    python benchmarks/trainer.py [--steps 12] [--rounds 3] [--against trl ms-swift llamafactory] [--precision float32]
 
 ms-swift and LLaMA-Factory are installed from PyPI on first use, each in an environment of its own (``trainer_peers.py``). Same model
 (SmolLM2-135M), rows, batches, LoRA, arithmetic and threads; each side in a process of its own, in alternating order. Timed are optimizer
 steps from the third on, on the wall clock and in CPU seconds (which other work on the machine disturbs less). Tokens are those of the
 rows, padding not counted, and the same on all sides. Two workloads: ``classify`` has one-word answers, ``write`` answers as long as the
-headlines are; all rows of each share a system message.
+headlines are; all rows of each share a system message. In bfloat16 all sides hold the base model in it and the adapter in float32, and
+compute under autocast; the figures then are those of ``trainer_bfloat16``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from environment import ROOT, machine, told_by, versions_in, write
 from headlines import DATA, LORA_RANK, MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model, prepare_rows
 from step_clock import StepClock
 
-RESULTS = ROOT / "benchmarks" / "results" / "trainer.json"
+RESULTS = {
+    "float32": ROOT / "benchmarks" / "results" / "trainer.json",
+    "bfloat16": ROOT / "benchmarks" / "results" / "trainer_bfloat16.json",
+}
 BATCH_SIZE, LEARNING_RATE, MAX_LENGTH = 16, 1e-3, 2048
 WORKLOADS = ("classify", "write")
 #: What the model's template says to rows without a system message; written out, since the peers' templates say nothing.
@@ -36,8 +40,12 @@ _TORCH = "torch==2.13.0"
 COMPARED = ("rows_per_second", "tokens_per_second", "tokens_per_cpu_second", "peak_memory_mb")
 
 
-def main() -> None:
-    """Run it, print the table, write the JSON; or, with --side, be one of the processes."""
+def main(precision: str = "float32") -> None:
+    """Run it, print the table, write the JSON; or, with --side, be one of the processes.
+
+    Args:
+        precision: that of all sides unless the command line has another.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--steps", type=int, default=12, help="optimizer steps a run, the first two not timed (default 12)"
@@ -45,11 +53,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts (default 3)")
     others = ("trl", *PEERS)
     parser.add_argument("--against", nargs="+", choices=others, default=list(others), help="default: all")
+    parser.add_argument("--precision", choices=sorted(RESULTS), default=precision)
     parser.add_argument("--side", choices=sorted(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(SIDES[options.side](options.rows, options.steps)))
+        print(json.dumps(SIDES[options.side](options.rows, options.steps, options.precision)))
         return
     prepare_model()
     prepare_rows()
@@ -65,8 +74,8 @@ def main() -> None:
             for number in range(options.rounds):
                 for name in reversed(sides) if number % 2 else sides:
                     tokens = sides["martlet"][0]["tokens_per_row"] if sides["martlet"] else 0.0
-                    sides[name].append(run_side(name, rows, options.steps, tokens))
-    report(measured, options.steps, options.rounds, before)
+                    sides[name].append(run_side(name, rows, options.steps, options.precision, tokens))
+    report(measured, options.steps, options.rounds, options.precision, before)
 
 
 def prepare_peer(peer: str) -> None:
@@ -109,7 +118,7 @@ def write_rows(directory: Path, workload: str, count: int) -> Path:
     return path
 
 
-def run_side(name: str, rows: Path, steps: int, tokens_per_row: float) -> dict[str, float]:
+def run_side(name: str, rows: Path, steps: int, precision: str, tokens_per_row: float) -> dict[str, float]:
     """One process; what it measured of itself."""
     if name in PEERS:
         work = {
@@ -121,12 +130,14 @@ def run_side(name: str, rows: Path, steps: int, tokens_per_row: float) -> dict[s
             "lora_rank": LORA_RANK,
             "max_length": MAX_LENGTH,
             "tokens_per_row": tokens_per_row,
+            "precision": precision,
         }
         file = rows.with_name("work.json")
         file.write_text(json.dumps(work))
         command = [str(peer_python(name)), str(Path(__file__).with_name("trainer_peers.py")), name, str(file)]
     else:
-        command = [str(TRAINER_PYTHON), __file__, "--side", name, "--rows", str(rows), "--steps", str(steps)]
+        told = ["--side", name, "--rows", str(rows), "--steps", str(steps), "--precision", precision]
+        command = [str(TRAINER_PYTHON), __file__, *told]
     values = told_by(command, TRL_EXPERIMENTAL_SILENCE="1")
     print(
         f"  {rows.parent.name} {name}: {values['tokens_per_second']:.0f} tokens/s, {values['peak_memory_mb']:.0f} MB",
@@ -135,7 +146,7 @@ def run_side(name: str, rows: Path, steps: int, tokens_per_row: float) -> dict[s
     return values
 
 
-def run_recipe(rows: Path, steps: int) -> dict[str, Any]:
+def run_recipe(rows: Path, steps: int, precision: str = "float32") -> dict[str, Any]:
     """Our side: the recipe as the worker runs it, less the worker."""
     from martlet_trainer.recipes.training import run
 
@@ -162,7 +173,7 @@ def run_recipe(rows: Path, steps: int) -> dict[str, Any]:
                 "max_steps": steps,
                 "per_device_batch_size": BATCH_SIZE,
                 "learning_rate": LEARNING_RATE,
-                "precision": "float32",
+                "precision": precision,
             },
             "resources": {"device": "cpu"},
         }
@@ -175,7 +186,7 @@ def run_recipe(rows: Path, steps: int) -> dict[str, Any]:
     }
 
 
-def run_trl(rows: Path, steps: int) -> dict[str, Any]:
+def run_trl(rows: Path, steps: int, precision: str = "float32") -> dict[str, Any]:
     """The bare side: what one writes with TRL for the same work. Loss on the answers only, as on our side."""
     import torch
     from datasets import Dataset
@@ -193,7 +204,7 @@ def run_trl(rows: Path, steps: int) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIRECTORY)
     with tempfile.TemporaryDirectory() as directory:
         trainer = SFTTrainer(
-            AutoModelForCausalLM.from_pretrained(MODEL_DIRECTORY, dtype=torch.float32),
+            AutoModelForCausalLM.from_pretrained(MODEL_DIRECTORY, dtype=getattr(torch, precision)),
             SFTConfig(
                 output_dir=directory,
                 max_steps=steps,
@@ -205,7 +216,7 @@ def run_trl(rows: Path, steps: int) -> dict[str, Any]:
                 save_strategy="no",
                 report_to=[],
                 use_cpu=True,
-                bf16=False,
+                bf16=precision == "bfloat16",
                 gradient_checkpointing=False,
                 disable_tqdm=True,
             ),
@@ -231,11 +242,15 @@ SIDES = {"martlet": run_recipe, "trl": run_trl}
 
 
 def report(
-    measured: dict[str, dict[str, list[dict[str, float]]]], steps: int, rounds: int, before: dict[str, Any]
+    measured: dict[str, dict[str, list[dict[str, float]]]],
+    steps: int,
+    rounds: int,
+    precision: str,
+    before: dict[str, Any],
 ) -> None:
     """Print the table and write the JSON."""
     print(
-        f"SmolLM2-135M, LoRA r={LORA_RANK} on all linear layers, float32, batches of {BATCH_SIZE} rows; median of {rounds} rounds"
+        f"SmolLM2-135M, LoRA r={LORA_RANK} on all linear layers, {precision}, batches of {BATCH_SIZE} rows; median of {rounds} rounds"
     )
     print(
         f"{'':10} {'':13} {'rows/s':>8} {'tokens/s':>9} {'tokens/CPU-s':>13} {'peak MB':>8}   martlet's ratio of tokens/s, of memory"
@@ -267,6 +282,7 @@ def report(
     record = {
         "steps": steps,
         "rounds": rounds,
+        "precision": precision,
         "workloads": summary,
         "machine": before,
         "versions": versions_in(TRAINER_PYTHON, ["torch", "transformers", "trl", "peft", "accelerate"]),
@@ -276,7 +292,7 @@ def report(
             if peer in next(iter(measured.values()))
         },
     }
-    write(RESULTS, record)
+    write(RESULTS[precision], record)
 
 
 if __name__ == "__main__":

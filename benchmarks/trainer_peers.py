@@ -3,7 +3,7 @@
     PEER_ENVIRONMENT/bin/python benchmarks/trainer_peers.py {ms-swift|llamafactory} WORK.json
 
 The work is what ``trainer.py`` gives to every side; one callback, which transformers' trainer hands to both, notes when steps end. What
-differs from the peers' defaults is what makes the work the same: no gradient checkpointing, no dropout, float32, no checkpoints.
+differs from the peers' defaults is what makes the work the same: no gradient checkpointing, no dropout, no checkpoints.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _swift_options(work: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
         "train_dataloader_shuffle": "false",
         "tuner_type": "lora",
         "target_modules": "all-linear",
-        "torch_dtype": "float32",
+        "torch_dtype": work["precision"],
         "gradient_checkpointing": "false",
         "split_dataset_ratio": "0",
         "report_to": "none",
@@ -139,7 +139,7 @@ def _shared(work: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
         "logging_steps": 1,
         "save_strategy": "no",
         "use_cpu": True,
-        "bf16": False,
+        "bf16": work["precision"] == "bfloat16",
         "fp16": False,
         "seed": 42,
     }

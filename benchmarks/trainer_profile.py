@@ -2,9 +2,10 @@
 
     python benchmarks/trainer_profile.py [--steps 8]
 
-The work is that of ``trainer.py``: SmolLM2-135M, LoRA of rank 16 on all linear layers, float32, batches of 16 headlines with one-word or
-longer answers. Times are CPU seconds of an operator itself, added over its calls and threads' waiting included; the profiler slows small
-operators down, so shares are read, not seconds.
+The work is that of ``trainer.py``, in both precisions: SmolLM2-135M, LoRA of rank 16 on all linear layers, batches of 16 headlines with
+one-word or longer answers. What was done about the dearest kinds, and what that is worth, is measured by ``trainer_parts.py``. Times are CPU
+seconds of an operator itself, added over its calls and threads' waiting included; the profiler slows small operators down, so shares are
+read, not seconds.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from typing import Any
 from environment import ROOT, machine, told_by, versions_in, write
 from headlines import TRAINER_PYTHON, prepare_model, prepare_rows
 from trainer import BATCH_SIZE, WORKLOADS, run_recipe, write_rows
+from trainer_parts import PRECISIONS
 
 RESULTS = ROOT / "benchmarks" / "results" / "trainer_profile.json"
 #: Kinds of work and the operators that are one; the first that fits counts.
 KINDS: Mapping[str, Sequence[str]] = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn"),
-    "attention": ("scaled_dot_product", "flash_attention"),
-    "loss": ("log_softmax", "nll_loss", "cross_entropy", "logsumexp"),
+    "matrix products": ("aten::mm", "aten::addmm", "mkldnn"),
+    "loss": ("log_softmax", "nll_loss", "cross_entropy", "logsumexp", "aten::argmax", "aten::exp_", "aten::sub"),
+    "attention": ("scaled_dot_product", "flash_attention", "aten::bmm", "aten::baddbmm", "softmax"),
     "optimizer": ("Optimizer.", "_foreach", "_fused_adam"),
     "copies": ("aten::copy_", "aten::cat", "aten::index", "aten::gather", "aten::clone", "aten::slice", "aten::stack"),
     "activations and norms": (
@@ -48,9 +50,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps (default 8)")
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--precision", choices=PRECISIONS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rows:
-        print(json.dumps(profiled(options.rows, options.steps)))
+        print(json.dumps(profiled(options.rows, options.steps, options.precision)))
         return
     prepare_model()
     prepare_rows()
@@ -59,19 +62,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for workload in WORKLOADS:
             rows = write_rows(Path(scratch) / workload, workload, options.steps * BATCH_SIZE)
-            command = [str(TRAINER_PYTHON), __file__, "--rows", str(rows), "--steps", str(options.steps)]
-            found[workload] = told_by(command)
-            report(workload, found[workload])
+            for precision in PRECISIONS:
+                told = ["--rows", str(rows), "--steps", str(options.steps), "--precision", precision]
+                shares = told_by([str(TRAINER_PYTHON), __file__, *told])
+                found.setdefault(precision, {})[workload] = shares
+                report(f"{precision} {workload}", shares)
     versions = versions_in(TRAINER_PYTHON, ["torch", "transformers", "peft"])
-    write(RESULTS, {"steps": options.steps, "workloads": found, "machine": before, "versions": versions})
+    write(RESULTS, {"steps": options.steps, "precisions": found, "machine": before, "versions": versions})
 
 
-def profiled(rows: Path, steps: int) -> dict[str, Any]:
+def profiled(rows: Path, steps: int, precision: str) -> dict[str, Any]:
     """The shares of each kind of work, and the dearest operators."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
-        run_recipe(rows, steps)
+        run_recipe(rows, steps, precision)
     times = {entry.key: entry.self_cpu_time_total for entry in recorded.key_averages()}
     whole = sum(times.values())
     kinds = dict.fromkeys([*KINDS, "other"], 0.0)
@@ -89,9 +94,9 @@ def kind_of(operator: str) -> str:
     return next((kind for kind, parts in KINDS.items() if any(part in operator for part in parts)), "other")
 
 
-def report(workload: str, found: Mapping[str, Any]) -> None:
-    """Print a workload's table."""
-    print(f"{workload}: " + ", ".join(f"{kind} {share:.1%}" for kind, share in found["shares"].items()))
+def report(title: str, found: Mapping[str, Any]) -> None:
+    """Print a table."""
+    print(f"{title}: " + ", ".join(f"{kind} {share:.1%}" for kind, share in found["shares"].items()))
     for name, share in found["operators"].items():
         print(f"  {share:6.1%}  {name}")
 

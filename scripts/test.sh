@@ -77,9 +77,10 @@ count() { tail -n 1 "$2" | grep -oE "[0-9]+ $1" | grep -oE '^[0-9]+' || echo 0; 
 trap 'if [ -n "${beside_pid:-}" ]; then kill -INT -- "-$beside_pid" 2>/dev/null; wait "$beside_pid"; fi' EXIT
 
 # What computes runs beside what mostly waits: units of the services with ML libraries, and then the replicas' tests, which share
-# one vLLM, and the trainer's. Two processes of two threads each would spend the time waiting for one another's cores.
+# one vLLM, the trainer's, and those of the stages behind it. Two processes of two threads each would spend the time waiting for
+# one another's cores.
 export OMP_NUM_THREADS=1
-computing_units() {
+computing() {
   run "unit, trainer" "$trainer" tests/unit/trainer -- "${arguments[@]}"
   run "unit, trackers" "$tracking" tests/unit/trainer_tracking -- "${arguments[@]}"
   for family in $families; do
@@ -88,18 +89,15 @@ computing_units() {
   run "unit, evaluator" "$evaluator" tests/unit/evaluator -- "${arguments[@]}"
   # The environment with torch beside pytest is the trainer's; their pins of torch and transformers are the same.
   PYTHONPATH=services/evaluator/src run "unit, models in the evaluator's process" "$trainer" tests/unit/evaluator_local -- "${arguments[@]}"
-}
-computing_integration() {
   run "integration, inference and trainer" "$dev" tests/integration/inference tests/integration/trainer -- "${arguments[@]}"
+  run "integration, quantizer and evaluator" "$dev" tests/integration/quantizer tests/integration/evaluator -- "${arguments[@]}"
 }
 arguments=("$@")
-beside computing_units
+beside computing
 run "unit" "$dev" tests/unit/core tests/unit/gateway tests/unit/cli tests/unit/inference -- "$@"
 run "unit, deployment" .martlet/envs/deploy/bin/python tests/unit/deploy -- "$@"
 run "contract" "$dev" tests/contract -- "$@"
-join
-beside computing_integration
-run "integration" "$dev" tests/integration/core tests/integration/gateway tests/integration/quantizer tests/integration/evaluator tests/integration/platform -- "$@"
+run "integration" "$dev" tests/integration/core tests/integration/gateway tests/integration/platform -- "$@"
 join
 unset OMP_NUM_THREADS
 run "faults" "$dev" tests/faults -- "$@"

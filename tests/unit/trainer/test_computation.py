@@ -12,7 +12,7 @@ import pytest
 import torch
 from martlet_core.errors import FailedPrecondition
 from martlet_trainer.data.encode import EncodedRow
-from martlet_trainer.training import computation
+from martlet_trainer.training import attention, computation
 from martlet_trainer.training import loss as loss_module
 from martlet_trainer.training.attention import IMPLEMENTATION, RowLayout
 from martlet_trainer.training.batches import collate_padded, collate_rows
@@ -142,6 +142,47 @@ def test_fused_lora_is_peft_lora(model: Any) -> None:
     with fused.disable_adapter(), plain.disable_adapter(), torch.no_grad():
         left, right = (plain_loss(one, collate_padded(rows, CPU)).total for one in (fused, plain))
     torch.testing.assert_close(left, right, msg="an adapter that is switched off stays off")
+
+
+def test_float32_adapters_below_bfloat16_compute_as_under_autocast(model: Any) -> None:
+    """And in no other type; gradients are float32 as the adapter is."""
+    torch.manual_seed(1)
+    lora = LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM")
+    plain = get_peft_model(model.to(torch.bfloat16), lora)
+    for name, parameter in plain.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    fused = copy.deepcopy(plain)
+    assert fuse(fused) == 14
+    batch = collate_padded(random_rows([9, 20, 4]), CPU)
+    for one in (plain, fused):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = plain_loss(one, batch).total
+        loss.backward()
+    found, wanted = gradients(fused), gradients(plain)
+    for name, gradient in wanted.items():
+        assert found[name].dtype == gradient.dtype == torch.float32
+        assert (found[name] - gradient).norm() <= 0.05 * gradient.norm(), name
+
+
+@pytest.mark.parametrize(("asking", "seen", "masked"), [(7, 7, False), (5, 9, True)])
+def test_few_tokens_are_attended_to_as_many_are(
+    monkeypatch: pytest.MonkeyPatch, asking: int, seen: int, masked: bool
+) -> None:
+    """By plain products, with heads that share key heads, values of another size and a scale of their own."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = ((asking, 6, 8), (seen, 2, 8), (seen, 2, 4))
+    mask = torch.ones(asking, seen, dtype=torch.bool).tril(diagonal=seen - asking) if masked else None
+    found = []
+    for few in (160, 0):
+        monkeypatch.setattr(attention, "_FEW_TOKENS", few)
+        inputs = [torch.randn(4, *size, generator=generator.manual_seed(3)).requires_grad_() for size in sizes]
+        out = attention._Attend(groups=3, dropout=0.0, scaling=0.4)(*inputs, mask)
+        (out * torch.arange(out.shape[1])[:, None, None]).sum().backward()
+        found.append((out, *(each.grad for each in inputs)))
+    assert found[0][0].shape == (4, asking, 6, 4)
+    for by_products, by_kernel in zip(*found, strict=True):
+        torch.testing.assert_close(by_products, by_kernel, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", [{"use_dora": True}, {"lora_dropout": 0.1}, {"lora_bias": True}])

@@ -237,11 +237,27 @@ def test_a_verdict_is_true_or_false() -> None:
         FEEDBACK.read({"messages": [USER, GOOD], "label": 1}, DataReport())
 
 
+def test_rewards_of_held_out_rows_are_means_of_each_kind(make_workdir: MakeWorkdir) -> None:
+    """However many of them are good: the share needn't be the training's."""
+    good, bad = ([row for row in recipe_rows("kto", 12, start=35) if row["label"] is kind] for kind in (True, False))
+    rewards = []
+    for name, held_out in (("a", good + bad), ("b", good * 3 + bad)):
+        workdir = make_workdir(name, verdicts(16), validation=held_out)
+        result, _ = train("kto", workdir, validation_dataset="artifacts/b", hyperparameters={"max_steps": 6})
+        found = result.values["metrics"]
+        rewards.append((found["valid_good_reward"], found["valid_bad_reward"]))
+    assert rewards[0] == pytest.approx(rewards[1], rel=1e-3)
+    assert rewards[0][0] != pytest.approx(0, abs=1e-4)
+
+
 def test_kto_needs_both_verdicts_and_two_rows_a_batch(make_workdir: MakeWorkdir) -> None:
     with pytest.raises(InvalidArgument, match="has no bad"):
         train("kto", make_workdir("a", [{**row, "label": True} for row in verdicts(6)]))
     with pytest.raises(InvalidArgument, match="needs at least 2"):
         train("kto", make_workdir("b", verdicts(6)), hyperparameters={"per_device_batch_size": 1})
+    held_out = make_workdir("c", verdicts(6), validation=[{**row, "label": False} for row in verdicts(4)])
+    with pytest.raises(InvalidArgument, match=r"spec\.validation_dataset: has no good"):
+        train("kto", held_out, validation_dataset="artifacts/b")
 
 
 def test_pairs_are_refused_by_sft_and_rows_by_dpo(make_workdir: MakeWorkdir) -> None:

@@ -231,13 +231,18 @@ class ModelPool:
                 reason="BASE_MODEL_NOT_LOADED",
                 metadata={"model": model.name, "base_model": model.base_model, "loaded": here},
             )
-        if model.lora_rank > self._engine.max_lora_rank:
+        most = self._engine.max_lora_rank
+        if model.lora_rank > most:
+            taken = (
+                f"takes ranks up to {most} (MARTLET_MAX_LORA_RANK)"
+                if most
+                else "serves its base model without adapters"
+            )
             raise FailedPrecondition(
-                f"The adapter {model.name!r} has rank {model.lora_rank}; this replica takes ranks up to "
-                f"{self._engine.max_lora_rank} (MARTLET_MAX_LORA_RANK). Merge the adapter into its base model, or "
-                "serve it where the maximum is higher.",
+                f"The adapter {model.name!r} has rank {model.lora_rank}; this replica {taken}. Merge the adapter into its "
+                "base model, or serve it where the maximum is higher.",
                 reason="LORA_RANK_TOO_HIGH",
-                metadata={"lora_rank": str(model.lora_rank), "max_lora_rank": str(self._engine.max_lora_rank)},
+                metadata={"lora_rank": str(model.lora_rank), "max_lora_rank": str(most)},
             )
 
     async def _ensure_loaded(self, held: Held) -> None:

@@ -1,7 +1,7 @@
 """A tiny config of any causal language model that transformers ships, for tests and for the table of support.
 
 Configs name the same things differently, so sizes are set by name (``_sizes``), in the config and in the configs inside it, and only where
-the config has the name. What a family needs beside, or must keep, is data: ``_families``.
+the config has the name. What a family needs beside, or must keep, is data: ``_families``, ``_published``.
 
 A model is four heads wide; every other width goes with that of a head.
 """
@@ -146,6 +146,26 @@ def _families(head: int) -> Mapping[str, Mapping[str, Any]]:
     }
 
 
+@cache
+def _published(head: int) -> Mapping[str, Mapping[str, Any]]:
+    """Type of a config -> what published models' configs have, or how they are shaped, where engines ask for it and transformers doesn't."""
+    width = _HEADS * head
+    wide = {"qk_nope_head_dim": head}
+    return {
+        "afmoe": {"score_func": "sigmoid", "route_norm": True, "route_scale": 1.0},
+        "axk2": wide,
+        "deepseek_v2": wide,
+        "deepseek_v3": {**wide, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+        "falcon": {"ffn_hidden_size": 4 * width},
+        "glm4_moe": {"head_dim": head},
+        "glm4_moe_lite": {**wide, "first_k_dense_replace": 1, "topk_method": "noaux_tc"},
+        "hy_v3": {"first_k_dense_replace": 1, "expert_hidden_dim": width // 2},
+        "lfm2": {"block_dim": width, "conv_dim": width},
+        "longcat_flash": {**wide, "mla_scale_q_lora": True, "mla_scale_kv_lora": True, "zero_expert_type": "identity"},
+        "minimax_m2": {"rotary_dim": head // 2, "scoring_func": "sigmoid"},
+    }
+
+
 def causal_architectures() -> Mapping[str, str]:
     """Type of a config -> class of its causal language model, of all that transformers ships."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
@@ -157,7 +177,10 @@ def tiny_config(model_type: str, head_width: int = HEAD_WIDTH) -> Any:
     """A config of the type with two layers (one of each kind, where there are several kinds), four heads and 264 tokens."""
     from transformers import CONFIG_MAPPING
 
-    special = deepcopy(_families(head_width).get(model_type, {}))  # some configs take apart what they are made of
+    parts = (kind(head_width).get(model_type, {}) for kind in (_families, _published))
+    special = {
+        name: deepcopy(value) for part in parts for name, value in part.items()
+    }  # some configs take apart what they are made of
     return _shrunk(CONFIG_MAPPING[model_type], special, _sizes(head_width))
 
 

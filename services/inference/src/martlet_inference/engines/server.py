@@ -67,9 +67,8 @@ class ServerEngine:
         self.name = program.name
         self.version = program.version
         self.device = program.device
-        self.max_lora_rank = program.max_lora_rank
-        self.max_adapters = program.max_adapters if program.max_lora_rank else 0
-        self._program = program
+        self._first_program = program
+        self._choose(program)
         self._start_seconds = start_seconds
         self._model: WholeModel | None = None
         self._state = EngineState.STOPPED
@@ -103,7 +102,7 @@ class ServerEngine:
         self._listeners.append(listener)
 
     async def start(self, model: WholeModel) -> None:
-        """Start a server for a model.
+        """Start a server for a model; one without adapters, if the engine takes none of this model's.
 
         Raises:
             FailedPrecondition: the server ended before it was ready (``ENGINE_REFUSED_MODEL``); says its last words.
@@ -113,7 +112,7 @@ class ServerEngine:
         self._model = model
         self._set_state(EngineState.STARTING)
         try:
-            await self._launch(model)
+            await self._launch_first(model)
         except BaseException:
             await self._end_process()
             self._model = None
@@ -207,6 +206,26 @@ class ServerEngine:
                 return response.status, await response.read()
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as exc:
             raise _unavailable(f"The engine broke off: {exc!r}.", "ENGINE_LOST") from exc
+
+    async def _launch_first(self, model: WholeModel) -> None:
+        """Start a process that takes adapters; one that doesn't, where that one's last words are about them (experts on a CPU, say)."""
+        self._choose(self._first_program)
+        try:
+            await self._launch(model)
+        except (FailedPrecondition, Unavailable) as refused:  # it ended, or it couldn't give its first answer
+            bare = self._first_program.bare
+            words = self._process.last_lines() if self._process else []
+            if bare is None or not any("lora" in line.lower() for line in words):
+                raise
+            log.warning("%s serves this model without adapters", self.name, extra={"reason": refused.message})
+            await self._end_process()
+            self._choose(bare)
+            await self._launch(model)
+
+    def _choose(self, program: ServerProgram) -> None:
+        self._program = program
+        self.max_lora_rank = program.max_lora_rank
+        self.max_adapters = program.max_adapters if program.max_lora_rank else 0
 
     async def _launch(self, model: WholeModel) -> None:
         """Start a process and wait until it gave an answer."""

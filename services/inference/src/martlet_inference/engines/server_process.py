@@ -40,6 +40,7 @@ class ServerProgram:
         max_adapters: adapters held at a time.
         command: its command line for a model and the path of the socket.
         environment: its environment, made of the replica's.
+        bare: the same without adapters, for models that the engine serves but takes no adapters of; None where there are none.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ServerProgram:
     max_adapters: int
     command: Callable[[WholeModel, Path], list[str]]
     environment: Callable[[Mapping[str, str]], dict[str, str]]
+    bare: ServerProgram | None = None
 
 
 def child_environment(base: Mapping[str, str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from martlet_core.errors import FailedPrecondition
@@ -38,4 +39,5 @@ def vllm_program(options: VllmOptions, version: str) -> ServerProgram:
         max_adapters=options.max_adapters,
         command=partial(command, options),
         environment=partial(environment, options),
+        bare=vllm_program(replace(options, max_lora_rank=0), version) if options.max_lora_rank else None,
     )

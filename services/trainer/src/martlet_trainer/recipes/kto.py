@@ -28,7 +28,7 @@ def _prepare(inputs: MethodInputs) -> Lesson:
     options = parse_recipe_options(inputs.config)
     assert isinstance(options, KtoOptions)
     _check(inputs)
-    good_share = sum(group.good for group in inputs.examples) / len(inputs.examples)
+    rows = _GoodRows(inputs)
 
     def loss(answers: Answers) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         gained, elsewhere = (answers.log_probs - answers.reference).unbind(1)
@@ -37,8 +37,8 @@ def _prepare(inputs: MethodInputs) -> Lesson:
         weight = torch.where(answers.good, options.desirable_weight, options.undesirable_weight)
         losses = weight * (1.0 - torch.sigmoid(options.beta * sign * (gained - moved)))
         reward, good = options.beta * gained.detach(), answers.good.float()
-        # Means over the rows of a kind: the training divides by all rows.
-        of_good, of_bad = reward * good / good_share, reward * (1.0 - good) / (1.0 - good_share)
+        # Means over the rows of a kind: what is measured is divided by all rows.
+        of_good, of_bad = reward * good / rows.share, reward * (1.0 - good) / (1.0 - rows.share)
         measured = {
             "kl": moved.expand_as(reward),
             "good_reward": of_good,
@@ -54,15 +54,37 @@ def _prepare(inputs: MethodInputs) -> Lesson:
         examples=_with_strangers(inputs.examples, max_length),
         validation=_with_strangers(inputs.validation, max_length),
     )
-    return group_lesson(mismatched, loss, _MEASURES, with_reference=True)
+    lesson = group_lesson(mismatched, loss, _MEASURES, with_reference=True)
+    return replace(lesson, computation=replace(lesson.computation, begin=rows.begin))
+
+
+class _GoodRows:
+    """The share of good rows among those that are looked at: the training's, or a validation's.
+
+    Args:
+        inputs: of the method; what is there has rows of both kinds.
+    """
+
+    share: float
+
+    def __init__(self, inputs: MethodInputs) -> None:
+        self._of_training, self._of_validation = (
+            sum(group.good for group in groups) / max(1, len(groups)) for groups in (inputs.examples, inputs.validation)
+        )
+        self.share = self._of_training
+
+    def begin(self, step: int, *, validating: bool) -> None:
+        """A ``Begin`` of a computation."""
+        self.share = self._of_validation if validating else self._of_training
 
 
 def _check(inputs: MethodInputs) -> None:
     """Raises InvalidArgument where there is nothing to tell apart, or no other row's answer."""
-    verdicts = {group.good for group in inputs.examples}
-    if len(verdicts) < 2:
-        missing = "bad (label false)" if True in verdicts else "good (label true)"
-        raise InvalidArgument.field("spec.training_dataset", f"has no {missing} answers; kto needs both")
+    for name, groups in (("training_dataset", inputs.examples), ("validation_dataset", inputs.validation)):
+        verdicts = {group.good for group in groups}
+        if len(verdicts) == 1:
+            missing = "bad (label false)" if True in verdicts else "good (label true)"
+            raise InvalidArgument.field(f"spec.{name}", f"has no {missing} answers; kto needs both")
     if inputs.config.hyperparameters.per_device_batch_size < 2:
         raise InvalidArgument.field(
             "spec.hyperparameters.per_device_batch_size",
