@@ -111,7 +111,20 @@ def _served(cell: Mapping[str, Any], served: Mapping[str, Any] | None, notes: Fo
     if served is None:
         return "not run", ""
     if served["served"] != "yes":
-        return f"{served['served']} {notes.mark(served['message'])}", ""
+        return f"{served['served']} {notes.mark(_short(served['message']))}", ""
     adapter = served.get("adapter") or {"served": "no", "message": served.get("with_adapters", "")}
-    taken = "yes" if adapter["served"] == "yes" else f"{adapter['served']} {notes.mark(adapter['message'])}"
+    taken = "yes" if adapter["served"] == "yes" else f"{adapter['served']} {notes.mark(_short(adapter['message']))}"
     return "by transformers" if _is_lent(served) else "yes", taken
+
+
+def _short(message: str) -> str:
+    """A refusal of vLLM without the list of all that it knows."""
+    for tail in (
+        " Supported architectures: ",
+        " [type=",
+        " Please ",
+        " The available parameters ",
+        " If you were trying ",
+    ):
+        message = message.partition(tail)[0]
+    return message.replace("ValidationError: 1 validation error for ModelConfig Value error, ", "")

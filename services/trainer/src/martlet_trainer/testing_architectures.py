@@ -152,17 +152,14 @@ def _published(head: int) -> Mapping[str, Mapping[str, Any]]:
     width = _HEADS * head
     wide = {"qk_nope_head_dim": head}
     return {
-        "afmoe": {"score_func": "sigmoid", "route_norm": True, "route_scale": 1.0},
+        "afmoe": {"score_func": "sigmoid", "route_norm": True, "route_scale": 1.0, "n_group": 1, "topk_group": 1},
         "axk2": wide,
         "deepseek_v2": wide,
         "deepseek_v3": {**wide, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
         "falcon": {"ffn_hidden_size": 4 * width},
         "glm4_moe": {"head_dim": head},
         "glm4_moe_lite": {**wide, "first_k_dense_replace": 1, "topk_method": "noaux_tc"},
-        "hy_v3": {"first_k_dense_replace": 1, "expert_hidden_dim": width // 2},
         "lfm2": {"block_dim": width, "conv_dim": width},
-        "longcat_flash": {**wide, "mla_scale_q_lora": True, "mla_scale_kv_lora": True, "zero_expert_type": "identity"},
-        "minimax_m2": {"rotary_dim": head // 2, "scoring_func": "sigmoid"},
     }
 
 
