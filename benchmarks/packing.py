@@ -129,7 +129,7 @@ def report(runs: Mapping[str, list[dict[str, float]]], precision: str, before: d
             f"{row['rows_per_second']:8.2f} {row['steps']:6.0f} {row['valid_loss']:14.4f} {row['peak_memory_mb']:8.0f}"
         )
         print(f"{side:8} {numbers} {ratio:10.2f}")
-    print("aim: packed beside single >= 3.0, with the same held-out loss")
+    print("aim: packed beside single >= 3.0, with no larger held-out loss")
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     kept[precision] = {"median": median, "runs": runs, "threads": threads}

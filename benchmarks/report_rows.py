@@ -78,13 +78,15 @@ def _peer_rows(name: str, precision: str) -> Iterator[Row]:
 
 
 def _packed(record: Any, precision: str) -> float:
+    """By CPU seconds, which other work on the machine disturbs less; one thread has as many of them as there are seconds."""
     found = record[precision]["median"]
-    return found["packed"]["rows_per_second"] / found["single"]["rows_per_second"]
+    return found["packed"]["tokens_per_cpu_second"] / found["single"]["tokens_per_cpu_second"]
 
 
-def _same_loss(record: Any, precision: str) -> bool:
+def _as_good(record: Any, precision: str) -> bool:
+    """Whether packs end with no larger loss than single rows; the order of rows alone moves it by more than 2 %."""
     found = record[precision]["median"]
-    return abs(found["packed"]["valid_loss"] / found["single"]["valid_loss"] - 1) <= 0.02
+    return found["packed"]["valid_loss"] <= 1.02 * found["single"]["valid_loss"]
 
 
 def _packing_rows() -> Iterator[Row]:
@@ -93,16 +95,18 @@ def _packing_rows() -> Iterator[Row]:
 
         def text(record: Any, precision: str = precision) -> str:
             found = record[precision]["median"]
-            rates = ", ".join(f"{side} {row['rows_per_second']:.2f}" for side, row in found.items())
-            losses = ", ".join(f"{row['valid_loss']:.3f}" for row in found.values())
-            return f"{rates} rows/s: {_packed(record, precision):.2f}; held-out loss {losses}"
+            rates = ", ".join(f"{side} {row['tokens_per_cpu_second']:.0f}" for side, row in found.items())
+            losses = ", ".join(
+                "/".join(f"{run['valid_loss']:.3f}" for run in runs) for runs in record[precision]["runs"].values()
+            )
+            return f"{rates} tokens/CPU-s: {_packed(record, precision):.2f}; held-out loss by seed {losses}"
 
         yield Row(
-            f"packing of short rows in {precision}, beside micro-batches of one row and of twelve: rows/s",
+            f"packing of short rows in {precision}, beside micro-batches of one row and of twelve: tokens/CPU-s",
             "packing",
-            ">= 3.0, same loss",
+            ">= 3.0, loss no larger",
             text,
-            lambda r, precision=precision: _packed(r, precision) >= 3.0 and _same_loss(r, precision),
+            lambda r, precision=precision: _packed(r, precision) >= 3.0 and _as_good(r, precision),
         )
 
 
