@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,21 @@ def told_by(command: Sequence[str], **environ: str) -> Any:
     if done.returncode:
         raise SystemExit(f"{' '.join(command)[:200]} failed:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.strip().split("\n")[-1])
+
+
+def in_turn(sides: Iterable[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """Each side once a round, every other round in reverse: (round, side)."""
+    names = list(sides)
+    for number in range(rounds):
+        yield from ((number, name) for name in (reversed(names) if number % 2 else names))
+
+
+def medians(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of each side's runs, the median of each number."""
+    return {
+        side: {key: statistics.median(values[key] for values in found) for key in found[0]}
+        for side, found in runs.items()
+    }
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:

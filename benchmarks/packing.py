@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT, machine, told_by, versions_in, write
+from environment import ROOT, in_turn, machine, medians, told_by, versions_in, write
 from headlines import LORA_RANK, MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model
 from recipe_data import headlines
 
@@ -53,9 +52,8 @@ def main() -> None:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as scratch:
         data = write_rows(Path(scratch), options.rows)
-        for number in range(options.rounds):
-            for name in reversed(SIDES) if number % 2 else SIDES:
-                runs[name].append(run_side(name, data, options.precision, number))
+        for number, name in in_turn(SIDES, options.rounds):
+            runs[name].append(run_side(name, data, options.precision, number))
     report(runs, options.precision, before)
 
 
@@ -118,13 +116,10 @@ def train(side: str, data: Path, precision: str, seed: int) -> dict[str, float]:
 
 def report(runs: Mapping[str, list[dict[str, float]]], precision: str, before: dict[str, Any]) -> None:
     """Print the table and write the JSON, beside what another precision's run left there."""
-    median = {
-        side: {key: statistics.median(values[key] for values in found) for key in found[0]}
-        for side, found in runs.items()
-    }
-    print(f"{'':8} {'rows/s':>8} {'steps':>6} {'held-out loss':>14} {'peak MB':>8}   packed's ratio of rows/s")
+    median = medians(runs)
+    print(f"{'':8} {'rows/s':>8} {'steps':>6} {'held-out loss':>14} {'peak MB':>8}   packed's ratio of tokens/CPU-s")
     for side, row in median.items():
-        ratio = median["packed"]["rows_per_second"] / row["rows_per_second"]
+        ratio = median["packed"]["tokens_per_cpu_second"] / row["tokens_per_cpu_second"]
         numbers = (
             f"{row['rows_per_second']:8.2f} {row['steps']:6.0f} {row['valid_loss']:14.4f} {row['peak_memory_mb']:8.0f}"
         )

@@ -9,7 +9,9 @@ import json
 from typing import Any
 
 from environment import ROOT
-from report_rows import ROWS, Row, has_learned
+from report_row import Row, rounds_of
+from report_rows import ROWS, has_learned
+from report_trainer import parts_table, profile_table
 
 DIRECTORY = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "benchmarks" / "RESULTS.md"
@@ -26,9 +28,9 @@ def main() -> None:
         "",
         *_harness_table(records.get("harness")),
         "",
-        *_parts_table(records.get("trainer_parts")),
+        *parts_table(records.get("trainer_parts")),
         "",
-        *_profile_table(records.get("trainer_profile")),
+        *profile_table(records.get("trainer_profile")),
         "",
         *_learning_table(records.get("recipes"), "recipes"),
         "",
@@ -54,7 +56,7 @@ def _gateway_table(record: Any) -> list[str]:
     if record is None:
         return []
     lines = [
-        f"Gateway, all scenarios (`gateway`): requests/s and latency in ms (p50, p95, p99); {_rounds(record)}; "
+        f"Gateway, all scenarios (`gateway`): requests/s and latency in ms (p50, p95, p99); {rounds_of(record)}; "
         "LiteLLM once. At 1,000 connections the engine paces its tokens.",
         "",
         "| connections | engine alone | through Martlet | through LiteLLM |",
@@ -113,47 +115,6 @@ def _learning_table(record: Any, part: str) -> list[str]:
         learned = "yes" if has_learned(found) else "**no**"
         lines.append(f"| `{name}` | {found['model']} | {seen} | {found['learning_rate']:g} | {measured} | {learned} |")
     return lines
-
-
-def _parts_table(record: Any) -> list[str]:
-    """What each part of the trainer's computation is worth."""
-    if record is None:
-        return []
-    columns = [(p, w, part["median"]) for p, found in record["precisions"].items() for w, part in found.items()]
-    names = [f"{precision}, {workload}" for precision, workload, _ in columns]
-    lines = [
-        f"The trainer's `sft`, with one part taken out at a time (`trainer_parts`; threads: {record['threads']}; {_rounds(record)}): tokens/s, "
-        "peak MB.",
-        "",
-        "| taken out | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 1) + "|",
-    ]
-    for side in columns[0][2]:
-        cells = [
-            f"{found[side]['tokens_per_second']:.0f}, {found[side]['peak_memory_mb']:,.0f}" for *_, found in columns
-        ]
-        lines.append(f"| {'nothing' if side == 'as it is' else side} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def _profile_table(record: Any) -> list[str]:
-    """Where a training's time goes."""
-    if record is None:
-        return []
-    columns = [(f"{p}, {w}", part["shares"]) for p, found in record["precisions"].items() for w, part in found.items()]
-    lines = [
-        "Where the time of the trainer's `sft` goes (`trainer_profile`): shares of CPU seconds.",
-        "",
-        "| kind of work | " + " | ".join(name for name, _ in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for kind in columns[0][1]:
-        lines.append(f"| {kind} | " + " | ".join(f"{shares[kind]:.1%}" for _, shares in columns) + " |")
-    return lines
-
-
-def _rounds(record: Any) -> str:
-    return f"the median of {record['rounds']} rounds" if record["rounds"] > 1 else "one round"
 
 
 def _scenario_cell(result: Any) -> str:

@@ -2,112 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the page.
-
-    Attributes:
-        what: what was measured.
-        name: the benchmark, whose JSON holds the figure.
-        aim: in words.
-        seen: the figure, from the JSON.
-        met: whether the aim is met; None where there is none.
-    """
-
-    what: str
-    name: str
-    aim: str
-    seen: Callable[[Any], str]
-    met: Callable[[Any], bool | None] = lambda record: None
+from report_row import Row
+from report_trainer import packing_rows, peer_rows
 
 
 def _shares(part: Any, name: str) -> str:
     return f"{part['affinity'][name]:.0%} against {part['round-robin'][name]:.0%}"
-
-
-def _beside(workload: str, peer: str, key: str) -> Callable[[Any], float]:
-    return lambda record: record["workloads"][workload]["ratio"][peer][key]
-
-
-def _speed(workload: str, peer: str) -> Callable[[Any], str]:
-    def text(record: Any) -> str:
-        found = record["workloads"][workload]["median"]
-        mine, theirs = (found[side]["tokens_per_second"] for side in ("martlet", peer))
-        return f"{mine:.0f} against {theirs:.0f} tokens/s: {_beside(workload, peer, 'tokens_per_second')(record):.2f}"
-
-    return text
-
-
-def _memory(workload: str, peer: str) -> Callable[[Any], str]:
-    def text(record: Any) -> str:
-        found = record["workloads"][workload]["median"]
-        mine, theirs = (found[side]["peak_memory_mb"] for side in ("martlet", peer))
-        return f"{mine:,.0f} against {theirs:,.0f} MB: {_beside(workload, peer, 'peak_memory_mb')(record):.2f}"
-
-    return text
-
-
-def _peer_rows(name: str, precision: str) -> Iterator[Row]:
-    """Speed beside each peer and workload, then memory beside TRL."""
-    answers = {"classify": "one-word answers", "write": "longer answers"}
-    peers = {"trl": ("bare TRL", 1.0), "ms-swift": ("ms-swift", 1.15), "llamafactory": ("LLaMA-Factory", 1.15)}
-    for peer, (title, least) in peers.items():
-        for workload, kind in answers.items():
-            ratio = _beside(workload, peer, "tokens_per_second")
-            yield Row(
-                f"training in {precision} beside {title}, {kind}: tokens/s",
-                name,
-                f">= {least:.2f}",
-                _speed(workload, peer),
-                lambda r, ratio=ratio, least=least: ratio(r) >= least,
-            )
-    for workload, kind in answers.items():
-        memory = _beside(workload, "trl", "peak_memory_mb")
-        yield Row(
-            f"training in {precision} beside bare TRL, {kind}: peak memory",
-            name,
-            "<= 1.02",
-            _memory(workload, "trl"),
-            lambda r, memory=memory: memory(r) <= 1.02,
-        )
-
-
-def _packed(record: Any, precision: str) -> float:
-    """By CPU seconds, which other work on the machine disturbs less; one thread has as many of them as there are seconds."""
-    found = record[precision]["median"]
-    return found["packed"]["tokens_per_cpu_second"] / found["single"]["tokens_per_cpu_second"]
-
-
-def _as_good(record: Any, precision: str) -> bool:
-    """Whether packs end with no larger loss than single rows; the order of rows alone moves it by more than 2 %."""
-    found = record[precision]["median"]
-    return found["packed"]["valid_loss"] <= 1.02 * found["single"]["valid_loss"]
-
-
-def _packing_rows() -> Iterator[Row]:
-    """Packing in each precision that was run."""
-    for precision in ("bfloat16", "float32"):
-
-        def text(record: Any, precision: str = precision) -> str:
-            found = record[precision]["median"]
-            rates = ", ".join(f"{side} {row['tokens_per_cpu_second']:.0f}" for side, row in found.items())
-            losses = ", ".join(
-                "/".join(f"{run['valid_loss']:.3f}" for run in runs) for runs in record[precision]["runs"].values()
-            )
-            return f"{rates} tokens/CPU-s: {_packed(record, precision):.2f}; held-out loss by seed {losses}"
-
-        yield Row(
-            f"packing of short rows in {precision}, beside micro-batches of one row and of twelve: tokens/CPU-s",
-            "packing",
-            ">= 3.0, loss no larger",
-            text,
-            lambda r, precision=precision: _packed(r, precision) >= 3.0 and _as_good(r, precision),
-        )
 
 
 def _side_by_side(record: Any) -> float:
@@ -227,9 +129,9 @@ ROWS = (
         "",
         lambda r: f"{r['median_seconds']['second upload']:.2f} s for {r['megabytes']} MB",
     ),
-    *_peer_rows("trainer", "float32"),
-    *_peer_rows("trainer_bfloat16", "bfloat16"),
-    *_packing_rows(),
+    *peer_rows("trainer", "float32"),
+    *peer_rows("trainer_bfloat16", "bfloat16"),
+    *packing_rows(),
     Row(
         "SUCCEEDED -> first token of the tuned model",
         "first_token",

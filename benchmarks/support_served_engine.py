@@ -86,7 +86,7 @@ def _architecture(spec: Spec, options: VllmOptions) -> dict[str, Any]:
         if options.max_lora_rank and found["served"] == "yes":
             found["adapter"] = _of_adapter(llm, {"key": spec["key"], **spec["adapter"]})
     except Exception as error:  # noqa: BLE001  # whatever vLLM raises is the outcome
-        found |= {"served": "no", "message": _told(unread[0] if unread else error)}
+        found |= {"served": "no", "message": _told(unread[0] if unread else error, spec)}
     return found
 
 
@@ -98,13 +98,17 @@ def _of_adapter(llm: Any, spec: Spec) -> dict[str, Any]:
     try:
         return judge(spec, *answers(llm, spec, 1))
     except Exception as error:  # noqa: BLE001  # whatever vLLM raises is the outcome
-        return {"served": "no", "message": _told(error)}
+        return {"served": "no", "message": _told(error, spec)}
 
 
-def _told(error: Exception) -> str:
+def _told(error: Exception, spec: Spec) -> str:
+    """What stands against it, without where this machine has it."""
     traceback.print_exc()
     where = traceback.extract_tb(error.__traceback__)[-1]
-    said = " ".join(str(error).split()).replace(f"{ROOT}/", "") or f"{where.line} ({where.name})"
+    said = (
+        " ".join(str(error).split()).replace(spec["model"], "MODEL").replace(f"{ROOT}/", "")
+        or f"{where.line} ({where.name})"
+    )
     return f"{type(error).__name__}: {said[:400]}"
 
 
@@ -164,7 +168,7 @@ def outcomes_of(group: Sequence[Spec]) -> Iterator[tuple[Spec, dict[str, Any]]]:
                 llm.reset_prefix_cache()
             yield spec, judge(spec, *answers(llm, spec, number))
         except Exception as error:  # noqa: BLE001  # whatever vLLM raises is the outcome
-            yield spec, {"served": "no", "message": _told(error)}
+            yield spec, {"served": "no", "message": _told(error, spec)}
             if spec["form"] != "adapter" or llm is None:
                 return
 

@@ -18,10 +18,11 @@ import os
 import statistics
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT, machine, told_by, versions_in, write
+from environment import ROOT, in_turn, machine, medians, told_by, versions_in, write
 from headlines import DATA, LORA_RANK, MODEL, MODEL_DIRECTORY, TRAINER_PYTHON, prepare_model, prepare_rows
 from step_clock import StepClock
 
@@ -29,6 +30,7 @@ RESULTS = {
     "float32": ROOT / "benchmarks" / "results" / "trainer.json",
     "bfloat16": ROOT / "benchmarks" / "results" / "trainer_bfloat16.json",
 }
+PRECISIONS = tuple(RESULTS)
 BATCH_SIZE, LEARNING_RATE, MAX_LENGTH = 16, 1e-3, 2048
 WORKLOADS = ("classify", "write")
 #: What the model's template says to rows without a system message; written out, since the peers' templates say nothing.
@@ -53,28 +55,23 @@ def main(precision: str = "float32") -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts (default 3)")
     others = ("trl", *PEERS)
     parser.add_argument("--against", nargs="+", choices=others, default=list(others), help="default: all")
-    parser.add_argument("--precision", choices=sorted(RESULTS), default=precision)
+    parser.add_argument("--precision", choices=PRECISIONS, default=precision)
     parser.add_argument("--side", choices=sorted(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         print(json.dumps(SIDES[options.side](options.rows, options.steps, options.precision)))
         return
-    prepare_model()
-    prepare_rows()
     for peer in PEERS:
         if peer in options.against:
             prepare_peer(peer)
     before = machine()
     measured: dict[str, dict[str, list[dict[str, float]]]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for workload in WORKLOADS:
-            rows = write_rows(Path(scratch) / workload, workload, options.steps * BATCH_SIZE)
-            sides = measured[workload] = {name: [] for name in ("martlet", *options.against)}
-            for number in range(options.rounds):
-                for name in reversed(sides) if number % 2 else sides:
-                    tokens = sides["martlet"][0]["tokens_per_row"] if sides["martlet"] else 0.0
-                    sides[name].append(run_side(name, rows, options.steps, options.precision, tokens))
+    for workload, rows in workloads(options.steps):
+        sides = measured[workload] = {name: [] for name in ("martlet", *options.against)}
+        for _, name in in_turn(sides, options.rounds):
+            tokens = sides["martlet"][0]["tokens_per_row"] if sides["martlet"] else 0.0
+            sides[name].append(run_side(name, rows, options.steps, options.precision, tokens))
     report(measured, options.steps, options.rounds, options.precision, before)
 
 
@@ -98,6 +95,15 @@ def prepare_peer(peer: str) -> None:
 def peer_python(peer: str) -> Path:
     """The interpreter of its environment."""
     return ROOT / ".martlet" / "envs" / f"bench-{peer}" / "bin" / "python"
+
+
+def workloads(steps: int) -> Iterator[tuple[str, Path]]:
+    """Each workload and the file of its rows, which is there until the last one is done; the model is fetched first."""
+    prepare_model()
+    prepare_rows()
+    with tempfile.TemporaryDirectory() as scratch:
+        for workload in WORKLOADS:
+            yield workload, write_rows(Path(scratch) / workload, workload, steps * BATCH_SIZE)
 
 
 def write_rows(directory: Path, workload: str, count: int) -> Path:
@@ -257,10 +263,7 @@ def report(
     )
     summary: dict[str, Any] = {}
     for workload, sides in measured.items():
-        median = {
-            side: {key: statistics.median(values[key] for values in runs) for key in runs[0]}
-            for side, runs in sides.items()
-        }
+        median = medians(sides)
         ours = median["martlet"]
         ratios = {
             side: {key: round(ours[key] / theirs[key], 3) for key in COMPARED}

@@ -13,21 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from environment import ROOT, machine, told_by, versions_in, write
-from headlines import TRAINER_PYTHON, prepare_model, prepare_rows
-from trainer import BATCH_SIZE, WORKLOADS, run_recipe, write_rows
+from environment import ROOT, in_turn, machine, medians, told_by, versions_in, write
+from headlines import TRAINER_PYTHON
+from trainer import PRECISIONS, run_recipe, workloads
 
 RESULTS = ROOT / "benchmarks" / "results" / "trainer_parts.json"
 _COMPUTATION = "martlet_trainer.training.computation"
 WHOLE = "as it is"
-PRECISIONS = ("bfloat16", "float32")
 
 
 def _misfit(*_: Any) -> None:
@@ -59,20 +56,15 @@ def main() -> None:
     if options.side:
         print(json.dumps(run_side(options.side, options.rows, options.steps, *options.precision)))
         return
-    prepare_model()
-    prepare_rows()
     before = machine()
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for workload in WORKLOADS:
-            rows = write_rows(Path(scratch) / workload, workload, options.steps * BATCH_SIZE)
-            for precision in options.precision:
-                told = ["--rows", str(rows), "--steps", str(options.steps), "--precision", precision]
-                runs: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
-                for number in range(options.rounds):
-                    for name in reversed(SIDES) if number % 2 else SIDES:
-                        runs[name].append(told_by([str(TRAINER_PYTHON), __file__, "--side", name, *told]))
-                found.setdefault(precision, {})[workload] = summary(f"{precision} {workload}", runs)
+    for workload, rows in workloads(options.steps):
+        for precision in options.precision:
+            told = ["--rows", str(rows), "--steps", str(options.steps), "--precision", precision]
+            runs: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
+            for _, name in in_turn(SIDES, options.rounds):
+                runs[name].append(told_by([str(TRAINER_PYTHON), __file__, "--side", name, *told]))
+            found.setdefault(precision, {})[workload] = summary(f"{precision} {workload}", runs)
     record = {
         "steps": options.steps,
         "rounds": options.rounds,
@@ -95,10 +87,7 @@ def run_side(name: str, rows: Path, steps: int, precision: str) -> dict[str, flo
 
 def summary(title: str, runs: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Medians, and each side's share of the whole's speed, printed and given back."""
-    median = {
-        side: {key: statistics.median(values[key] for values in found) for key in found[0]}
-        for side, found in runs.items()
-    }
+    median = medians(runs)
     for side, row in median.items():
         ratio = row["tokens_per_second"] / median[WHOLE]["tokens_per_second"]
         print(

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from environment import ROOT, machine, told_by, versions_in, write
-from headlines import TRAINER_PYTHON, prepare_model, prepare_rows
-from trainer import BATCH_SIZE, WORKLOADS, run_recipe, write_rows
-from trainer_parts import PRECISIONS
+from headlines import TRAINER_PYTHON
+from trainer import PRECISIONS, run_recipe, workloads
 
 RESULTS = ROOT / "benchmarks" / "results" / "trainer_profile.json"
 #: Kinds of work and the operators that are one; the first that fits counts.
@@ -55,18 +53,14 @@ def main() -> None:
     if options.rows:
         print(json.dumps(profiled(options.rows, options.steps, options.precision)))
         return
-    prepare_model()
-    prepare_rows()
     before = machine()
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for workload in WORKLOADS:
-            rows = write_rows(Path(scratch) / workload, workload, options.steps * BATCH_SIZE)
-            for precision in PRECISIONS:
-                told = ["--rows", str(rows), "--steps", str(options.steps), "--precision", precision]
-                shares = told_by([str(TRAINER_PYTHON), __file__, *told])
-                found.setdefault(precision, {})[workload] = shares
-                report(f"{precision} {workload}", shares)
+    for workload, rows in workloads(options.steps):
+        for precision in PRECISIONS:
+            told = ["--rows", str(rows), "--steps", str(options.steps), "--precision", precision]
+            shares = told_by([str(TRAINER_PYTHON), __file__, *told])
+            found.setdefault(precision, {})[workload] = shares
+            report(f"{precision} {workload}", shares)
     versions = versions_in(TRAINER_PYTHON, ["torch", "transformers", "peft"])
     write(RESULTS, {"steps": options.steps, "precisions": found, "machine": before, "versions": versions})
 

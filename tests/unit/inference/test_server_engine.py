@@ -12,6 +12,8 @@ from martlet_core.errors import FailedPrecondition
 from martlet_inference.engines.base import EngineState, WholeModel
 from martlet_inference.engines.server import ServerEngine
 from martlet_inference.engines.server_process import ServerProgram
+from martlet_inference.engines.vllm import vllm_program
+from martlet_inference.engines.vllm_process import VllmOptions
 
 MODEL = WholeModel("base-1", Path("/nowhere"))
 #: Answers as an engine that is ready does, on a Unix socket.
@@ -123,9 +125,6 @@ async def test_what_is_refused_for_another_reason_stays_refused(
 
 
 def test_vllm_has_a_program_without_adapters() -> None:
-    from martlet_inference.engines.vllm import vllm_program
-    from martlet_inference.engines.vllm_process import VllmOptions
-
     whole = vllm_program(VllmOptions("cpu"), "1")
     assert whole.bare is not None
     assert (whole.max_lora_rank, whole.bare.max_lora_rank, whole.bare.bare) == (64, 0, None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 import logging
 import re
 import time
@@ -17,8 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
-from martlet_core.errors import FailedPrecondition, InvalidArgument, Unavailable
-from martlet_core.rpc.client import MAX_MESSAGE_BYTES
+from martlet_core.errors import FailedPrecondition, Unavailable
 
 from martlet_inference.engines.base import (
     EngineCall,
@@ -27,8 +25,8 @@ from martlet_inference.engines.base import (
     EngineState,
     Route,
     WholeModel,
-    openai_error,
 )
+from martlet_inference.engines.server_answers import error_text, in_envelope, once, sendable
 from martlet_inference.engines.server_process import ServerProcess, ServerProgram
 from martlet_inference.engines.sse import EventSplitter
 
@@ -46,8 +44,6 @@ LOAD_SECONDS = 1.0
 ADAPTER_TIMEOUT_SECONDS = 120.0
 #: Idle connections are dropped before the server does so (vLLM: after 5 s), or a request may meet one that is just closing.
 KEEP_ALIVE_SECONDS = 2.0
-#: What a message holds beside the answer, in bytes, and more.
-_MESSAGE_OVERHEAD = 1024
 
 _TOKENS = re.compile(rb"^\w+:(?:prompt|generation)_tokens_total(?:\{[^}]*\})? ([0-9.e+-]+)$", re.MULTILINE)
 _METRICS = re.compile(rb"^\w+:(num_requests_waiting|kv_cache_usage_perc)(?:\{[^}]*\})? ([0-9.e+-]+)$", re.MULTILINE)
@@ -142,13 +138,13 @@ class ServerEngine:
         try:
             async with session.post(call.route.value, data=call.body, headers=headers) as response:
                 if response.status >= 500:
-                    raise _unavailable(f"The engine failed: {_message(await response.read())}", "ENGINE_FAILED")
+                    raise _unavailable(f"The engine failed: {error_text(await response.read())}", "ENGINE_FAILED")
                 if response.status >= 400:
-                    yield EngineReply(response.status, _once(_enveloped(await response.read(), response.status)))
+                    yield EngineReply(response.status, once(in_envelope(await response.read(), response.status)))
                 elif call.stream:
                     yield EngineReply(response.status, self._events(response))
                 else:
-                    yield EngineReply(response.status, _once(_sendable(await response.read())))
+                    yield EngineReply(response.status, once(sendable(await response.read())))
         except (aiohttp.ClientError, ConnectionError) as exc:
             raise _unavailable(f"The engine broke off: {exc!r}.", "ENGINE_LOST") from exc
         finally:
@@ -164,13 +160,13 @@ class ServerEngine:
         status, answer = await self._post("/v1/load_lora_adapter", body)
         if status != 200:  # weights that can't be read are a 500 too, and the server goes on
             raise FailedPrecondition(
-                f"The engine can't take the adapter {name!r}: {_message(answer)}", reason="ADAPTER_REFUSED"
+                f"The engine can't take the adapter {name!r}: {error_text(answer)}", reason="ADAPTER_REFUSED"
             )
 
     async def unload_adapter(self, name: str) -> None:
         status, answer = await self._post("/v1/unload_lora_adapter", {"lora_name": name})
         if status not in (200, 404):
-            raise _unavailable(f"The engine did not unload {name!r}: {_message(answer)}", "ENGINE_FAILED")
+            raise _unavailable(f"The engine did not unload {name!r}: {error_text(answer)}", "ENGINE_FAILED")
 
     async def load(self) -> EngineLoad:
         """Requests waiting and the KV cache's use, at most ``LOAD_SECONDS`` old; zeros while nothing runs."""
@@ -275,7 +271,7 @@ class ServerEngine:
         async with session.post(route.value, json={"model": model.name, **body}) as response:
             answer = await response.read()
             if response.status != 200:
-                raise _unavailable(f"{self.name} can't answer: {_message(answer)}", "ENGINE_FAILED")
+                raise _unavailable(f"{self.name} can't answer: {error_text(answer)}", "ENGINE_FAILED")
 
     async def _supervise(self, model: WholeModel) -> None:
         first_pause, longest_pause = RESTART_SECONDS
@@ -366,39 +362,6 @@ def _unavailable(message: str, reason: str, retry_after_seconds: float = 1.0) ->
     return Unavailable(message, reason=reason, retry_after_seconds=retry_after_seconds)
 
 
-def _message(body: bytes) -> str:
-    """The text of an error body."""
-    try:
-        fields = json.loads(body)
-        return str((fields.get("error") or fields).get("message") or fields.get("detail") or fields)
-    except (ValueError, AttributeError):
-        return body.decode(errors="replace")[:500]
-
-
-def _sendable(body: bytes) -> bytes:
-    if len(body) > MAX_MESSAGE_BYTES - _MESSAGE_OVERHEAD:
-        raise InvalidArgument(
-            f"The answer has {len(body)} bytes, more than the {MAX_MESSAGE_BYTES} that a message may have. Send fewer inputs "
-            "at a time, or ask for embeddings with encoding_format base64.",
-            reason="ANSWER_TOO_LARGE",
-        )
-    return body
-
-
-def _enveloped(body: bytes, status: int) -> bytes:
-    """An error body in OpenAI's envelope; it has that shape already unless the web framework wrote it."""
-    try:
-        if "error" in json.loads(body):
-            return body
-    except (ValueError, TypeError):
-        pass
-    return openai_error(_message(body), status=status)
-
-
 async def _metrics(session: aiohttp.ClientSession) -> bytes:
     async with session.get("/metrics", timeout=aiohttp.ClientTimeout(total=5)) as response:
         return await response.read()
-
-
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    yield body
